@@ -1,0 +1,241 @@
+//! The engine's directory: its lock, its identity, and what its file system can do.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::config::{Options, SEGMENT_BYTES_DEFAULT};
+use crate::disk::BLOCK_BYTES;
+use crate::environment::{FileSystem, set_no_copy_on_write};
+use crate::error::OpenError;
+use crate::format::{EngineHeader, EngineId, FormatError};
+
+const ENGINE_FILE: &str = "engine";
+const LOCK_FILE: &str = "lock";
+/// Time between two looks at a lock that another process holds.
+const LOCK_POLL: Duration = Duration::from_millis(2);
+
+/// An engine's directory, locked.
+pub(crate) struct Directory {
+    pub(crate) path: PathBuf,
+    /// Shared with every ring, so that the lock outlives the I/O of a killed process. A directory
+    /// that cannot be written is read without a lock.
+    pub(crate) lock: Option<Arc<OwnedFd>>,
+    pub(crate) engine_id: EngineId,
+    pub(crate) shards: u16,
+    pub(crate) segment_bytes: u64,
+}
+
+impl Directory {
+    /// Opens it, or makes it when it is new and may be.
+    pub(crate) fn open(path: &Path, options: &Options) -> Result<Self, OpenError> {
+        Self::check_path(path, options.read_only)?;
+        let lock = lock(path, options)?;
+        let header = match fs::read(path.join(ENGINE_FILE)) {
+            Ok(bytes) => Self::verify(path, &bytes)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if options.read_only {
+                    return Err(OpenError::Missing { directory: path.to_owned() });
+                }
+                Self::create(path, options)?
+            }
+            Err(error) => return Err(OpenError::io("read", path.join(ENGINE_FILE))(error)),
+        };
+        let directory = Self {
+            path: path.to_owned(),
+            lock,
+            engine_id: header.engine_id,
+            shards: header.shards.get() as u16,
+            segment_bytes: header.segment_bytes.get(),
+        };
+        directory.check_geometry(options)?;
+        directory.make_shards(options)?;
+        Ok(directory)
+    }
+
+    fn check_path(path: &Path, read_only: bool) -> Result<(), OpenError> {
+        match fs::metadata(path) {
+            Ok(metadata) if !metadata.is_dir() => {
+                Err(OpenError::NotADirectory { directory: path.to_owned() })
+            }
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !read_only => {
+                fs::create_dir_all(path).map_err(OpenError::io("create", path))?;
+                sync_directory(path.parent().unwrap_or(path))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(OpenError::Missing { directory: path.to_owned() })
+            }
+            Err(error) => Err(OpenError::io("open", path)(error)),
+        }
+    }
+
+    fn verify(path: &Path, bytes: &[u8]) -> Result<EngineHeader, OpenError> {
+        let file = path.join(ENGINE_FILE);
+        let copies = bytes.chunks(BLOCK_BYTES).map(EngineHeader::verify);
+        let mut problem = FormatError::Short;
+        for copy in copies {
+            match copy {
+                Ok(header) => return Ok(header),
+                Err(error @ FormatError::Newer(..)) => {
+                    return Err(OpenError::NewerFormat { file, found: error.to_string() });
+                }
+                Err(error) => problem = error,
+            }
+        }
+        Err(OpenError::Corrupt(Box::new(crate::recovery::Corruption {
+            directory: path.to_owned(),
+            damages: vec![crate::recovery::Damage {
+                file: ENGINE_FILE.into(),
+                bytes: 0..bytes.len() as u64,
+                what: format!("the file that names the engine is damaged ({problem})"),
+            }],
+            missing: Vec::new(),
+        })))
+    }
+
+    /// Writes the file that names the engine: aside, synced, renamed, the directory synced.
+    fn create(path: &Path, options: &Options) -> Result<EngineHeader, OpenError> {
+        check_file_system(path)?;
+        let segment_bytes = options.segment_bytes.unwrap_or(SEGMENT_BYTES_DEFAULT);
+        let shards = u32::from(options.shards.unwrap_or(1));
+        let engine_id = random_id().map_err(OpenError::io("read", "/dev/urandom"))?;
+        let header = EngineHeader::new(engine_id, shards, segment_bytes);
+        let mut blocks = vec![0; 2 * BLOCK_BYTES];
+        let (first, second) = blocks.split_at_mut(BLOCK_BYTES);
+        header.write(first);
+        header.write(second);
+        let (aside, file) = (path.join("engine.new"), path.join(ENGINE_FILE));
+        let written = File::create(&aside)
+            .and_then(|mut file| file.write_all(&blocks).and_then(|()| file.sync_all()))
+            .and_then(|()| fs::rename(&aside, &file));
+        written.map_err(OpenError::io("write", &file))?;
+        sync_directory(path)?;
+        Ok(header)
+    }
+
+    fn check_geometry(&self, options: &Options) -> Result<(), OpenError> {
+        let checks = [
+            ("shards", u64::from(self.shards), options.shards.map(u64::from)),
+            ("segment_bytes", self.segment_bytes, options.segment_bytes),
+        ];
+        for (option, stored, asked) in checks {
+            if let Some(asked) = asked.filter(|asked| *asked != stored) {
+                let directory = self.path.clone();
+                return Err(OpenError::Geometry { directory, option, stored, asked });
+            }
+        }
+        Ok(())
+    }
+
+    fn make_shards(&self, options: &Options) -> Result<(), OpenError> {
+        if options.read_only {
+            return Ok(());
+        }
+        let mut created = false;
+        for shard in 0..self.shards {
+            let path = self.shard_path(shard);
+            match fs::create_dir(&path) {
+                Ok(()) => created = true,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(OpenError::io("create", path)(error)),
+            }
+            if FileSystem::of(&path).map_err(OpenError::io("statfs", &path))? == FileSystem::Btrfs {
+                set_no_copy_on_write(&path).map_err(|error| OpenError::FileSystem {
+                    directory: path.clone(),
+                    file_system: "btrfs".into(),
+                    message: format!(
+                        "copy-on-write cannot be switched off ({error}); overwriting could run \
+                         out of space; use ext4 or xfs"
+                    ),
+                })?;
+            }
+        }
+        if created { sync_directory(&self.path) } else { Ok(()) }
+    }
+
+    /// Folder of one shard.
+    pub(crate) fn shard_path(&self, shard: u16) -> PathBuf {
+        self.path.join(format!("shard-{shard:02}"))
+    }
+}
+
+/// Refuses what cannot work at all; what makes nothing durable is for the caller to report.
+fn check_file_system(path: &Path) -> Result<(), OpenError> {
+    let file_system = FileSystem::of(path).map_err(OpenError::io("statfs", path))?;
+    if let FileSystem::Network(name) = &file_system {
+        return Err(OpenError::FileSystem {
+            directory: path.to_owned(),
+            file_system: name.clone(),
+            message: "a network file system promises neither direct I/O nor durability here; use \
+                      a local ext4 or xfs"
+                .into(),
+        });
+    }
+    Ok(())
+}
+
+fn sync_directory(path: &Path) -> Result<(), OpenError> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(OpenError::io("sync", path))
+}
+
+fn random_id() -> io::Result<EngineId> {
+    let mut id = EngineId::default();
+    File::open("/dev/urandom")?.read_exact(&mut id)?;
+    Ok(id)
+}
+
+/// Takes the lock (I-6): an OFD lock, exclusive for writing, shared for reading.
+fn lock(path: &Path, options: &Options) -> Result<Option<Arc<OwnedFd>>, OpenError> {
+    let file_path = path.join(LOCK_FILE);
+    let opened = if options.read_only {
+        match OpenOptions::new().read(true).open(&file_path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(OpenError::io("open", file_path)(error)),
+        }
+    } else {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&file_path)
+            .map_err(OpenError::io("open", &file_path))?
+    };
+    let began = Instant::now();
+    while let Err(error) = crate::disk::lock::lock_file(opened.as_fd(), !options.read_only) {
+        if error.kind() != io::ErrorKind::WouldBlock {
+            return Err(OpenError::io("lock", file_path)(error));
+        }
+        if began.elapsed() >= options.lock_wait {
+            return Err(OpenError::InUse {
+                directory: path.to_owned(),
+                holder_id: read_holder(&opened),
+                waited: options.lock_wait,
+            });
+        }
+        // The kernel has no lock with a deadline; this wait ends with a killed process's I/O.
+        std::thread::sleep(LOCK_POLL);
+    }
+    if !options.read_only {
+        write_holder(&opened).map_err(OpenError::io("write", &file_path))?;
+    }
+    Ok(Some(Arc::new(opened.into())))
+}
+
+/// The lock's holder leaves its process id in the file, for the other's error message.
+fn write_holder(mut file: &File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.write_all(std::process::id().to_string().as_bytes())
+}
+
+fn read_holder(mut file: &File) -> Option<u32> {
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}

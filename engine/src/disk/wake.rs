@@ -1,0 +1,73 @@
+//! Waking a shard that sleeps in its disk. While it is awake, a call costs one atomic load.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+/// Interrupts [`super::Disk::reap`].
+///
+/// The sleeper calls [`Wake::park`], looks once more for work, sleeps, and calls
+/// [`Wake::unpark`]. Whoever brings work publishes it first and then calls [`Wake::wake`], so
+/// that either the sleeper's second look sees the work or the caller sees the flag.
+#[derive(Debug)]
+pub struct Wake {
+    parked: AtomicBool,
+    event: Option<OwnedFd>,
+}
+
+impl Wake {
+    /// A wake-up over an eventfd, which the disk listens to.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    pub fn new() -> io::Result<Self> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { parked: AtomicBool::new(false), event: Some(event) })
+    }
+
+    /// A wake-up for a disk that never sleeps (the simulated one).
+    pub fn inert() -> Self {
+        Self { parked: AtomicBool::new(false), event: None }
+    }
+
+    /// The eventfd to listen to.
+    pub fn event(&self) -> Option<BorrowedFd<'_>> {
+        self.event.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Says that the owner is about to sleep.
+    pub fn park(&self) {
+        self.parked.store(true, Ordering::SeqCst);
+    }
+
+    /// Says that the owner is awake.
+    pub fn unpark(&self) {
+        self.parked.store(false, Ordering::SeqCst);
+    }
+
+    /// Wakes the owner when it sleeps.
+    pub fn wake(&self) {
+        // Pairs with the SeqCst store in `park`: the caller's work was published before.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        if self.parked.load(Ordering::Relaxed) && self.parked.swap(false, Ordering::SeqCst) {
+            self.ring();
+        }
+    }
+
+    fn ring(&self) {
+        if let Some(event) = &self.event {
+            // A full counter (EAGAIN) means that a wake-up is pending already.
+            let _ = rustix::io::write(event, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Takes the pending wake-ups off the eventfd.
+    pub fn clear(&self) {
+        if let Some(event) = &self.event {
+            let mut count = [0u8; 8];
+            let _ = rustix::io::read(event, &mut count);
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! The engine and its streams, as an embedder sees them. No I/O: commands go to the shards'
+//! queues, reads go through the index.
+
+use std::future::{Future, poll_fn};
+use std::ops::RangeBounds;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Poll, Waker};
+
+use crate::clock::Clock;
+use crate::config::Options;
+use crate::control::Control;
+use crate::directory::Directory;
+use crate::error::{AppendError, CloseError, OpenError, ReadError, TrimError};
+use crate::format::VerifiedFrame;
+use crate::opening::RecoveryReport;
+use crate::queue::QueueState;
+use crate::reader::{Records, Tail};
+use crate::receipt::{Append, AppendBatch, Change};
+use crate::shared::Shared;
+use crate::stats::Stats;
+use crate::stream::{EpochStart, StreamId};
+use crate::subscription::{Subscription, subscribe};
+use crate::thread::{ShardThread, start};
+
+/// An open directory: its shards run until the last handle is dropped or [`Engine::close`] is
+/// called. Clones are handles of the same engine.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    directory: Arc<Directory>,
+    shards: Vec<Arc<Shared>>,
+    reports: Vec<RecoveryReport>,
+    threads: Mutex<Vec<ShardThread>>,
+}
+
+/// What a stream holds.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub struct StreamSummary {
+    /// Which one.
+    pub stream: StreamId,
+    /// The shard that holds it.
+    pub shard: u16,
+    /// First offset that is not trimmed.
+    pub trimmed: u64,
+    /// Offset after the last durable record.
+    pub end: u64,
+    /// The newest epoch.
+    pub epoch: u64,
+}
+
+/// What closing did.
+#[derive(Clone, Debug)]
+pub struct CloseReport {
+    /// The last counts.
+    pub stats: Stats,
+}
+
+impl Options {
+    /// Opens a directory, or creates it, and starts its shards.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; nothing has been changed when the directory is damaged, newer, or in use.
+    pub fn open(&self, directory: impl AsRef<Path>) -> Result<Engine, OpenError> {
+        self.check()?;
+        let directory = Arc::new(Directory::open(directory.as_ref(), self)?);
+        let clock = Clock::real();
+        let starting: Vec<_> = (0..directory.shards)
+            .map(|shard| start(&directory, shard, self, clock.clone()))
+            .collect::<Result<_, _>>()?;
+        // Every thread is heard before one error ends the others.
+        let started: Vec<_> = starting.into_iter().map(|starting| starting.finish()).collect();
+        let (threads, errors): (Vec<_>, Vec<_>) = started.into_iter().partition(Result::is_ok);
+        let threads: Vec<_> = threads.into_iter().flatten().collect();
+        let inner = Inner {
+            directory,
+            shards: threads.iter().map(|thread| thread.shared.clone()).collect(),
+            reports: threads.iter().map(|thread| thread.report.clone()).collect(),
+            threads: Mutex::new(threads),
+        };
+        match errors.into_iter().find_map(Result::err) {
+            Some(error) => Err(error),
+            None => Ok(Engine { inner: Arc::new(inner) }),
+        }
+    }
+}
+
+impl Engine {
+    /// The default options.
+    pub fn options() -> Options {
+        Options::default()
+    }
+
+    /// A handle of one stream. A stream exists as soon as it has a record.
+    pub fn stream(&self, stream: StreamId) -> Stream {
+        let shard = stream.shard(self.inner.shards.len() as u16);
+        Stream { stream, shared: self.inner.shards[shard as usize].clone(), engine: self.clone() }
+    }
+
+    /// All streams that have, or had, a record, by id.
+    pub fn streams(&self) -> Vec<StreamSummary> {
+        let mut streams: Vec<_> =
+            self.inner.shards.iter().flat_map(|shared| summaries(shared)).collect();
+        streams.sort_by_key(|summary| summary.stream);
+        streams
+    }
+
+    /// Everything that is counted.
+    pub fn stats(&self) -> Stats {
+        let free = crate::environment::free_bytes(&self.inner.directory.path).unwrap_or(0);
+        Stats {
+            shards: self
+                .inner
+                .shards
+                .iter()
+                .map(|shared| {
+                    let mut stats = shard_stats(shared);
+                    stats.free_bytes = free;
+                    stats
+                })
+                .collect(),
+        }
+    }
+
+    /// What opening found, per shard.
+    pub fn recovery(&self) -> &[RecoveryReport] {
+        &self.inner.reports
+    }
+
+    /// Longest record, in bytes.
+    pub fn record_bytes_max(&self) -> usize {
+        self.inner.shards[0].queue().payload_bytes_max() - crate::format::RECORD_PREFIX_BYTES
+    }
+
+    /// Sealed frames of all shards, as slices of the buffers that are written: `batches` messages
+    /// wait at most. Nobody waits for a subscriber; one that is too slow is told so.
+    pub fn subscribe(&self, batches: usize) -> Subscription {
+        let (subscription, subscribers) = subscribe(batches, self.inner.shards.len());
+        for (shared, subscriber) in self.inner.shards.iter().zip(subscribers) {
+            shared.subscribe(subscriber);
+        }
+        subscription
+    }
+
+    /// Writes what is queued, seals the journal, ends the threads and gives up the lock. Other
+    /// handles get `Closed` from then on.
+    ///
+    /// # Errors
+    /// The first write error, or a panic of a shard's thread.
+    pub fn close(self) -> Result<CloseReport, CloseError> {
+        self.inner.close()?;
+        Ok(CloseReport { stats: self.stats() })
+    }
+}
+
+pub(crate) fn summaries(shared: &Shared) -> Vec<StreamSummary> {
+    let index = shared.index();
+    index
+        .streams
+        .iter()
+        .map(|(stream, state)| StreamSummary {
+            stream: *stream,
+            shard: shared.shard,
+            trimmed: state.trimmed,
+            end: state.end,
+            epoch: state.epochs.last().epoch,
+        })
+        .collect()
+}
+
+pub(crate) fn shard_stats(shared: &Shared) -> crate::stats::ShardStats {
+    let (bytes, records, no_space) = {
+        let queue = shared.queue();
+        (queue.queued_bytes() as u64, queue.queued_records(), queue.no_space.clone())
+    };
+    let mut stats = shared.stats().clone();
+    (stats.queue_bytes, stats.queue_records, stats.no_space) = (bytes, records, no_space);
+    stats
+}
+
+impl Inner {
+    fn close(&self) -> Result<(), CloseError> {
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for shared in &self.shards {
+            let read_only = matches!(shared.queue().state, QueueState::ReadOnly);
+            if !read_only {
+                shared.set_state(QueueState::Closing);
+            }
+        }
+        let mut outcome = Ok(());
+        for thread in threads.iter_mut() {
+            let Some(handle) = thread.handle.take() else { continue };
+            let result = match handle.join() {
+                Ok(None) => Ok(()),
+                Ok(Some(cause)) => Err(CloseError::Poisoned(cause)),
+                Err(panic) => Err(CloseError::Panicked {
+                    shard: thread.shared.shard,
+                    message: panic_message(&*panic),
+                }),
+            };
+            outcome = outcome.and(result);
+        }
+        for shared in &self.shards {
+            end_readers(shared);
+        }
+        outcome
+    }
+}
+
+/// Tells whoever waits for records that none will come.
+pub(crate) fn end_readers(shared: &Shared) {
+    shared.unsubscribe_all();
+    let mut index = shared.index();
+    index.closed = true;
+    let waiting = index.take_all_waiting();
+    drop(index);
+    waiting.into_iter().for_each(Waker::wake);
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let _ = self.close();
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
+}
+
+/// A handle of one stream. Clones are cheap and may be used from any thread.
+#[derive(Clone)]
+pub struct Stream {
+    stream: StreamId,
+    shared: Arc<Shared>,
+    /// Keeps the threads alive.
+    engine: Engine,
+}
+
+impl Stream {
+    /// Which stream.
+    pub fn id(&self) -> StreamId {
+        self.stream
+    }
+
+    /// The engine that it belongs to.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Copies a record into the next batch and fixes its order. Waits for room when the queue is
+    /// full. The record is durable when the token's receipt comes.
+    ///
+    /// # Errors
+    /// Everything of [`AppendError`] but `Full`.
+    pub fn append(&self, record: impl AsRef<[u8]>) -> Result<Append, AppendError> {
+        let record = record.as_ref();
+        self.shared.wait_for_room(|| self.try_append(record))
+    }
+
+    /// As [`Stream::append`], but never waits.
+    ///
+    /// # Errors
+    /// Everything of [`AppendError`].
+    pub fn try_append(&self, record: impl AsRef<[u8]>) -> Result<Append, AppendError> {
+        let records = std::iter::once(record.as_ref());
+        self.shared.try_append(self.stream, records).map(Append)
+    }
+
+    /// As [`Stream::append`], but waits for room without blocking the thread.
+    ///
+    /// # Errors
+    /// Everything of [`AppendError`] but `Full`.
+    pub async fn append_async(&self, record: impl AsRef<[u8]>) -> Result<Append, AppendError> {
+        let record = record.as_ref();
+        self.when_room(|| self.try_append(record)).await
+    }
+
+    /// Appends records that a crash keeps all or none of, and that follow one another.
+    ///
+    /// # Errors
+    /// Everything of [`AppendError`] but `Full`.
+    pub fn append_batch<I>(&self, records: I) -> Result<AppendBatch, AppendError>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<[u8]>,
+    {
+        let records: Vec<_> = records.into_iter().collect();
+        self.shared.wait_for_room(|| self.try_batch(&records))
+    }
+
+    /// As [`Stream::append_batch`], but waits for room without blocking the thread.
+    ///
+    /// # Errors
+    /// Everything of [`AppendError`] but `Full`.
+    pub async fn append_batch_async<I>(&self, records: I) -> Result<AppendBatch, AppendError>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<[u8]>,
+    {
+        let records: Vec<_> = records.into_iter().collect();
+        self.when_room(|| self.try_batch(&records)).await
+    }
+
+    fn try_batch<R: AsRef<[u8]>>(&self, records: &[R]) -> Result<AppendBatch, AppendError> {
+        let records = records.iter().map(AsRef::as_ref);
+        self.shared.try_append(self.stream, records).map(AppendBatch)
+    }
+
+    fn when_room<T>(
+        &self,
+        mut attempt: impl FnMut() -> Result<T, AppendError>,
+    ) -> impl Future<Output = Result<T, AppendError>> {
+        let mut began_ns = None;
+        poll_fn(move |context| {
+            loop {
+                match attempt() {
+                    Err(AppendError::Full { .. }) => {
+                        began_ns.get_or_insert_with(|| self.shared.clock.now_ns());
+                    }
+                    outcome => {
+                        if let Some(began_ns) = began_ns.take() {
+                            self.shared.note_backpressure(began_ns);
+                        }
+                        return Poll::Ready(outcome);
+                    }
+                }
+                if !self.shared.register_for_room(context.waker()) {
+                    return Poll::Pending;
+                }
+            }
+        })
+    }
+
+    /// Appends a frame that another engine sealed, unchanged, at its own offsets. Waits for room.
+    ///
+    /// # Errors
+    /// `BadFrame` for damaged bytes. A frame that is not the exact continuation of the stream is
+    /// refused in the token.
+    pub fn append_frame(&self, frame: &[u8]) -> Result<AppendBatch, AppendError> {
+        let frame = VerifiedFrame::verify(frame).map_err(AppendError::BadFrame)?;
+        let is_ours = frame.kind == crate::format::FrameKind::Data
+            && frame.header.stream.get() == self.stream.get();
+        if !is_ours {
+            return Err(AppendError::BadFrame(crate::format::FormatError::Magic));
+        }
+        self.shared.wait_for_room(|| self.shared.try_append_frame(&frame).map(AppendBatch))
+    }
+
+    /// The durable records of a range of offsets. An open end means the durable end of now; an
+    /// open start the first record that is not trimmed.
+    ///
+    /// # Errors
+    /// When the start has been trimmed.
+    pub fn read(&self, offsets: impl RangeBounds<u64>) -> Result<Records, ReadError> {
+        Records::new(self.shared.clone(), self.stream, offsets)
+    }
+
+    /// The durable records from `offset` on, as they come.
+    pub fn tail(&self, offset: u64) -> Tail {
+        Tail::new(self.shared.clone(), self.stream, offset)
+    }
+
+    /// Drops the records below `before` and waits until that is durable.
+    ///
+    /// # Errors
+    /// When the stream is shorter, or the write fails.
+    pub fn trim(&self, before: u64) -> Result<(), TrimError> {
+        Ok(self.trim_async(before)?.wait()?)
+    }
+
+    /// Queues a trim; the token tells when it is durable. Waits only for room.
+    ///
+    /// # Errors
+    /// Everything of [`AppendError`] but `Full`.
+    pub fn trim_async(&self, before: u64) -> Result<Change, AppendError> {
+        self.change(Control::Trim { stream: self.stream, before })
+    }
+
+    /// Starts `epoch` at offset `start` and cuts the records from there on. For replication: what
+    /// is cut must be kept elsewhere first.
+    ///
+    /// # Errors
+    /// Everything of [`AppendError`] but `Full`; the token says whether the cut was allowed.
+    pub fn truncate(&self, start: u64, epoch: u64) -> Result<Change, AppendError> {
+        let start = EpochStart { epoch, start };
+        self.change(Control::Epoch { stream: self.stream, start })
+    }
+
+    fn change(&self, change: Control) -> Result<Change, AppendError> {
+        self.shared
+            .wait_for_room(|| self.shared.try_change(self.stream, change.clone()).map(Change))
+    }
+
+    /// First offset that is not trimmed.
+    pub fn trimmed(&self) -> u64 {
+        self.shared.index().streams.get(&self.stream).map_or(0, |state| state.trimmed)
+    }
+
+    /// Offset after the last durable record.
+    pub fn end(&self) -> u64 {
+        self.shared.index().streams.get(&self.stream).map_or(0, |state| state.end)
+    }
+
+    /// The stream's epochs, oldest first.
+    pub fn epochs(&self) -> Vec<EpochStart> {
+        let index = self.shared.index();
+        index.streams.get(&self.stream).map_or_else(
+            || crate::stream::EpochTable::default().entries().to_vec(),
+            |state| state.epochs.entries().to_vec(),
+        )
+    }
+}

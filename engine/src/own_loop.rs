@@ -1,0 +1,238 @@
+//! A shard without a thread: the caller owns the core and turns the loop.
+
+use std::ops::RangeBounds;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::config::Options;
+use crate::control::Control;
+use crate::directory::Directory;
+use crate::disk::{Disk, Wait};
+use crate::engine::{StreamSummary, end_readers, shard_stats, summaries};
+use crate::error::{AppendError, CloseError, OpenError, ReadError};
+use crate::opening::{Driven, Identity, Opened, RecoveryReport, open_shard};
+use crate::queue::QueueState;
+use crate::reader::{Records, Tail};
+use crate::receipt::{Append, AppendBatch, Change};
+use crate::shard::ShardLoop;
+use crate::shared::Shared;
+use crate::stats::ShardStats;
+use crate::stream::{EpochStart, StreamId};
+
+/// One shard driven by the caller's own loop: the same guarantees as [`crate::Engine`], without a
+/// thread and so without a hop between threads. Nothing becomes durable unless the caller calls
+/// [`Shard::run_once`].
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir()?;
+/// use ringwal_engine::{Engine, StreamId};
+/// let mut shard = Engine::options().open_shard(directory.path())?;
+/// let token = shard.append(StreamId::new(7), b"one")?;
+/// let receipt = loop {
+///     shard.run_once(None)?;
+///     if let Some(receipt) = token.try_receipt() {
+///         break receipt?;
+///     }
+/// };
+/// assert_eq!(receipt.offset(), 0);
+/// shard.close()?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Shard {
+    shared: Arc<Shared>,
+    turning: Box<ShardLoop>,
+    report: RecoveryReport,
+    /// Keeps the lock; a simulated shard has none.
+    _directory: Option<Directory>,
+}
+
+impl Options {
+    /// Opens a directory of one shard for the caller's own loop. The thread that calls it must be
+    /// the one that drives the shard.
+    ///
+    /// # Errors
+    /// As [`Options::open`]; also when the directory has several shards or is to be read only.
+    pub fn open_shard(&self, directory: impl AsRef<Path>) -> Result<Shard, OpenError> {
+        self.check()?;
+        let directory = Directory::open(directory.as_ref(), self)?;
+        if directory.shards != 1 || self.read_only {
+            let option = if self.read_only { "read_only" } else { "shards" };
+            return Err(OpenError::Option {
+                option,
+                value: directory.shards.to_string(),
+                bounds: "the caller's own loop drives one shard, for writing".into(),
+            });
+        }
+        let opened = crate::thread::open(&directory, 0, self, Clock::real())?;
+        Shard::new(opened, Some(directory))
+    }
+
+    /// Opens a shard on any disk, with any clock: for simulation.
+    ///
+    /// # Errors
+    /// As [`Options::open`].
+    #[doc(hidden)]
+    pub fn open_on(
+        &self,
+        disk: Box<dyn Disk>,
+        engine_id: [u8; 16],
+        segment_bytes: u64,
+        clock: Clock,
+    ) -> Result<Shard, OpenError> {
+        let identity = Identity { engine_id, segment_bytes };
+        let path = Path::new("simulated");
+        Shard::new(open_shard(disk, path, 0, &identity, self, clock)?, None)
+    }
+}
+
+impl Shard {
+    fn new(opened: Opened, directory: Option<Directory>) -> Result<Self, OpenError> {
+        let Opened { shared, driven, report } = opened;
+        match driven {
+            Driven::Loop(turning) => Ok(Self { shared, turning, report, _directory: directory }),
+            Driven::ReadOnly => Err(OpenError::Option {
+                option: "read_only",
+                value: "true".into(),
+                bounds: "false: the caller's own loop is for writing".into(),
+            }),
+        }
+    }
+
+    /// Copies a record into the next batch and fixes its order; never waits.
+    ///
+    /// # Errors
+    /// Everything of [`AppendError`]; after `Full`, call [`Shard::run_once`].
+    pub fn append(
+        &mut self,
+        stream: StreamId,
+        record: impl AsRef<[u8]>,
+    ) -> Result<Append, AppendError> {
+        self.shared.try_append(stream, std::iter::once(record.as_ref())).map(Append)
+    }
+
+    /// Appends records that a crash keeps all or none of; never waits.
+    ///
+    /// # Errors
+    /// As [`Shard::append`].
+    pub fn append_batch<R: AsRef<[u8]>>(
+        &mut self,
+        stream: StreamId,
+        records: &[R],
+    ) -> Result<AppendBatch, AppendError> {
+        self.shared.try_append(stream, records.iter().map(AsRef::as_ref)).map(AppendBatch)
+    }
+
+    /// Queues a trim; never waits.
+    ///
+    /// # Errors
+    /// As [`Shard::append`].
+    pub fn trim(&mut self, stream: StreamId, before: u64) -> Result<Change, AppendError> {
+        self.shared.try_change(stream, Control::Trim { stream, before }).map(Change)
+    }
+
+    /// Queues the start of an epoch, which cuts the records from `start` on; never waits.
+    ///
+    /// # Errors
+    /// As [`Shard::append`].
+    pub fn truncate(
+        &mut self,
+        stream: StreamId,
+        start: u64,
+        epoch: u64,
+    ) -> Result<Change, AppendError> {
+        let start = EpochStart { epoch, start };
+        self.shared.try_change(stream, Control::Epoch { stream, start }).map(Change)
+    }
+
+    /// One turn of the loop: seals and submits what waits, and sends the receipts of what has
+    /// become durable. Sleeps until something happens, at most `timeout` (`None`: as long as it
+    /// takes). Returns how many commands got their outcome.
+    ///
+    /// # Errors
+    /// When the shard has stopped writing.
+    pub fn run_once(&mut self, timeout: Option<Duration>) -> Result<u64, CloseError> {
+        let wait = match (self.turning.next_wait(), timeout) {
+            (Wait::Forever, Some(timeout)) => Wait::For(timeout),
+            (Wait::For(wait), Some(timeout)) => Wait::For(wait.min(timeout)),
+            (wait, _) => wait,
+        };
+        let released = self.turning.step(wait);
+        match self.turning.poisoned() {
+            Some(cause) => Err(CloseError::Poisoned(cause.clone())),
+            None => Ok(released),
+        }
+    }
+
+    /// The durable records of a range of offsets.
+    ///
+    /// # Errors
+    /// When the start has been trimmed.
+    pub fn read(
+        &self,
+        stream: StreamId,
+        offsets: impl RangeBounds<u64>,
+    ) -> Result<Records, ReadError> {
+        Records::new(self.shared.clone(), stream, offsets)
+    }
+
+    /// The durable records from `offset` on; wait for them on another thread only.
+    pub fn tail(&self, stream: StreamId, offset: u64) -> Tail {
+        Tail::new(self.shared.clone(), stream, offset)
+    }
+
+    /// All streams, by id.
+    pub fn streams(&self) -> Vec<StreamSummary> {
+        let mut streams = summaries(&self.shared);
+        streams.sort_by_key(|summary| summary.stream);
+        streams
+    }
+
+    /// What opening found.
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.report
+    }
+
+    /// Everything that is counted.
+    pub fn stats(&self) -> ShardStats {
+        shard_stats(&self.shared)
+    }
+
+    /// Writes what is queued, seals the journal and gives up the lock.
+    ///
+    /// # Errors
+    /// The first write error.
+    pub fn close(mut self) -> Result<ShardStats, CloseError> {
+        self.finish();
+        match self.turning.poisoned() {
+            Some(cause) => Err(CloseError::Poisoned(cause.clone())),
+            None => Ok(self.stats()),
+        }
+    }
+
+    /// Ends without writing anything more, as a killed process would: for tests.
+    #[doc(hidden)]
+    pub fn abandon(mut self) {
+        self.turning.abandon();
+    }
+
+    fn finish(&mut self) {
+        if !self.turning.is_done() {
+            self.shared.set_state(QueueState::Closing);
+        }
+        while !self.turning.is_done() {
+            let wait = self.turning.next_wait();
+            self.turning.step(wait);
+        }
+        end_readers(&self.shared);
+    }
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}

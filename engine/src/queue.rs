@@ -1,0 +1,219 @@
+//! What callers put in and the shard takes out: batches that fill, in two lanes. Bounded; no I/O.
+//!
+//! Records wait in one lane. Trims and cuts have their own, so that a full disk, on which records
+//! wait for space, can still be trimmed.
+
+use std::collections::VecDeque;
+use std::task::Waker;
+
+use crate::batch::{Filling, record_bytes};
+use crate::control::Control;
+use crate::disk::{BufferMut, Pool};
+use crate::error::{AppendError, Poisoned};
+use crate::format::{BATCH_HEADER_BYTES, VerifiedFrame};
+use crate::receipt::Place;
+use crate::stream::StreamId;
+
+/// Slots that records leave for batches in flight, controls and the engine's own records.
+const SLOTS_KEPT: usize = 3;
+/// Bytes of a batch of trims and cuts.
+const CONTROL_BATCH_BYTES: usize = 64 << 10;
+
+/// Whether commands are taken.
+#[derive(Clone, Debug)]
+pub(crate) enum QueueState {
+    Open,
+    /// Closing: what is queued is still written.
+    Closing,
+    ReadOnly,
+    Poisoned(Poisoned),
+}
+
+/// Commands of one shard that are not sealed yet.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    shard: u16,
+    pool: Pool,
+    records: VecDeque<Filling>,
+    controls: VecDeque<Filling>,
+    pub(crate) state: QueueState,
+    /// Set while records wait for a segment that cannot be prepared: why.
+    pub(crate) no_space: Option<String>,
+    /// Threads and tasks that wait for room.
+    pub(crate) threads_waiting: usize,
+    tasks_waiting: Vec<Waker>,
+}
+
+impl Queue {
+    pub(crate) fn new(shard: u16, pool: Pool, state: QueueState) -> Self {
+        Self {
+            shard,
+            pool,
+            records: VecDeque::new(),
+            controls: VecDeque::new(),
+            state,
+            no_space: None,
+            threads_waiting: 0,
+            tasks_waiting: Vec::new(),
+        }
+    }
+
+    /// Longest payload of one frame.
+    pub(crate) fn payload_bytes_max(&self) -> usize {
+        crate::batch::payload_bytes_max(self.pool.slot_bytes())
+    }
+
+    /// Adds records that stay together. The one copy of the caller's bytes.
+    pub(crate) fn append<'a, I>(
+        &mut self,
+        stream: StreamId,
+        records: I,
+        now_ns: impl FnOnce() -> u64,
+    ) -> Result<Place, AppendError>
+    where
+        I: Iterator<Item = &'a [u8]> + Clone,
+    {
+        let payload: usize = records.clone().map(|record| record_bytes(record.len())).sum();
+        if payload == 0 {
+            return Err(AppendError::Empty);
+        }
+        self.admit(payload)?;
+        self.check_space()?;
+        let fits = |filling: &Filling| filling.has_room(stream, payload);
+        Ok(self.room(fits, now_ns)?.push_records(stream, records))
+    }
+
+    /// Adds a frame from elsewhere as it is.
+    pub(crate) fn append_frame(
+        &mut self,
+        frame: &VerifiedFrame<'_>,
+        now_ns: impl FnOnce() -> u64,
+    ) -> Result<Place, AppendError> {
+        self.admit(frame.payload.len())?;
+        self.check_space()?;
+        let fits = |filling: &Filling| filling.has_room_for_frame(frame.payload.len());
+        Ok(self.room(fits, now_ns)?.push_frame(&frame.header, frame.payload, false))
+    }
+
+    /// Adds a trim or cut.
+    pub(crate) fn change(
+        &mut self,
+        stream: StreamId,
+        change: Control,
+        now_ns: impl FnOnce() -> u64,
+    ) -> Result<Place, AppendError> {
+        self.admit(0)?;
+        let full = self.controls.back().is_none_or(|filling| !filling.has_room(stream, 128));
+        if full {
+            if self.controls.len() >= SLOTS_KEPT {
+                return Err(self.full());
+            }
+            let bytes = CONTROL_BATCH_BYTES.min(self.pool.slot_bytes());
+            self.controls.push_back(Filling::new(BufferMut::allocate(bytes), now_ns()));
+        }
+        Ok(self.controls.back_mut().expect("just pushed").push_asked(stream, change))
+    }
+
+    fn admit(&self, payload: usize) -> Result<(), AppendError> {
+        match &self.state {
+            QueueState::Open => {}
+            QueueState::Closing => return Err(AppendError::Closed),
+            QueueState::ReadOnly => return Err(AppendError::ReadOnly),
+            QueueState::Poisoned(cause) => return Err(AppendError::Poisoned(cause.clone())),
+        }
+        let max = self.payload_bytes_max();
+        if payload > max {
+            return Err(AppendError::TooLarge { bytes: payload, max });
+        }
+        Ok(())
+    }
+
+    fn check_space(&self) -> Result<(), AppendError> {
+        match &self.no_space {
+            Some(cause) => Err(AppendError::NoSpace { shard: self.shard, cause: cause.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// The filling batch, or the next one when it has no room.
+    fn room(
+        &mut self,
+        fits: impl Fn(&Filling) -> bool,
+        now_ns: impl FnOnce() -> u64,
+    ) -> Result<&mut Filling, AppendError> {
+        if !self.records.back().is_some_and(fits) {
+            if self.pool.slots_free() <= SLOTS_KEPT {
+                self.pool.starve();
+                if self.pool.slots_free() <= SLOTS_KEPT {
+                    return Err(self.full());
+                }
+            }
+            let buffer = self.pool.acquire().ok_or_else(|| self.full())?;
+            self.records.push_back(Filling::new(buffer, now_ns()));
+        }
+        Ok(self.records.back_mut().expect("just looked"))
+    }
+
+    fn full(&self) -> AppendError {
+        AppendError::Full { shard: self.shard, queued_bytes: self.queued_bytes() }
+    }
+
+    /// Bytes that wait.
+    pub(crate) fn queued_bytes(&self) -> usize {
+        self.records.iter().map(|filling| filling.length() - BATCH_HEADER_BYTES).sum()
+    }
+
+    /// Records that wait.
+    pub(crate) fn queued_records(&self) -> u64 {
+        self.records.iter().map(Filling::records).sum()
+    }
+
+    /// When the oldest waiting record came, and whether its batch is full.
+    pub(crate) fn oldest_records(&self) -> Option<(u64, bool)> {
+        self.records.front().map(|filling| (filling.oldest_ns, self.records.len() > 1))
+    }
+
+    /// Takes the oldest batch of records.
+    pub(crate) fn take_records(&mut self) -> Option<Filling> {
+        self.records.pop_front()
+    }
+
+    /// Takes the oldest batch of trims and cuts.
+    pub(crate) fn take_controls(&mut self) -> Option<Filling> {
+        self.controls.pop_front()
+    }
+
+    /// Whether trims or cuts wait.
+    pub(crate) fn has_controls(&self) -> bool {
+        !self.controls.is_empty()
+    }
+
+    /// Whether nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.controls.is_empty()
+    }
+
+    /// Calls `waker` when there may be room.
+    pub(crate) fn wait_for_room(&mut self, waker: &Waker) {
+        self.tasks_waiting.push(waker.clone());
+    }
+
+    /// Whether an append that was refused as [`AppendError::Full`] is worth another try.
+    pub(crate) fn has_room_now(&self) -> bool {
+        if self.no_space.is_some() || !matches!(self.state, QueueState::Open) {
+            return true;
+        }
+        self.pool.starve();
+        self.pool.slots_free() > SLOTS_KEPT && self.controls.len() < SLOTS_KEPT
+    }
+
+    /// Whether someone waits for room.
+    pub(crate) fn has_waiters(&self) -> bool {
+        self.threads_waiting > 0 || !self.tasks_waiting.is_empty()
+    }
+
+    /// Takes the tasks that wait for room.
+    pub(crate) fn take_tasks(&mut self) -> Vec<Waker> {
+        std::mem::take(&mut self.tasks_waiting)
+    }
+}

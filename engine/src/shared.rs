@@ -1,0 +1,197 @@
+//! What the shard's loop and everybody else share: the queue, the index and the counters, each
+//! behind a lock that is taken once per batch by the loop and once per command by a caller.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+
+use crate::clock::Clock;
+use crate::control::Control;
+use crate::disk::{Pool, ReadAt, Wake};
+use crate::error::AppendError;
+use crate::format::{EngineId, VerifiedFrame};
+use crate::index::Index;
+use crate::queue::{Queue, QueueState};
+use crate::receipt::Place;
+use crate::stats::ShardStats;
+use crate::stream::StreamId;
+use crate::subscription::Subscriber;
+
+/// The meeting place of one shard.
+pub(crate) struct Shared {
+    pub(crate) shard: u16,
+    pub(crate) engine_id: EngineId,
+    pub(crate) segment_bytes: u64,
+    pub(crate) clock: Clock,
+    pub(crate) pool: Pool,
+    pub(crate) wake: Arc<Wake>,
+    pub(crate) reader: Arc<dyn ReadAt>,
+    queue: Mutex<Queue>,
+    room: Condvar,
+    index: Mutex<Index>,
+    stats: Mutex<ShardStats>,
+    subscribers: Mutex<Vec<Subscriber>>,
+    subscribed: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic of another thread leaves these structures whole: each change is made in one step.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    #[allow(clippy::too_many_arguments, reason = "one caller, which has them all by name")]
+    pub(crate) fn new(
+        shard: u16,
+        engine_id: EngineId,
+        segment_bytes: u64,
+        clock: Clock,
+        pool: Pool,
+        wake: Arc<Wake>,
+        reader: Arc<dyn ReadAt>,
+        state: QueueState,
+        index: Index,
+        stats: ShardStats,
+    ) -> Self {
+        pool.set_waker(wake.clone());
+        Self {
+            shard,
+            engine_id,
+            segment_bytes,
+            clock,
+            queue: Mutex::new(Queue::new(shard, pool.clone(), state)),
+            pool,
+            wake,
+            reader,
+            room: Condvar::new(),
+            index: Mutex::new(index),
+            stats: Mutex::new(stats),
+            subscribers: Mutex::default(),
+            subscribed: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn queue(&self) -> MutexGuard<'_, Queue> {
+        lock(&self.queue)
+    }
+
+    pub(crate) fn index(&self) -> MutexGuard<'_, Index> {
+        lock(&self.index)
+    }
+
+    pub(crate) fn stats(&self) -> MutexGuard<'_, ShardStats> {
+        lock(&self.stats)
+    }
+
+    /// The subscribers, when there are any: one atomic load otherwise.
+    pub(crate) fn subscribers(&self) -> Option<MutexGuard<'_, Vec<Subscriber>>> {
+        self.subscribed.load(Ordering::Acquire).then(|| lock(&self.subscribers))
+    }
+
+    pub(crate) fn subscribe(&self, subscriber: Subscriber) {
+        lock(&self.subscribers).push(subscriber);
+        self.subscribed.store(true, Ordering::Release);
+    }
+
+    /// Ends every subscription of this shard.
+    pub(crate) fn unsubscribe_all(&self) {
+        lock(&self.subscribers).clear();
+    }
+
+    /// Queues records that stay together; never waits.
+    pub(crate) fn try_append<'a, I>(
+        &self,
+        stream: StreamId,
+        records: I,
+    ) -> Result<Place, AppendError>
+    where
+        I: Iterator<Item = &'a [u8]> + Clone,
+    {
+        let place = self.queue().append(stream, records, || self.clock.now_ns())?;
+        self.wake.wake();
+        Ok(place)
+    }
+
+    /// Queues a frame from elsewhere; never waits.
+    pub(crate) fn try_append_frame(&self, frame: &VerifiedFrame<'_>) -> Result<Place, AppendError> {
+        let place = self.queue().append_frame(frame, || self.clock.now_ns())?;
+        self.wake.wake();
+        Ok(place)
+    }
+
+    /// Queues a trim or cut; never waits.
+    pub(crate) fn try_change(
+        &self,
+        stream: StreamId,
+        change: Control,
+    ) -> Result<Place, AppendError> {
+        let place = self.queue().change(stream, change, || self.clock.now_ns())?;
+        self.wake.wake();
+        Ok(place)
+    }
+
+    /// Tries until there is room; sleeps in between (I-5).
+    pub(crate) fn wait_for_room<T>(
+        &self,
+        mut attempt: impl FnMut() -> Result<T, AppendError>,
+    ) -> Result<T, AppendError> {
+        let mut began_ns = None;
+        loop {
+            match attempt() {
+                Err(AppendError::Full { .. }) => {
+                    began_ns.get_or_insert_with(|| self.clock.now_ns());
+                }
+                outcome => {
+                    if let Some(began_ns) = began_ns {
+                        self.note_backpressure(began_ns);
+                    }
+                    return outcome;
+                }
+            }
+            self.sleep_until_room();
+        }
+    }
+
+    fn sleep_until_room(&self) {
+        let mut queue = self.queue();
+        if queue.has_room_now() {
+            return;
+        }
+        queue.threads_waiting += 1;
+        queue = self.room.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        queue.threads_waiting -= 1;
+    }
+
+    pub(crate) fn note_backpressure(&self, began_ns: u64) {
+        let mut stats = self.stats();
+        stats.backpressure_count += 1;
+        stats.backpressure_ns += self.clock.now_ns() - began_ns;
+    }
+
+    /// Registers a task that waits for room. True when there is room already.
+    pub(crate) fn register_for_room(&self, waker: &Waker) -> bool {
+        let mut queue = self.queue();
+        if queue.has_room_now() {
+            return true;
+        }
+        queue.wait_for_room(waker);
+        false
+    }
+
+    /// Wakes whoever waits for room.
+    pub(crate) fn notify_room(&self, queue: &mut Queue) {
+        if queue.threads_waiting > 0 {
+            self.room.notify_all();
+        }
+        queue.take_tasks().into_iter().for_each(Waker::wake);
+    }
+
+    /// Changes the queue's state and tells everyone who waits on it.
+    pub(crate) fn set_state(&self, state: QueueState) {
+        let mut queue = self.queue();
+        queue.state = state;
+        self.notify_room(&mut queue);
+        drop(queue);
+        self.wake.wake();
+    }
+}

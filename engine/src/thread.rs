@@ -1,0 +1,148 @@
+//! A shard's own thread: opens the disk, recovers, and then turns the loop until it is closed.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use crate::clock::Clock;
+use crate::config::{Io, Options};
+use crate::directory::Directory;
+use crate::disk::Disk;
+use crate::disk::blocking::{BlockingDisk, BlockingOptions};
+use crate::disk::uring::{UringDisk, UringOptions};
+use crate::error::{OpenError, Poisoned};
+use crate::opening::{Driven, Identity, Opened, RecoveryReport, open_shard};
+use crate::shared::Shared;
+
+/// A shard that runs.
+pub(crate) struct ShardThread {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) report: RecoveryReport,
+    pub(crate) handle: Option<JoinHandle<Option<Poisoned>>>,
+}
+
+type Ready = Result<(Arc<Shared>, RecoveryReport), OpenError>;
+
+/// Starts the thread of one shard; [`Starting::finish`] waits until it is open.
+pub(crate) struct Starting {
+    shard: u16,
+    handle: JoinHandle<Option<Poisoned>>,
+    ready: std::sync::mpsc::Receiver<Ready>,
+}
+
+/// Starts a shard's thread.
+pub(crate) fn start(
+    directory: &Arc<Directory>,
+    shard: u16,
+    options: &Options,
+    clock: Clock,
+) -> Result<Starting, OpenError> {
+    let (sender, ready) = sync_channel(1);
+    let (directory, options) = (directory.clone(), options.clone());
+    let handle = std::thread::Builder::new()
+        .name(format!("ringwal-shard-{shard}"))
+        .spawn(move || thread(&directory, shard, &options, clock, &sender))
+        .map_err(|source| OpenError::Thread { shard, source })?;
+    Ok(Starting { shard, handle, ready })
+}
+
+impl Starting {
+    /// The running shard, or why it could not be opened.
+    pub(crate) fn finish(self) -> Result<ShardThread, OpenError> {
+        let shard = self.shard;
+        let (shared, report) = self.ready.recv().unwrap_or_else(|_| {
+            let source = io::Error::other("it ended before it was open");
+            Err(OpenError::Thread { shard, source })
+        })?;
+        Ok(ShardThread { shared, report, handle: Some(self.handle) })
+    }
+}
+
+fn thread(
+    directory: &Directory,
+    shard: u16,
+    options: &Options,
+    clock: Clock,
+    ready: &SyncSender<Ready>,
+) -> Option<Poisoned> {
+    if options.pin {
+        // Best effort: a refusal (a smaller cpuset, say) only means that the thread may move.
+        let _ = pin(shard);
+    }
+    let opened = match open(directory, shard, options, clock) {
+        Ok(opened) => opened,
+        Err(error) => {
+            let _ = ready.send(Err(error));
+            return None;
+        }
+    };
+    let Opened { shared, driven, report } = opened;
+    shared.stats().thread_id = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+    let _ = ready.send(Ok((shared, report)));
+    match driven {
+        Driven::Loop(mut shard) => {
+            while !shard.is_done() {
+                let wait = shard.next_wait();
+                shard.step(wait);
+            }
+            shard.poisoned().cloned()
+        }
+        Driven::ReadOnly => None,
+    }
+}
+
+/// Opens a shard's disk and recovers it, in the thread that will drive it.
+pub(crate) fn open(
+    directory: &Directory,
+    shard: u16,
+    options: &Options,
+    clock: Clock,
+) -> Result<Opened, OpenError> {
+    let path = directory.shard_path(shard);
+    let disk = open_disk(directory, shard, options)?;
+    let identity =
+        Identity { engine_id: directory.engine_id, segment_bytes: directory.segment_bytes };
+    open_shard(disk, &path, shard, &identity, options, clock)
+}
+
+fn open_disk(
+    directory: &Directory,
+    shard: u16,
+    options: &Options,
+) -> Result<Box<dyn Disk>, OpenError> {
+    let path = directory.shard_path(shard);
+    let slot_bytes = options.batch_bytes_for(directory.segment_bytes);
+    let (pool_bytes, read_only) = (options.pool_bytes, options.read_only);
+    let blocking = || {
+        BlockingDisk::open(&path, BlockingOptions { pool_bytes, slot_bytes, read_only })
+            .map(|disk| Box::new(disk) as Box<dyn Disk>)
+            .map_err(OpenError::io("open", &path))
+    };
+    // Reading happens on the readers' threads; a ring would only cost memory.
+    if options.io == Io::Blocking || read_only {
+        return blocking();
+    }
+    let uring = UringOptions {
+        pool_bytes,
+        slot_bytes,
+        sqpoll_idle: options.sqpoll,
+        read_only,
+        ..UringOptions::default()
+    };
+    match UringDisk::open(&path, uring, directory.lock.clone()) {
+        Ok(disk) => Ok(Box::new(disk)),
+        Err(_) if options.io_fallback => blocking(),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn pin(shard: u16) -> io::Result<()> {
+    let allowed = rustix::thread::sched_getaffinity(None)?;
+    let cores: Vec<usize> = (0..1024).filter(|core| allowed.is_set(*core)).collect();
+    let mut wanted = rustix::thread::CpuSet::new();
+    let core = cores.get(shard as usize % cores.len().max(1));
+    wanted.set(*core.ok_or_else(|| io::Error::other("no core is allowed"))?);
+    rustix::thread::sched_setaffinity(None, &wanted)?;
+    Ok(())
+}

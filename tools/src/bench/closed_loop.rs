@@ -1,0 +1,121 @@
+//! Closed loop: every client is a thread that appends a record, waits for its receipt, and
+//! appends the next. `idle` has one client, `loaded` many.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use ringwal_engine::Engine;
+
+use super::Bench;
+use super::measure::{Part, Tally, Variant, Yardstick, joined, measure};
+use super::receipts::ReceiptFile;
+use super::writer::Writer;
+use crate::report::Run;
+
+/// What every client of a closed loop needs.
+#[derive(Clone)]
+pub struct Clients {
+    /// Where they write.
+    pub engine: Engine,
+    /// How many there are.
+    pub count: usize,
+    /// Seed of their records.
+    pub seed: u64,
+    /// Size of their records.
+    pub record_bytes: usize,
+    /// Where they note receipts.
+    pub receipts: Option<Arc<ReceiptFile>>,
+}
+
+/// One client.
+pub fn idle(bench: &mut Bench) -> Result<()> {
+    run(bench, "idle", 1)
+}
+
+/// Many clients.
+pub fn loaded(bench: &mut Bench) -> Result<()> {
+    let count = bench.settings.clients;
+    run(bench, "loaded", count)
+}
+
+fn run(bench: &mut Bench, name: &str, count: usize) -> Result<()> {
+    let mut variants = Vec::new();
+    for (suffix, engine) in bench.engines()? {
+        let clients = Clients {
+            engine: engine.clone(),
+            count,
+            seed: bench.settings.seed,
+            record_bytes: bench.settings.record_bytes,
+            receipts: bench.receipts.clone(),
+        };
+        variants.push(Variant {
+            run: Run {
+                name: format!("{name}{suffix}"),
+                description: description(count),
+                clients: count as u64,
+                in_flight: 1,
+                record_bytes: clients.record_bytes as u64,
+                ..Run::default()
+            },
+            engine: Some(engine),
+            yardstick: Yardstick::Slice,
+            work: Box::new(move |part| clients.work(part).map(|()| Tally::default())),
+        });
+    }
+    let measured = measure(bench, variants)?;
+    bench.keep_all(measured);
+    Ok(())
+}
+
+fn description(count: usize) -> String {
+    if count == 1 {
+        "1 client, closed loop".to_owned()
+    } else {
+        format!("{count} clients, closed loop")
+    }
+}
+
+impl Clients {
+    /// Runs all clients until the part is over.
+    pub fn work(&self, part: &Part<'_>) -> Result<()> {
+        part.begin();
+        if self.count == 1 {
+            return self.client(part, 0);
+        }
+        thread::scope(|scope| {
+            let clients: Vec<_> = (0..self.count)
+                .map(|index| {
+                    thread::Builder::new()
+                        .name(format!("client-{index}"))
+                        .stack_size(256 << 10)
+                        .spawn_scoped(scope, move || self.client(part, index))
+                        .with_context(|| format!("starting client {index}"))
+                })
+                .collect();
+            let mut outcome = Ok(());
+            for client in clients {
+                outcome = outcome.and(client.and_then(joined));
+            }
+            outcome
+        })
+    }
+
+    fn client(&self, part: &Part<'_>, index: usize) -> Result<()> {
+        let mut writer =
+            Writer::new(&self.engine, index, self.seed, self.record_bytes, self.receipts.clone());
+        let mut recorder = part.recorder(index, self.count);
+        let mut now = Instant::now();
+        while !part.is_over(now) {
+            let crc = writer.make();
+            let start = Instant::now();
+            let receipt = writer.append()?.wait().context("waiting for a receipt")?;
+            now = Instant::now();
+            recorder.record(now, now - start);
+            writer.received(receipt, crc)?;
+            writer.note()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,234 @@
+//! `ringwal bench`: options, then a plan, then runs, then a report.
+
+mod batch;
+mod closed_loop;
+mod counters;
+mod cpu;
+mod data;
+mod measure;
+mod open_loop;
+mod own_loop;
+mod receipts;
+mod recorder;
+mod recovery;
+mod results;
+mod rotation;
+mod settings;
+pub mod stalls;
+mod trimmer;
+mod warnings;
+mod window;
+mod writer;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+use ringwal_engine::Engine;
+
+pub use recovery::writer as recovery_writer;
+pub use results::screen;
+
+use crate::cli::{BenchArgs, Io, RunName};
+use crate::environment::{self, Surroundings};
+use crate::exit::{Exit, Failure};
+use crate::interrupt::Interrupt;
+use crate::probe::DeviceProbe;
+use crate::progress::Progress;
+use crate::report::{Run, RunHistograms};
+
+use data::DataDirectory;
+use measure::Measured;
+use receipts::ReceiptFile;
+use settings::{PROBE_SLICE, Settings};
+
+/// Size of the file that the probe writes.
+const PROBE_BYTES: u64 = 64 << 20;
+/// Sequential passes at the beginning.
+const SEQUENTIAL_PASSES: usize = 2;
+/// Where more shards would use more than 1 GiB, a new directory gets smaller segments.
+const SEGMENT_BYTES_OF_ALL_SHARDS: u64 = 128 << 20;
+/// Segments are not made smaller than this.
+const SEGMENT_BYTES_MIN: u64 = 4 << 20;
+
+/// Everything that the runs share, and what they have found so far.
+struct Bench {
+    settings: Settings,
+    surroundings: Surroundings,
+    /// The whole disk under the data directory.
+    disk: Option<String>,
+    interrupt: Interrupt,
+    progress: Progress,
+    started: Instant,
+    started_unix_ns: u64,
+    probe: DeviceProbe,
+    // The engines are closed before the directory is removed.
+    engines: Vec<(Io, Engine)>,
+    data: DataDirectory,
+    receipts: Option<Arc<ReceiptFile>>,
+    results: Vec<(Run, RunHistograms)>,
+    warnings: Vec<String>,
+}
+
+/// Runs the subcommand.
+pub fn run(args: BenchArgs) -> Result<Exit> {
+    let settings = Settings::new(args)?;
+    if let Some(folder) = &settings.out {
+        results::check_writable(folder)?;
+    }
+    let mut bench = Bench::prepare(settings)?;
+    let runs = bench.settings.runs.clone();
+    for run in runs {
+        if bench.interrupt.is_asked() {
+            break;
+        }
+        bench.run(run)?;
+    }
+    bench.close_engines()?;
+    bench.probe_slice()?;
+    bench.progress.clear();
+    results::write(bench)
+}
+
+impl Bench {
+    fn prepare(settings: Settings) -> Result<Bench> {
+        let interrupt = Interrupt::install().context("catching signals")?;
+        let place = DataDirectory::place(&settings);
+        let surroundings = environment::look(&place).map_err(|error| {
+            Failure::environment(format!("cannot use {} for data", place.display()))
+                .cause(error.to_string())
+                .fix("--dir DIR with a directory that can be written to")
+        })?;
+        let data = DataDirectory::create(&settings, &surroundings)?;
+        let receipts = settings.receipts.as_deref().map(ReceiptFile::open).transpose()?;
+        let progress = Progress::new(settings.planned());
+        progress.show("preparing");
+        let started = Instant::now();
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut bench = Bench {
+            disk: surroundings.device.as_ref().map(|device| device.disk.clone()),
+            warnings: warnings::before(&surroundings),
+            probe: DeviceProbe::prepare(data.path(), PROBE_BYTES, started)?,
+            started_unix_ns: since_epoch.as_nanos() as u64,
+            receipts: receipts.map(Arc::new),
+            engines: Vec::new(),
+            results: Vec::new(),
+            settings,
+            surroundings,
+            interrupt,
+            progress,
+            started,
+            data,
+        };
+        for _ in 0..SEQUENTIAL_PASSES {
+            bench.probe.sequential()?;
+        }
+        bench.probe_slice()?;
+        Ok(bench)
+    }
+
+    fn run(&mut self, run: RunName) -> Result<()> {
+        match run {
+            RunName::Idle => closed_loop::idle(self),
+            RunName::Loaded => closed_loop::loaded(self),
+            RunName::Open => open_loop::run(self),
+            RunName::Window => window::small(self),
+            RunName::Window4k => window::large(self),
+            RunName::Batch => batch::run(self),
+            RunName::OwnLoop => own_loop::run(self),
+            RunName::Rotation => rotation::run(self),
+            RunName::Recovery => recovery::run(self),
+        }
+    }
+
+    /// The engine for each kind of I/O, with the suffix of its runs' names. They are opened at the
+    /// first call and sleep while others are measured.
+    fn engines(&mut self) -> Result<Vec<(String, Engine)>> {
+        if self.engines.is_empty() {
+            for (index, &io) in self.settings.io.iter().enumerate() {
+                let engine = self.open(io, index == 0)?;
+                self.engines.push((io, engine));
+            }
+        }
+        let settings = &self.settings;
+        Ok(self.engines.iter().map(|(io, e)| (settings.suffix(*io), e.clone())).collect())
+    }
+
+    /// The first engine lives in the data directory itself.
+    fn open(&self, io: Io, first: bool) -> Result<Engine> {
+        let path = match first {
+            true => self.data.path().to_owned(),
+            false => self.data.path().join(crate::cli::name_of(&io)),
+        };
+        let mut options = self.settings.options(io);
+        let shards = u64::from(self.settings.shards);
+        if shards > 2
+            && std::fs::read_dir(&path).map_or(true, |mut entries| entries.next().is_none())
+        {
+            let segment_bytes =
+                SEGMENT_BYTES_OF_ALL_SHARDS / shards / SEGMENT_BYTES_MIN * SEGMENT_BYTES_MIN;
+            options = options.segment_bytes(segment_bytes.max(SEGMENT_BYTES_MIN));
+        }
+        let engine = options.open(&path).map_err(|error| {
+            let failure = Failure::open(&error);
+            match (error.kind(), io) {
+                (ringwal_engine::OpenErrorKind::Environment, Io::Uring) => {
+                    failure.or("--io blocking")
+                }
+                _ => failure,
+            }
+        })?;
+        let record_bytes_max = engine.record_bytes_max();
+        if self.settings.record_bytes > record_bytes_max {
+            return Err(Failure::usage(format!(
+                "--record-size {} is too large for one record",
+                self.settings.record_bytes
+            ))
+            .cause(format!("the engine takes records of at most {record_bytes_max} bytes"))
+            .fix("a smaller --record-size")
+            .into());
+        }
+        Ok(engine)
+    }
+
+    fn close_engines(&mut self) -> Result<()> {
+        for (_, engine) in self.engines.drain(..) {
+            engine.close().context("closing the engine")?;
+        }
+        Ok(())
+    }
+
+    /// One slice of the probe.
+    fn probe_slice(&mut self) -> Result<()> {
+        self.progress.show("probe");
+        self.probe.slice(PROBE_SLICE, &self.interrupt)
+    }
+
+    fn elapsed_ns(&self) -> u64 {
+        self.elapsed().as_nanos() as u64
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// A run that has been made.
+    fn result(&self, name: &str) -> Option<&Run> {
+        self.results.iter().map(|(run, _)| run).find(|run| run.name == name)
+    }
+
+    fn keep(&mut self, measured: Measured) {
+        // What was interrupted before anything was measured is no result.
+        if measured.run.records > 0 {
+            self.results.push((measured.run, measured.histograms));
+        }
+    }
+
+    fn keep_all(&mut self, measured: Vec<Measured>) {
+        measured.into_iter().for_each(|one| self.keep(one));
+    }
+
+    fn warn(&mut self, warning: String) {
+        self.warnings.push(warning);
+    }
+}

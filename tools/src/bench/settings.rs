@@ -1,0 +1,248 @@
+//! What was asked for, checked once: from flags to a plan.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ringwal_engine::{Engine, Options, SyncMode};
+
+use crate::cli::{self, BenchArgs, Io, RunName, Sync};
+use crate::exit::Failure;
+use crate::report::slo::Objective;
+
+/// Length of one slice of the probe, both methods together.
+pub const PROBE_SLICE: Duration = Duration::from_millis(200);
+/// The runs without `--only`.
+const DEFAULT_RUNS: [RunName; 4] = [RunName::Idle, RunName::Loaded, RunName::Open, RunName::Window];
+/// Of every part but the first: clients have to start again.
+const RAMP: Duration = Duration::from_millis(60);
+
+/// The measurement that was asked for.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Time measured in each run.
+    pub duration: Duration,
+    /// Time before it that does not count.
+    pub warmup: Duration,
+    /// Clients of the loaded run.
+    pub clients: usize,
+    /// Rate of the open loop.
+    pub rate: Option<f64>,
+    /// Walk the rates.
+    pub sweep: bool,
+    /// Appends in flight in the window runs.
+    pub window: usize,
+    /// Payload of a record.
+    pub record_bytes: usize,
+    /// Shards of the engine.
+    pub shards: u16,
+    /// The engine's I/O; the first one gives the runs their plain names.
+    pub io: Vec<Io>,
+    /// How batches are made durable.
+    pub sync: Option<Sync>,
+    /// Batches in flight.
+    pub flush_slots: Option<u16>,
+    /// How long a batch waits for more.
+    pub linger: Option<Duration>,
+    /// What to run, in the order of running.
+    pub runs: Vec<RunName>,
+    /// Seed of the records' bytes.
+    pub seed: u64,
+    /// The directory to measure in, which is kept.
+    pub directory: Option<PathBuf>,
+    /// Keep the data directory in any case.
+    pub keep: bool,
+    /// File for receipts.
+    pub receipts: Option<PathBuf>,
+    /// Folder of the report.
+    pub out: Option<PathBuf>,
+    /// A further copy of report.json; "-" is standard output.
+    pub json: Option<PathBuf>,
+    /// Service level objectives.
+    pub objectives: Vec<Objective>,
+}
+
+impl Settings {
+    /// Checks what the flags say together.
+    pub fn new(args: BenchArgs) -> Result<Settings, Failure> {
+        let mut runs = if args.only.is_empty() { DEFAULT_RUNS.to_vec() } else { args.only };
+        runs.sort_unstable();
+        runs.dedup();
+        if args.receipts.is_some() {
+            refuse_receipts_of(&runs)?;
+        }
+        if (args.sweep || args.rate.is_some()) && !runs.contains(&RunName::Open) {
+            let flag = if args.sweep { "--sweep" } else { "--rate" };
+            return Err(Failure::usage(format!(
+                "{flag} is about the open loop, which is left out"
+            ))
+            .fix("add open to --only"));
+        }
+        let mut io = Vec::new();
+        for one in args.io {
+            if !io.contains(&one) {
+                io.push(one);
+            }
+        }
+        if io.len() > 1 && args.receipts.is_some() {
+            return Err(Failure::usage(
+                "--receipts needs one --io: both would write their own data",
+            )
+            .fix("name one of uring and blocking"));
+        }
+        Ok(Settings {
+            duration: args.duration,
+            warmup: args.warmup,
+            clients: args.clients as usize,
+            rate: args.rate,
+            sweep: args.sweep,
+            window: args.window as usize,
+            record_bytes: args.record_size.as_u64() as usize,
+            shards: args.shards,
+            io,
+            sync: args.sync,
+            flush_slots: args.flush_slots,
+            linger: args.linger,
+            runs,
+            seed: args.seed.unwrap_or_else(seed_from_clock),
+            keep: args.keep || args.receipts.is_some(),
+            directory: args.dir,
+            receipts: args.receipts,
+            out: args.out,
+            json: args.json,
+            objectives: args.slo.map(|objectives| objectives.0).unwrap_or_default(),
+        })
+    }
+
+    /// The engine's options for one kind of I/O.
+    pub fn options(&self, io: Io) -> Options {
+        let options = engine_options(io, self.sync).shards(self.shards);
+        let options = match self.flush_slots {
+            Some(slots) => options.flush_slots(usize::from(slots)),
+            None => options,
+        };
+        match self.linger {
+            Some(linger) => options.linger(linger),
+            None => options,
+        }
+    }
+
+    /// Parts that each run is measured in, with a slice of the probe after each.
+    pub fn parts(&self) -> u32 {
+        let seconds = self.duration.as_secs_f64();
+        if seconds <= 5.0 {
+            (seconds.round() as u32).max(1)
+        } else {
+            5 + ((seconds - 5.0) / 10.0) as u32
+        }
+    }
+
+    /// Time before part `index` of a run that does not count.
+    pub fn warmup_of_part(&self, index: u32) -> Duration {
+        if index == 0 { self.warmup } else { self.warmup.min(RAMP) }
+    }
+
+    /// How long all of it should take.
+    pub fn planned(&self) -> Duration {
+        let parts = self.parts();
+        let ramps = self.warmup.min(RAMP) * parts.saturating_sub(1);
+        let run = self.duration + self.warmup + ramps + PROBE_SLICE * parts;
+        let recovery = Duration::from_secs(6);
+        let each = |name: &RunName| match name {
+            RunName::Recovery => recovery,
+            RunName::Rotation => run * 2 + recovery,
+            RunName::Open if self.sweep => run * 2,
+            _ => run,
+        };
+        let runs: Duration = self.runs.iter().map(each).sum();
+        runs * self.io.len() as u32 + PROBE_SLICE * 2 + Duration::from_secs(1)
+    }
+
+    /// Suffix of the names of runs on this I/O: the first one has none.
+    pub fn suffix(&self, io: Io) -> String {
+        if self.io.first() == Some(&io) { String::new() } else { format!("-{}", cli::name_of(&io)) }
+    }
+
+    /// "dsync" or "fdatasync".
+    pub fn sync_name(&self) -> String {
+        cli::name_of(&self.sync.unwrap_or(Sync::Dsync))
+    }
+
+    /// "uring", "blocking" or both.
+    pub fn io_names(&self) -> String {
+        self.io.iter().map(cli::name_of).collect::<Vec<_>>().join(",")
+    }
+}
+
+/// The engine's defaults with this I/O and way to durability.
+pub fn engine_options(io: Io, sync: Option<Sync>) -> Options {
+    let options = Engine::options().io(match io {
+        Io::Uring => ringwal_engine::Io::Uring,
+        Io::Blocking => ringwal_engine::Io::Blocking,
+    });
+    match sync {
+        Some(Sync::Dsync) => options.sync(SyncMode::Dsync),
+        Some(Sync::Fdatasync) => options.sync(SyncMode::Fdatasync),
+        None => options,
+    }
+}
+
+fn refuse_receipts_of(runs: &[RunName]) -> Result<(), Failure> {
+    let elsewhere = [RunName::OwnLoop, RunName::Rotation, RunName::Recovery];
+    match runs.iter().find(|run| elsewhere.contains(run)) {
+        None => Ok(()),
+        Some(run) => Err(Failure::usage(format!(
+            "--receipts cannot go with {}: that run removes its data",
+            cli::name_of(run)
+        ))
+        .fix("leave it out of --only")),
+    }
+}
+
+fn seed_from_clock() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    crate::payload::mix(now.as_nanos() as u64 ^ u64::from(std::process::id()))
+        // Readers of JSON hold integers up to 2^53 exactly.
+        >> 12
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    fn settings(arguments: &[&str]) -> Result<Settings, Failure> {
+        let arguments = std::iter::once("ringwal").chain(arguments.iter().copied());
+        Settings::new(cli::Cli::try_parse_from(arguments).unwrap().bench)
+    }
+
+    #[test]
+    fn the_default_measurement_takes_about_twenty_seconds() {
+        let settings = settings(&[]).unwrap();
+        assert_eq!(settings.runs, DEFAULT_RUNS);
+        let seconds = settings.planned().as_secs_f64();
+        assert!((17.0..22.0).contains(&seconds), "{seconds}");
+    }
+
+    #[test]
+    fn runs_are_made_once_and_the_open_loop_after_the_loaded_one() {
+        let settings = settings(&["--only", "open,loaded,open"]).unwrap();
+        assert_eq!(settings.runs, [RunName::Loaded, RunName::Open]);
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        assert!(settings(&["--receipts", "f", "--only", "recovery"]).is_err());
+        assert!(settings(&["--receipts", "f", "--io", "uring,blocking"]).is_err());
+        assert!(settings(&["--rate", "5k", "--only", "idle"]).is_err());
+        assert!(settings(&["--receipts", "f"]).unwrap().keep);
+    }
+
+    #[test]
+    fn only_further_kinds_of_io_have_a_suffix() {
+        let settings = settings(&["--io", "blocking,uring,blocking"]).unwrap();
+        assert_eq!(settings.io, [Io::Blocking, Io::Uring]);
+        assert_eq!(settings.suffix(Io::Blocking), "");
+        assert_eq!(settings.suffix(Io::Uring), "-uring");
+    }
+}

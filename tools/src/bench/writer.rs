@@ -1,0 +1,127 @@
+//! The writing end of one stream: makes its records, checks its receipts, notes them.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+use ringwal_engine::{Append, AppendBatch, Engine, Receipt, Receipts, Stream, StreamId};
+
+use super::receipts::{Lines, ReceiptFile};
+use crate::payload;
+
+/// Number of the first stream that the bench writes: the smallest ones are reserved.
+pub const FIRST_STREAM: u64 = 16;
+
+/// The records of one stream, one after the other. A stream has one writer at a time.
+pub struct Writer {
+    stream: Stream,
+    id: u64,
+    seed: u64,
+    /// Offset of the next record to be made.
+    next: u64,
+    /// Offset of the next receipt.
+    acknowledged: u64,
+    payload: Vec<u8>,
+    receipts: Option<Arc<ReceiptFile>>,
+    lines: Lines,
+}
+
+impl Writer {
+    /// For stream number `index` of the bench; goes on where the stream ends.
+    pub fn new(
+        engine: &Engine,
+        index: usize,
+        seed: u64,
+        record_bytes: usize,
+        receipts: Option<Arc<ReceiptFile>>,
+    ) -> Writer {
+        let id = FIRST_STREAM + index as u64;
+        let stream = engine.stream(StreamId::new(id));
+        let end = stream.end();
+        Writer {
+            stream,
+            id,
+            seed,
+            next: end,
+            acknowledged: end,
+            payload: vec![0; record_bytes],
+            receipts,
+            lines: Lines::default(),
+        }
+    }
+
+    /// Makes the next record; returns its checksum when receipts are noted.
+    pub fn make(&mut self) -> Option<u32> {
+        payload::fill(&mut self.payload, self.seed, self.id, self.next);
+        self.next += 1;
+        self.receipts.as_ref().map(|_| crc32c::crc32c(&self.payload))
+    }
+
+    /// Appends the record that was made last.
+    pub fn append(&self) -> Result<Append> {
+        self.stream.append(&self.payload).with_context(|| format!("append to stream {}", self.id))
+    }
+
+    /// Makes the next `count` records, one behind the other.
+    pub fn make_batch(&mut self, records: &mut Vec<u8>, count: usize) {
+        let record_bytes = self.payload.len();
+        records.resize(count * record_bytes, 0);
+        for index in 0..count {
+            let record = &mut records[index * record_bytes..][..record_bytes];
+            payload::fill(record, self.seed, self.id, self.next + index as u64);
+        }
+        self.next += count as u64;
+    }
+
+    /// Appends the `count` records that were made last, as one batch.
+    pub fn append_batch(&mut self, records: &[u8], count: usize) -> Result<AppendBatch> {
+        let record_bytes = self.payload.len();
+        let slices = (0..count).map(|index| &records[index * record_bytes..][..record_bytes]);
+        let token = self
+            .stream
+            .append_batch(slices.clone())
+            .with_context(|| format!("append_batch to stream {}", self.id))?;
+        if self.receipts.is_some() {
+            for (offset, record) in (self.acknowledged..).zip(slices) {
+                self.lines.push(self.id, offset, crc32c::crc32c(record));
+            }
+        }
+        Ok(token)
+    }
+
+    /// Checks the receipts of a batch and notes them.
+    pub fn received_batch(&mut self, receipts: &Receipts, count: usize) -> Result<()> {
+        let expected = self.acknowledged..self.acknowledged + count as u64;
+        if receipts.offsets() != expected {
+            let offsets = receipts.offsets();
+            bail!("stream {}: receipts for {offsets:?}, expected {expected:?}", self.id);
+        }
+        self.acknowledged = expected.end;
+        self.note()
+    }
+
+    /// Checks a receipt; they come in the order of the appends. The line for it waits for
+    /// [`Writer::note`].
+    pub fn received(&mut self, receipt: Receipt, crc: Option<u32>) -> Result<()> {
+        if receipt.offset() != self.acknowledged {
+            bail!(
+                "stream {}: receipt for offset {}, expected {}",
+                self.id,
+                receipt.offset(),
+                self.acknowledged
+            );
+        }
+        if let Some(crc) = crc {
+            self.lines.push(self.id, self.acknowledged, crc);
+        }
+        self.acknowledged += 1;
+        Ok(())
+    }
+
+    /// Writes the lines of the receipts that were received.
+    pub fn note(&mut self) -> Result<()> {
+        match &self.receipts {
+            Some(receipts) => receipts.write(&mut self.lines),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! The command line: subcommands, flags, and their values in human units.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+
+use crate::report::slo::{self, Objective};
+
+/// Group commit on io_uring: measures how fast records become durable on this disk.
+///
+/// Without a subcommand it is `ringwal bench`.
+#[derive(Debug, Parser)]
+#[command(name = "ringwal", version, args_conflicts_with_subcommands = true)]
+#[command(max_term_width = 100)]
+pub struct Cli {
+    /// What to do; `bench` when left out.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The flags of `bench`, for when it is left out.
+    #[command(flatten)]
+    pub bench: BenchArgs,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Measure commit latency and throughput, beside what the bare device can do
+    Bench(Box<BenchArgs>),
+    /// Draw the page of a results folder again
+    Report(ReportArgs),
+    /// Compare two results folders: differences with their uncertainty; exits 5 on a regression
+    Compare(CompareArgs),
+    /// Check whether this machine and directory can run the engine, and how well
+    Doctor(DoctorArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write one page per subcommand into a directory
+    Man {
+        /// Where to write the pages; without it the main page is printed.
+        directory: Option<PathBuf>,
+    },
+    /// The writer that the recovery run kills
+    #[command(hide = true)]
+    RecoveryWriter(RecoveryWriterArgs),
+}
+
+/// Flags of `ringwal bench`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchArgs {
+    /// Measure in this directory and keep what is written there [default: a directory of its own
+    /// in the current folder, removed at the end]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+
+    /// Time measured in each run
+    #[arg(long, value_name = "TIME", default_value = "3500ms", value_parser = duration)]
+    pub duration: Duration,
+
+    /// Time before each measurement that does not count
+    #[arg(long, value_name = "TIME", default_value = "400ms", value_parser = duration_or_zero)]
+    pub warmup: Duration,
+
+    /// Client threads of the loaded run, and streams of the open loop
+    #[arg(long, value_name = "N", default_value_t = 64,
+          value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub clients: u32,
+
+    /// Records per second of the open loop [default: half of what the loaded run reached]
+    #[arg(long, value_name = "N", value_parser = rate)]
+    pub rate: Option<f64>,
+
+    /// Walk the open loop through rising rates up to the knee
+    #[arg(long, conflicts_with = "rate")]
+    pub sweep: bool,
+
+    /// Appends that the caller of the window runs keeps in flight
+    #[arg(long, value_name = "N", default_value_t = 16_384,
+          value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub window: u32,
+
+    /// Payload of a record, at most 1 MiB
+    #[arg(long, value_name = "SIZE", default_value = "128B", value_parser = record_size)]
+    pub record_size: ByteSize,
+
+    /// Shards: threads with a ring each
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub shards: u16,
+
+    /// How the engine does its I/O; two, joined by a comma, are measured side by side
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "uring")]
+    pub io: Vec<Io>,
+
+    /// How a batch is made durable [default: dsync]
+    #[arg(long, value_enum)]
+    pub sync: Option<Sync>,
+
+    /// Batches in flight on each shard [default: what the engine finds best]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32))]
+    pub flush_slots: Option<u16>,
+
+    /// Time that a batch waits for more records [default: none]
+    #[arg(long, value_name = "TIME", value_parser = duration_or_zero)]
+    pub linger: Option<Duration>,
+
+    /// Which runs to make [default: idle,loaded,open,window]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "NAME,…")]
+    pub only: Vec<RunName>,
+
+    /// Keep the data directory
+    #[arg(long)]
+    pub keep: bool,
+
+    /// Write a line per receipt (stream, offset, CRC-32C of the record) to this file, after the
+    /// receipt; implies --keep, and nothing is trimmed
+    #[arg(long, value_name = "FILE")]
+    pub receipts: Option<PathBuf>,
+
+    /// Folder of the report [default: ringwal-results/TIME]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+
+    /// Write report.json here too; "-" is standard output, instead of the screen
+    #[arg(long, value_name = "FILE|-")]
+    pub json: Option<PathBuf>,
+
+    /// Seed of the records' bytes [default: from the clock, printed in the report]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+
+    /// Upper bounds on response latency, such as 'p99<2ms' or 'open:p99.9<5ms,max<50ms'; exits 5
+    /// when one is missed
+    #[arg(long, value_name = "BOUND", value_parser = objectives)]
+    pub slo: Option<Objectives>,
+}
+
+/// Flags of `ringwal report`.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// The results folder, or the report.json in it.
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+}
+
+/// Flags of `ringwal compare`.
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// The results folder before.
+    #[arg(value_name = "A")]
+    pub before: PathBuf,
+    /// The results folder after.
+    #[arg(value_name = "B")]
+    pub after: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Seed of the resampling; the same seed gives the same answer.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+}
+
+/// Flags of `ringwal doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// The directory to judge; it need not exist yet.
+    #[arg(value_name = "DIR", default_value = ".")]
+    pub directory: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of the hidden writer of the recovery run.
+#[derive(Debug, Args)]
+pub struct RecoveryWriterArgs {
+    /// Where to write.
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// How many records.
+    #[arg(long)]
+    pub records: u64,
+    /// Payload of each.
+    #[arg(long)]
+    pub record_bytes: u64,
+    /// Seed of their bytes.
+    #[arg(long)]
+    pub seed: u64,
+    /// Shards.
+    #[arg(long)]
+    pub shards: u16,
+    /// How the engine does its I/O.
+    #[arg(long, value_enum)]
+    pub io: Io,
+    /// How a batch is made durable.
+    #[arg(long, value_enum)]
+    pub sync: Option<Sync>,
+    /// Close the engine in the end instead of waiting for death.
+    #[arg(long)]
+    pub close: bool,
+}
+
+/// How the engine does its I/O.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Io {
+    /// io_uring
+    Uring,
+    /// Plain system calls on the shard's thread
+    Blocking,
+}
+
+/// How a batch is made durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Sync {
+    /// The write carries RWF_DSYNC
+    Dsync,
+    /// An fdatasync follows the write
+    Fdatasync,
+}
+
+/// The kinds of run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum RunName {
+    /// One client, closed loop
+    Idle,
+    /// The same through a shard in the caller's own loop
+    OwnLoop,
+    /// Many clients, closed loop
+    Loaded,
+    /// A fixed rate, latency from the intended start
+    Open,
+    /// One caller with many appends in flight
+    Window,
+    /// The same with 4 KiB records
+    #[value(name = "window-4k")]
+    Window4k,
+    /// Batches of 1,000 records, one at a time
+    Batch,
+    /// Many segment rotations against none
+    Rotation,
+    /// Opening 1,000,000 records after a kill and after a clean close
+    Recovery,
+}
+
+/// A name as the command line and the report write it.
+pub fn name_of(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+/// Parsed service level objectives.
+#[derive(Debug, Clone)]
+pub struct Objectives(pub Vec<Objective>);
+
+fn objectives(text: &str) -> Result<Objectives, String> {
+    slo::parse(text).map(Objectives).map_err(|error| error.to_string())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match duration_or_zero(text)? {
+        Duration::ZERO => Err("it must be longer than nothing".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+fn duration_or_zero(text: &str) -> Result<Duration, String> {
+    const MAX: Duration = Duration::from_secs(24 * 60 * 60);
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration <= MAX => Ok(duration),
+        Ok(_) => Err("at most 24h".to_owned()),
+        Err(error) => Err(format!("{error}; write a number with a unit, such as 5s or 200ms")),
+    }
+}
+
+fn record_size(text: &str) -> Result<ByteSize, String> {
+    match text.parse::<ByteSize>() {
+        Ok(size) if size <= ByteSize::mib(1) => Ok(size),
+        Ok(_) => Err("at most 1 MiB".to_owned()),
+        Err(error) => Err(format!("{error}; write a number with a unit, such as 128B or 4KiB")),
+    }
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let text = text.trim();
+    let (digits, factor) = match text.as_bytes().last() {
+        Some(b'k' | b'K') => (&text[..text.len() - 1], 1e3),
+        Some(b'M') => (&text[..text.len() - 1], 1e6),
+        _ => (text, 1.0),
+    };
+    match digits.trim().parse::<f64>().map(|number| number * factor) {
+        Ok(rate) if (0.1..=1e9).contains(&rate) => Ok(rate),
+        Ok(_) => Err("from 0.1 to 1000M records per second".to_owned()),
+        Err(_) => Err("write records per second, such as 5000 or 50k".to_owned()),
+    }
+}
+
+/// The completion script for `shell`.
+pub fn completions(shell: clap_complete::Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "ringwal", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}
+
+/// The main manual page.
+pub fn manual_page() -> std::io::Result<String> {
+    let mut page = Vec::new();
+    clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+    Ok(String::from_utf8_lossy(&page).into_owned())
+}
+
+/// Writes a manual page per subcommand.
+pub fn write_manual_pages(directory: &std::path::Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    clap_mangen::generate_to(Cli::command(), directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("ringwal").chain(arguments.iter().copied()))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn bench_is_what_happens_without_a_subcommand() {
+        let cli = parse(&["--only", "idle,window-4k", "--rate", "50k"]).unwrap();
+        assert!(cli.command.is_none());
+        assert_eq!(cli.bench.only, [RunName::Idle, RunName::Window4k]);
+        assert_eq!(cli.bench.rate, Some(50_000.0));
+        let cli = parse(&["bench", "--record-size", "4KiB", "--io", "uring,blocking"]).unwrap();
+        let Some(Command::Bench(bench)) = cli.command else { panic!("{cli:?}") };
+        assert_eq!(bench.record_size, ByteSize::kib(4));
+        assert_eq!(bench.io, [Io::Uring, Io::Blocking]);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for nonsense in [
+            &["--duration", "0s"][..],
+            &["--duration", "5"],
+            &["--duration", "25h"],
+            &["--clients", "0"],
+            &["--clients", "many"],
+            &["--rate", "-1"],
+            &["--rate", "NaN"],
+            &["--only", "everything"],
+            &["--record-size", "2GiB"],
+            &["--record-size", "-5"],
+            &["--slo", "fast"],
+            &["--shards", "0"],
+            &["--io", "floppy"],
+            &["--window", "0"],
+            &["--followers", "2"],
+            &["--only", "idle", "doctor"],
+            &["nonsense"],
+            &["report"],
+            &["compare", "a"],
+        ] {
+            let error = parse(nonsense).expect_err(&format!("{nonsense:?}"));
+            assert_eq!(error.exit_code(), 2, "{nonsense:?}");
+        }
+    }
+
+    #[test]
+    fn a_record_of_nothing_is_allowed() {
+        assert_eq!(parse(&["--record-size", "0B"]).unwrap().bench.record_size, ByteSize::b(0));
+    }
+}

@@ -1,0 +1,46 @@
+//! The `ringwal` program: measures group commit on this machine's disk, and looks into what the
+//! engine has written.
+
+mod bench;
+mod cli;
+mod commands;
+mod doctor;
+mod environment;
+mod exit;
+mod interrupt;
+mod payload;
+mod probe;
+mod progress;
+mod report;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use cli::{Cli, Command};
+use exit::Exit;
+
+fn main() -> ExitCode {
+    exit::finish(run(Cli::parse()))
+}
+
+fn run(cli: Cli) -> anyhow::Result<Exit> {
+    match cli.command {
+        None => bench::run(cli.bench),
+        Some(Command::Bench(args)) => bench::run(*args),
+        Some(Command::RecoveryWriter(args)) => bench::recovery_writer(&args),
+        Some(Command::Report(args)) => commands::report(&args),
+        Some(Command::Compare(args)) => commands::compare(&args),
+        Some(Command::Doctor(args)) => doctor::run(&args),
+        Some(Command::Completions { shell }) => {
+            exit::print(&cli::completions(shell)).map(|()| Exit::Success)
+        }
+        Some(Command::Man { directory: None }) => {
+            exit::print(&cli::manual_page()?).map(|()| Exit::Success)
+        }
+        Some(Command::Man { directory: Some(directory) }) => {
+            cli::write_manual_pages(&directory)?;
+            Ok(Exit::Success)
+        } // Offline tools (inspect, verify, dump, tail, repair): `offline::run(command)` goes here.
+    }
+}
