@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::{Options, SEGMENT_BYTES_DEFAULT};
@@ -23,7 +23,7 @@ pub(crate) struct Directory {
     pub(crate) path: PathBuf,
     /// Shared with every ring, so that the lock outlives the I/O of a killed process. A directory
     /// that cannot be written is read without a lock.
-    pub(crate) lock: Option<Arc<OwnedFd>>,
+    lock: Mutex<Option<Arc<OwnedFd>>>,
     pub(crate) engine_id: EngineId,
     pub(crate) shards: u16,
     pub(crate) segment_bytes: u64,
@@ -46,7 +46,7 @@ impl Directory {
         };
         let directory = Self {
             path: path.to_owned(),
-            lock,
+            lock: Mutex::new(lock),
             engine_id: header.engine_id,
             shards: header.shards.get() as u16,
             segment_bytes: header.segment_bytes.get(),
@@ -155,6 +155,16 @@ impl Directory {
             }
         }
         if created { sync_directory(&self.path) } else { Ok(()) }
+    }
+
+    /// The lock, for a ring to hold on to.
+    pub(crate) fn lock(&self) -> Option<Arc<OwnedFd>> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Lets another process have the directory, as soon as no ring holds the lock.
+    pub(crate) fn unlock(&self) {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     /// Folder of one shard.

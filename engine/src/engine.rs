@@ -206,6 +206,7 @@ impl Inner {
         for shared in &self.shards {
             end_readers(shared);
         }
+        self.directory.unlock();
         outcome
     }
 }

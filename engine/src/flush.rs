@@ -118,6 +118,11 @@ impl Flush {
         self.in_flight.len() < self.slots && !self.failed
     }
 
+    /// Batches that may be in flight at once.
+    pub(crate) fn slots(&self) -> usize {
+        self.slots
+    }
+
     /// Whether nothing is in flight.
     pub(crate) fn is_idle(&self) -> bool {
         self.in_flight.is_empty()

@@ -140,7 +140,7 @@ impl Reader {
                 Ok(false) => return Ok(None),
                 Err(Broken::Stale) => {
                     self.entries.clear();
-                    self.chunk = None;
+                    self.forget_chunk();
                 }
                 Err(Broken::Error(error)) => return Err(error),
             }
@@ -265,8 +265,27 @@ impl Reader {
             .map_err(|error| self.damaged(location, offset, error))
     }
 
-    /// Reads and verifies the frame of `entry`, from the chunk at hand when it is in there.
+    /// The frame of `entry`, from the chunk at hand when it is in there. That chunk may have been
+    /// read before the frame was written: then it is read again.
     fn read_frame(&mut self, location: &Location, entry: Entry) -> Result<ReadFrame, Broken> {
+        if self.chunk.is_some()
+            && let Ok(frame) = self.read_frame_once(location, entry)
+        {
+            return Ok(frame);
+        }
+        self.forget_chunk();
+        self.read_frame_once(location, entry)
+    }
+
+    /// Reading goes on in order, so the next chunk is a long one.
+    fn forget_chunk(&mut self) {
+        if let Some(chunk) = &mut self.chunk {
+            chunk.length = 0;
+        }
+    }
+
+    /// Reads and verifies a frame.
+    fn read_frame_once(&mut self, location: &Location, entry: Entry) -> Result<ReadFrame, Broken> {
         let position = u64::from(entry.position);
         let mut wanted = FRAME_HEADER_BYTES;
         for attempt in 0..2 {

@@ -6,6 +6,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hdrhistogram::Histogram;
+
 use crate::batch::{Filling, SealPlace, Sealed};
 use crate::checkpoint;
 use crate::control::Control;
@@ -83,10 +85,18 @@ pub(crate) struct ShardLoop {
     /// A batch with records came after the last one that said what is durable.
     needs_idle_seal: bool,
     active_ns: u64,
+    /// When the last batch of records was sealed, and how long a flush takes on average: batches
+    /// in flight together are spread evenly over that time.
+    sealed_ns: u64,
+    flush_mean_ns: u64,
+    /// The engine's own batches wait for a segment; a completion will bring one.
+    outbox_blocked: bool,
     ending: Ending,
     poisoned: Option<Poisoned>,
     completions: Vec<Completion>,
     finished: Vec<DurableBatch>,
+    /// Live, prepared, free, failures: as the counters say.
+    published: (usize, usize, usize, u64),
 }
 
 /// What recovery hands to a shard that may write.
@@ -125,10 +135,14 @@ impl ShardLoop {
             freeing: HashMap::new(),
             needs_idle_seal: false,
             active_ns: shared.clock.now_ns(),
+            sealed_ns: 0,
+            flush_mean_ns: 0,
+            outbox_blocked: false,
             ending: Ending::No,
             poisoned: None,
             completions: Vec::with_capacity(64),
             finished: Vec::with_capacity(32),
+            published: (0, 0, 0, 0),
             shared,
             disk,
         };
@@ -188,11 +202,16 @@ impl ShardLoop {
                 return Wait::No;
             }
         }
+        let records_at = self.records_at();
+        if records_at.is_some() && self.options.linger_ns == 0 {
+            // Woken by the first record of a paced batch: the others need not wake again.
+            self.shared.wake.unpark();
+        }
         let spins = self.flush.is_idle() && now_ns < self.active_ns + self.options.spin_ns;
         if spins {
             return Wait::No;
         }
-        match self.deadline() {
+        match self.deadline(records_at) {
             Some(at) => Wait::For(Duration::from_nanos(at.saturating_sub(now_ns).max(1_000))),
             None => Wait::Forever,
         }
@@ -205,26 +224,43 @@ impl ShardLoop {
             return closing || !queue.is_empty();
         }
         let records_ready = self.held_records.is_none()
-            && queue
-                .oldest_records()
-                .is_some_and(|(oldest, full)| full || now_ns >= oldest + self.options.linger_ns);
+            && queue.oldest_records().is_some_and(|oldest| now_ns >= self.ready_at(oldest));
         let controls_ready = self.held_controls.is_none() && queue.has_controls();
-        closing || records_ready || controls_ready || (queue.has_waiters() && queue.has_room_now())
+        let outbox_ready = !self.outbox_blocked && !self.outbox.is_empty();
+        let room = queue.has_waiters() && queue.has_room_now();
+        closing || records_ready || controls_ready || outbox_ready || room
     }
 
-    fn deadline(&self) -> Option<u64> {
-        let linger = match self.shared.queue().oldest_records() {
-            Some((oldest, _)) if self.options.linger_ns > 0 && self.flush.has_slot() => {
-                Some(oldest + self.options.linger_ns)
-            }
-            _ => None,
-        };
+    /// When waiting records are sealed: at once when they fill a batch, else after the linger and
+    /// in step with the batches in flight.
+    fn ready_at(&self, (oldest_ns, full): (u64, bool)) -> u64 {
+        if full { 0 } else { self.paced_until().max(oldest_ns + self.options.linger_ns) }
+    }
+
+    /// While a flush is under way, the next waits for its share of the flush time. It would
+    /// otherwise start with the first record that comes and leave the many behind it waiting.
+    fn paced_until(&self) -> u64 {
+        if self.flush.is_idle() {
+            return 0;
+        }
+        self.sealed_ns + self.flush_mean_ns / self.flush.slots() as u64
+    }
+
+    /// When the records that wait are sealed, if a slot is free for them.
+    fn records_at(&self) -> Option<u64> {
+        if !self.flush.has_slot() || self.held_records.is_some() {
+            return None;
+        }
+        self.shared.queue().oldest_records().map(|oldest| self.ready_at(oldest))
+    }
+
+    fn deadline(&self, records_at: Option<u64>) -> Option<u64> {
         let seal = self
             .options
             .idle_seal_ns
             .filter(|_| self.needs_idle_seal && self.flush.is_idle() && self.poisoned.is_none())
             .map(|after| self.active_ns + after);
-        [linger, seal, self.segments.retry_at()].into_iter().flatten().min()
+        [records_at, seal, self.segments.retry_at()].into_iter().flatten().min()
     }
 
     fn handle_completion(&mut self, completion: Completion, now_ns: u64) {
@@ -251,6 +287,7 @@ impl ShardLoop {
 
     /// Moves the durable cursor and makes its batches visible to readers.
     fn advance(&mut self) {
+        self.outbox_blocked = false;
         let first = self.finished.len();
         while let Some(batch) = self.flush.poll_durable() {
             self.finished.push(batch);
@@ -289,8 +326,9 @@ impl ShardLoop {
         while self.poisoned.is_none() && self.flush.has_slot() {
             let Some((filling, lane)) = self.next_filling(now_ns) else { break };
             if !self.open.fits(filling.padded_length(), filling.frames()) {
-                let rolled = self.roll(lane != Lane::Records);
                 self.put_back(filling, lane);
+                let rolled = self.roll(lane != Lane::Records);
+                self.outbox_blocked = lane == Lane::Outbox && !rolled;
                 if !rolled {
                     break;
                 }
@@ -313,16 +351,15 @@ impl ShardLoop {
             return Some((filling, Lane::Records));
         }
         let mut queue = self.shared.queue();
-        let (oldest, full) = queue.oldest_records()?;
-        let ready = full
-            || now_ns >= oldest + self.options.linger_ns
-            || !matches!(queue.state, QueueState::Open);
+        let oldest = queue.oldest_records()?;
+        let ready =
+            now_ns >= self.ready_at(oldest) || !matches!(queue.state, QueueState::Open);
         ready.then(|| queue.take_records()).flatten().map(|filling| (filling, Lane::Records))
     }
 
     fn put_back(&mut self, filling: Filling, lane: Lane) {
         match lane {
-            Lane::Outbox => self.outbox.push_back(filling),
+            Lane::Outbox => self.outbox.push_front(filling),
             Lane::Controls => self.held_controls = Some(filling),
             Lane::Records => self.held_records = Some(filling),
         }
@@ -353,6 +390,9 @@ impl ShardLoop {
             self.previous_crc,
         );
         self.shared.stats().rotations += 1;
+        if self.ending == Ending::Checkpoint {
+            self.open.expect_last_checkpoint();
+        }
         self.enter_segment(next);
         true
     }
@@ -403,10 +443,11 @@ impl ShardLoop {
             subscribers.retain_mut(|subscriber| subscriber.hand_over(&sealed, &self.shared.pool));
         }
         let sealed_ns = self.shared.clock.now_ns();
+        self.sealed_ns = sealed_ns;
         {
             let mut stats = self.shared.stats();
-            stats.queue_ns.saturating_record(now_ns.saturating_sub(sealed.oldest_ns));
-            stats.seal_ns.saturating_record(sealed_ns.saturating_sub(now_ns));
+            record(&mut stats.queue_ns, now_ns.saturating_sub(sealed.oldest_ns));
+            record(&mut stats.seal_ns, sealed_ns.saturating_sub(now_ns));
         }
         self.flush.start(sealed, self.open.segment.file, offset, sealed_ns);
     }
@@ -437,6 +478,8 @@ impl ShardLoop {
         let mut released = 0;
         for durable in std::mem::take(&mut self.finished).drain(..) {
             let DurableBatch { batch, sealed_ns, .. } = durable;
+            let flush_ns = now_ns.saturating_sub(sealed_ns);
+            self.flush_mean_ns = (self.flush_mean_ns * 7 + flush_ns) / 8;
             let Sealed { buffer, ticket, outcomes, records, payload_bytes, padded_length, .. } =
                 batch;
             drop(buffer);
@@ -446,16 +489,16 @@ impl ShardLoop {
             stats.batches += 1;
             stats.written_bytes += padded_length as u64;
             stats.flushes = self.flush.flushes();
-            stats.flush_ns.saturating_record(now_ns.saturating_sub(sealed_ns));
+            record(&mut stats.flush_ns, flush_ns);
             if batch.moved {
                 stats.moved_records += records;
             } else if records > 0 {
                 stats.records += records;
                 stats.payload_bytes += payload_bytes;
-                stats.batch_records.saturating_record(records);
-                stats.batch_bytes.saturating_record(padded_length as u64);
+                record(&mut stats.batch_records, records);
+                record(&mut stats.batch_bytes, padded_length as u64);
             }
-            stats.receipt_ns.saturating_record(self.shared.clock.now_ns().saturating_sub(now_ns));
+            record(&mut stats.receipt_ns, self.shared.clock.now_ns().saturating_sub(now_ns));
         }
         released
     }
@@ -494,6 +537,10 @@ impl ShardLoop {
 
     fn publish_segments(&mut self) {
         let (prepared, free, failures) = self.segments.counts();
+        let counts = (self.live.len(), prepared, free, failures);
+        if std::mem::replace(&mut self.published, counts) == counts {
+            return;
+        }
         let mut stats = self.shared.stats();
         stats.segments.live = self.live.len();
         stats.segments.prepared = prepared;
@@ -685,4 +732,9 @@ impl ShardLoop {
     pub(crate) fn abandon(&mut self) {
         self.ending = Ending::Done;
     }
+}
+
+/// The histograms grow as needed, so that nothing is out of their range.
+fn record(histogram: &mut Histogram<u64>, value: u64) {
+    let _ = histogram.record(value);
 }

@@ -1,6 +1,7 @@
 //! A shard's own thread: opens the disk, recovers, and then turns the loop until it is closed.
 
 use std::io;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -70,6 +71,8 @@ fn thread(
         // Best effort: a refusal (a smaller cpuset, say) only means that the thread may move.
         let _ = pin(shard);
     }
+    // Waits are timed in microseconds; the default slack of 50 would blur them.
+    let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1_000));
     let opened = match open(directory, shard, options, clock) {
         Ok(opened) => opened,
         Err(error) => {
@@ -88,7 +91,7 @@ fn thread(
             }
             shard.poisoned().cloned()
         }
-        Driven::ReadOnly => None,
+        Driven::ReadOnly { .. } => None,
     }
 }
 
@@ -130,7 +133,7 @@ fn open_disk(
         read_only,
         ..UringOptions::default()
     };
-    match UringDisk::open(&path, uring, directory.lock.clone()) {
+    match UringDisk::open(&path, uring, directory.lock()) {
         Ok(disk) => Ok(Box::new(disk)),
         Err(_) if options.io_fallback => blocking(),
         Err(error) => Err(error.into()),
