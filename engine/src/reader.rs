@@ -1,6 +1,7 @@
 //! Reading durable records: by offset, and as they come. Runs on the reader's own thread with its
 //! own reads; writes nothing and believes no byte before its checksum.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
@@ -99,7 +100,7 @@ pub(crate) struct Reader {
     next: u64,
     frame: Option<ReadFrame>,
     /// Frames that follow, of the span being read.
-    entries: Vec<Entry>,
+    entries: VecDeque<Entry>,
     location: Option<Location>,
     chunk: Option<Chunk>,
 }
@@ -113,7 +114,7 @@ enum Broken {
 
 impl Reader {
     pub(crate) fn new(shared: Arc<Shared>, stream: StreamId, next: u64) -> Self {
-        let (entries, location) = (Vec::new(), None);
+        let (entries, location) = (VecDeque::new(), None);
         Self { shared, stream, next, frame: None, entries, location, chunk: None }
     }
 
@@ -172,8 +173,7 @@ impl Reader {
     /// Makes the frame that holds the next record the current one. False when it is not durable.
     fn load_frame(&mut self) -> Result<bool, Broken> {
         if self
-            .entries
-            .first()
+            .entries.front()
             .is_none_or(|entry| self.next < entry.base || self.next >= entry.end())
         {
             let position = self
@@ -194,7 +194,7 @@ impl Reader {
             self.entries.clear();
             return Ok(true);
         }
-        let entry = self.entries.remove(0);
+        let Some(entry) = self.entries.pop_front() else { return Ok(true) };
         let frame = self.read_frame(&location, entry)?;
         self.check_still_there(&location)?;
         self.frame = Some(frame);
@@ -219,8 +219,8 @@ impl Reader {
             }
         };
         self.entries = match &location.frames {
-            LocatedFrames::Entries(entries) => entries.clone(),
-            LocatedFrames::Sealed(sealed) => self.load_entries(&location, *sealed)?,
+            LocatedFrames::Entries(entries) => entries.clone().into(),
+            LocatedFrames::Sealed(sealed) => self.load_entries(&location, *sealed)?.into(),
         };
         if self.entries.is_empty() {
             self.check_still_there(&location)?;
