@@ -244,7 +244,14 @@ impl Filling {
         let record = draft.count;
         draft.payload_length += payload;
         draft.count += count;
-        Place { ticket: self.ticket.clone(), stream: draft.stream, frame, record, count }
+        Place {
+            ticket: self.ticket.clone(),
+            stream: draft.stream,
+            frame,
+            record,
+            count,
+            registered: None,
+        }
     }
 
     /// The ticket, for failing a batch that will never be written.

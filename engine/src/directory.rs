@@ -13,7 +13,7 @@ use crate::environment::{FileSystem, set_no_copy_on_write};
 use crate::error::OpenError;
 use crate::format::{EngineHeader, EngineId, FormatError};
 
-const ENGINE_FILE: &str = "engine";
+pub(crate) const ENGINE_FILE: &str = "engine";
 const LOCK_FILE: &str = "lock";
 /// Time between two looks at a lock that another process holds.
 const LOCK_POLL: Duration = Duration::from_millis(2);
@@ -56,7 +56,7 @@ impl Directory {
         Ok(directory)
     }
 
-    fn check_path(path: &Path, read_only: bool) -> Result<(), OpenError> {
+    pub(crate) fn check_path(path: &Path, read_only: bool) -> Result<(), OpenError> {
         match fs::metadata(path) {
             Ok(metadata) if !metadata.is_dir() => {
                 Err(OpenError::NotADirectory { directory: path.to_owned() })
@@ -200,7 +200,7 @@ fn random_id() -> io::Result<EngineId> {
 }
 
 /// Takes the lock (I-6): an OFD lock, exclusive for writing, shared for reading.
-fn lock(path: &Path, options: &Options) -> Result<Option<Arc<OwnedFd>>, OpenError> {
+pub(crate) fn lock(path: &Path, options: &Options) -> Result<Option<Arc<OwnedFd>>, OpenError> {
     let file_path = path.join(LOCK_FILE);
     let opened = if options.read_only {
         match OpenOptions::new().read(true).open(&file_path) {

@@ -48,6 +48,13 @@ pub(crate) struct StreamIndex {
     spans: Vec<Span>,
 }
 
+impl StreamIndex {
+    /// Which segment holds which offsets, in order.
+    pub(crate) fn spans(&self) -> &[Span] {
+        &self.spans
+    }
+}
+
 /// Frames of one epoch of one stream in an unsealed segment, in the order of their offsets.
 type Entries = HashMap<(StreamId, u64), Vec<Entry>>;
 
@@ -152,6 +159,10 @@ pub(crate) struct Index {
     /// Generations of sealed segments in which nothing counts any more.
     dead: Vec<u64>,
     waiting: HashMap<StreamId, Vec<Waker>>,
+    /// A sealed segment with fewer live bytes than this is worth moving.
+    pub(crate) straggler_bytes: u64,
+    /// There may be such a segment that the mover has not looked at.
+    pub(crate) has_straggler: bool,
     pub(crate) closed: bool,
 }
 
@@ -189,6 +200,7 @@ impl Index {
             let (base, end) = (run.base_offset.get(), run.end_offset.get());
             self.place(StreamId::new(run.stream.get()), run.epoch.get(), base, end, generation);
         }
+        self.has_straggler = true;
         self.note_dead(generation);
     }
 
@@ -269,7 +281,11 @@ impl Index {
         stream.spans = spans;
         for (generation, records) in lost {
             if let Some(segment) = self.segments.get_mut(&generation) {
+                let before = segment.live_bytes();
                 segment.live_records -= records;
+                self.has_straggler |= segment.is_sealed()
+                    && before > self.straggler_bytes
+                    && segment.live_bytes() <= self.straggler_bytes;
             }
             self.note_dead(generation);
         }
@@ -339,6 +355,7 @@ impl Index {
         if let Some(segment) = self.segments.get_mut(&generation) {
             segment.frames = Frames::Sealed(SealedIndex::new(footer));
         }
+        self.has_straggler = true;
         self.note_dead(generation);
     }
 

@@ -58,6 +58,7 @@ mod footer;
 pub mod format;
 mod index;
 mod mover;
+pub mod offline;
 mod open_segment;
 mod opening;
 mod own_loop;

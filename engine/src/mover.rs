@@ -16,7 +16,7 @@ use crate::format::{
 use crate::index::Index;
 
 /// A sealed segment with no more live bytes than this share of its length is a straggler.
-const LIVE_SHARE: u64 = 8;
+pub(crate) const LIVE_SHARE: u64 = 8;
 /// Stragglers that are left alone while there is space: moving costs writes.
 const STRAGGLERS_KEPT: usize = 2;
 
@@ -81,8 +81,11 @@ impl Mover {
         }
     }
 
-    fn pick(&mut self, index: &Index, pressed: bool) -> Option<Operation> {
-        let limit = self.segment_bytes / LIVE_SHARE;
+    fn pick(&mut self, index: &mut Index, pressed: bool) -> Option<Operation> {
+        if !index.has_straggler && !pressed {
+            return None;
+        }
+        let limit = index.straggler_bytes;
         let is_straggler = |generation: &u64, live: u64| {
             live > 0 && live <= limit && !self.damaged.contains(generation)
         };
@@ -93,11 +96,12 @@ impl Mover {
                 segment.is_sealed() && is_straggler(generation, segment.live_bytes())
             })
             .map(|(generation, segment)| (*generation, segment.file, segment.sealed_index()));
-        let (generation, file, sealed) = stragglers.next()?;
+        let first = stragglers.next();
         let kept = if pressed { 0 } else { STRAGGLERS_KEPT };
-        if stragglers.count() < kept {
+        let Some((generation, file, sealed)) = first.filter(|_| stragglers.count() >= kept) else {
+            index.has_straggler = false;
             return None;
-        }
+        };
         (self.generation, self.file) = (generation, file);
         self.stage = Stage::Index;
         let from = sealed?.entries_offset;

@@ -1,7 +1,7 @@
 //! Opening one shard: reads what recovery asks for, and, when it may write, makes the recovered
 //! end durable and begins a new incarnation. Decides nothing: see [`crate::recovery`].
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,7 +34,7 @@ use crate::stream::StreamTable;
 const CHUNK_BYTES: usize = 1 << 20;
 /// Reads in flight while scanning.
 const CHUNKS_AHEAD: usize = 4;
-const ANCHOR: &str = "anchor";
+pub(crate) const ANCHOR: &str = "anchor";
 
 /// What an open found and did, for one shard.
 #[derive(Clone, Debug)]
@@ -81,8 +81,8 @@ pub(crate) struct Opened {
 /// See [`Opened`].
 pub(crate) enum Driven {
     Loop(Box<ShardLoop>),
-    /// Nothing: readers have their own way to the files.
-    ReadOnly,
+    /// Nothing: readers have their own way to the files. A simulated disk must live for them.
+    ReadOnly { _disk: Box<dyn Disk> },
 }
 
 struct Opening<'a> {
@@ -96,6 +96,8 @@ struct Opening<'a> {
     /// Files without a valid header: number, file.
     unfinished: Vec<(u64, FileId)>,
     number_max: Option<u64>,
+    /// Headers to believe in place of what these files hold; empty unless a repair is weighed.
+    assumed: HashMap<String, SegmentHeader>,
 }
 
 /// Recovers a shard on `disk`, in the thread that will drive it.
@@ -108,24 +110,11 @@ pub(crate) fn open_shard(
     clock: Clock,
 ) -> Result<Opened, OpenError> {
     let began = Instant::now();
-    let mut opening = Opening {
-        disk: &mut *disk,
-        directory: directory.to_owned(),
-        identity: identity.clone(),
-        shard,
-        scanned_bytes: 0,
-        scanned_segments: 0,
-        damages: Vec::new(),
-        unfinished: Vec::new(),
-        number_max: None,
-    };
+    let mut opening = Opening::new(&mut *disk, directory, shard, identity);
     let forced = options.accept_loss_from.filter(|(at, _)| *at == shard).map(|(_, end)| end);
     let (anchor, anchor_file) = opening.read_anchor(options.read_only)?;
-    let found = opening.find_segments()?;
-    let mut plan = Plan::new(found, anchor.as_ref(), forced);
-    let mut recovered = opening.walk(&plan, anchor.filter(|_| forced.is_none()))?;
+    let (mut plan, mut recovered) = opening.recover(anchor, forced)?;
     recovered.damages.append(&mut opening.damages);
-    recovered.index.engine_id = identity.engine_id;
     if !recovered.damages.is_empty() && !options.read_only && forced.is_none() {
         return Err(OpenError::Corrupt(Box::new(Corruption {
             directory: directory.to_owned(),
@@ -167,12 +156,76 @@ pub(crate) fn open_shard(
             };
             Driven::Loop(Box::new(ShardLoop::new(shared.clone(), disk, loop_options, start)))
         }
-        None => Driven::ReadOnly,
+        None => Driven::ReadOnly { _disk: disk },
     };
     Ok(Opened { shared, driven, report })
 }
 
+/// What recovery makes of a shard, with nothing changed: for the offline tools.
+pub(crate) struct Survey {
+    pub(crate) anchor: Option<AnchorHeader>,
+    pub(crate) plan: Plan,
+    /// Without what is wrong with a file's header or length.
+    pub(crate) recovered: Recovered,
+    /// What is wrong with those.
+    pub(crate) file_damages: Vec<Damage>,
+}
+
+/// Runs recovery up to its verdict: with `forced` as if the journal ended there, with `assumed`
+/// as if these files had these headers.
+pub(crate) fn survey(
+    disk: &mut dyn Disk,
+    directory: &Path,
+    shard: u16,
+    identity: &Identity,
+    forced: Option<JournalEnd>,
+    assumed: &HashMap<String, SegmentHeader>,
+) -> Result<Survey, OpenError> {
+    let mut opening = Opening::new(disk, directory, shard, identity);
+    opening.assumed = assumed.clone();
+    let (anchor, _) = opening.read_anchor(true)?;
+    let (plan, recovered) = opening.recover(anchor, forced)?;
+    Ok(Survey { anchor, plan, recovered, file_damages: opening.damages })
+}
+
+impl<'a> Opening<'a> {
+    fn new(
+        disk: &'a mut dyn Disk,
+        directory: &Path,
+        shard: u16,
+        identity: &Identity,
+    ) -> Opening<'a> {
+        Opening {
+            disk,
+            directory: directory.to_owned(),
+            identity: identity.clone(),
+            shard,
+            scanned_bytes: 0,
+            scanned_segments: 0,
+            damages: Vec::new(),
+            unfinished: Vec::new(),
+            number_max: None,
+            assumed: HashMap::new(),
+        }
+    }
+}
+
 impl Opening<'_> {
+    /// What the files are worth; `forced` is an end that somebody insists on.
+    fn recover(
+        &mut self,
+        anchor: Option<AnchorHeader>,
+        forced: Option<JournalEnd>,
+    ) -> Result<(Plan, Recovered), OpenError> {
+        let found = self.find_segments()?;
+        let plan = Plan::new(found, anchor.as_ref(), forced);
+        let mut recovered = self.walk(&plan, anchor.filter(|_| forced.is_none()))?;
+        recovered.index.engine_id = self.identity.engine_id;
+        recovered.index.straggler_bytes =
+            self.identity.segment_bytes / crate::mover::LIVE_SHARE;
+        Ok((plan, recovered))
+    }
+
     fn io(&self, what: &'static str, name: &str) -> impl FnOnce(io::Error) -> OpenError + use<> {
         OpenError::io(what, self.directory.join(name))
     }
@@ -255,7 +308,11 @@ impl Opening<'_> {
             let file = self.open_file(&entry.name, false)?;
             let blocks = self.read(&entry.name, file, 0, DATA_START as usize)?;
             let known_damages = self.damages.len();
-            match self.header(&entry.name, number, &blocks)? {
+            let header = match self.assumed.get(&entry.name) {
+                Some(assumed) => Some(*assumed),
+                None => self.header(&entry.name, number, &blocks)?,
+            };
+            match header {
                 Some(header) => {
                     let footer = self.read_footer(&entry.name, file, &header)?;
                     self.check_length(&entry.name, entry.length);

@@ -16,7 +16,6 @@ use crate::opening::{Driven, Identity, Opened, RecoveryReport, open_shard};
 use crate::queue::QueueState;
 use crate::reader::{Records, Tail};
 use crate::receipt::{Append, AppendBatch, Change};
-use crate::shard::ShardLoop;
 use crate::shared::Shared;
 use crate::stats::ShardStats;
 use crate::stream::{EpochStart, StreamId};
@@ -44,7 +43,7 @@ use crate::stream::{EpochStart, StreamId};
 /// ```
 pub struct Shard {
     shared: Arc<Shared>,
-    turning: Box<ShardLoop>,
+    driven: Driven,
     report: RecoveryReport,
     /// Keeps the lock; a simulated shard has none.
     _directory: Option<Directory>,
@@ -68,10 +67,10 @@ impl Options {
             });
         }
         let opened = crate::thread::open(&directory, 0, self, Clock::real())?;
-        Shard::new(opened, Some(directory))
+        Ok(Shard::new(opened, Some(directory)))
     }
 
-    /// Opens a shard on any disk, with any clock: for simulation.
+    /// Opens a shard on any disk, with any clock, also read-only: for simulation.
     ///
     /// # Errors
     /// As [`Options::open`].
@@ -85,21 +84,14 @@ impl Options {
     ) -> Result<Shard, OpenError> {
         let identity = Identity { engine_id, segment_bytes };
         let path = Path::new("simulated");
-        Shard::new(open_shard(disk, path, 0, &identity, self, clock)?, None)
+        Ok(Shard::new(open_shard(disk, path, 0, &identity, self, clock)?, None))
     }
 }
 
 impl Shard {
-    fn new(opened: Opened, directory: Option<Directory>) -> Result<Self, OpenError> {
+    fn new(opened: Opened, directory: Option<Directory>) -> Self {
         let Opened { shared, driven, report } = opened;
-        match driven {
-            Driven::Loop(turning) => Ok(Self { shared, turning, report, _directory: directory }),
-            Driven::ReadOnly => Err(OpenError::Option {
-                option: "read_only",
-                value: "true".into(),
-                bounds: "false: the caller's own loop is for writing".into(),
-            }),
-        }
+        Self { shared, driven, report, _directory: directory }
     }
 
     /// Copies a record into the next batch and fixes its order; never waits.
@@ -155,13 +147,14 @@ impl Shard {
     /// # Errors
     /// When the shard has stopped writing.
     pub fn run_once(&mut self, timeout: Option<Duration>) -> Result<u64, CloseError> {
-        let wait = match (self.turning.next_wait(), timeout) {
+        let Driven::Loop(turning) = &mut self.driven else { return Ok(0) };
+        let wait = match (turning.next_wait(), timeout) {
             (Wait::Forever, Some(timeout)) => Wait::For(timeout),
             (Wait::For(wait), Some(timeout)) => Wait::For(wait.min(timeout)),
             (wait, _) => wait,
         };
-        let released = self.turning.step(wait);
-        match self.turning.poisoned() {
+        let released = turning.step(wait);
+        match turning.poisoned() {
             Some(cause) => Err(CloseError::Poisoned(cause.clone())),
             None => Ok(released),
         }
@@ -207,7 +200,11 @@ impl Shard {
     /// The first write error.
     pub fn close(mut self) -> Result<ShardStats, CloseError> {
         self.finish();
-        match self.turning.poisoned() {
+        let poisoned = match &self.driven {
+            Driven::Loop(turning) => turning.poisoned(),
+            Driven::ReadOnly { .. } => None,
+        };
+        match poisoned {
             Some(cause) => Err(CloseError::Poisoned(cause.clone())),
             None => Ok(self.stats()),
         }
@@ -216,16 +213,20 @@ impl Shard {
     /// Ends without writing anything more, as a killed process would: for tests.
     #[doc(hidden)]
     pub fn abandon(mut self) {
-        self.turning.abandon();
+        if let Driven::Loop(turning) = &mut self.driven {
+            turning.abandon();
+        }
     }
 
     fn finish(&mut self) {
-        if !self.turning.is_done() {
-            self.shared.set_state(QueueState::Closing);
-        }
-        while !self.turning.is_done() {
-            let wait = self.turning.next_wait();
-            self.turning.step(wait);
+        if let Driven::Loop(turning) = &mut self.driven {
+            if !turning.is_done() {
+                self.shared.set_state(QueueState::Closing);
+            }
+            while !turning.is_done() {
+                let wait = turning.next_wait();
+                turning.step(wait);
+            }
         }
         end_readers(&self.shared);
     }

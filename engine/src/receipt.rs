@@ -72,13 +72,25 @@ impl Ticket {
         }
     }
 
-    fn poll(&self, context: &mut Context<'_>) -> Poll<&BatchOutcome> {
+    /// `registered` is where the token's waker was put when it was polled before.
+    fn poll(
+        &self,
+        context: &mut Context<'_>,
+        registered: &mut Option<usize>,
+    ) -> Poll<&BatchOutcome> {
         if let Some(outcome) = self.get() {
             return Poll::Ready(outcome);
         }
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        if !tasks.iter().any(|task| task.will_wake(context.waker())) {
-            tasks.push(context.waker().clone());
+        // A task that polls many tokens registers once, and a token that is polled again finds its
+        // place: both without a search.
+        let place = registered.unwrap_or(tasks.len().saturating_sub(1));
+        match tasks.get_mut(place) {
+            Some(task) if task.will_wake(context.waker()) => *registered = Some(place),
+            _ => {
+                *registered = Some(tasks.len());
+                tasks.push(context.waker().clone());
+            }
         }
         // Announced after it is registered: `complete` either sees the bit and takes the list,
         // or was first, and then the state says so here.
@@ -158,6 +170,8 @@ pub(crate) struct Place {
     pub(crate) record: u32,
     /// Number of its records.
     pub(crate) count: u32,
+    /// Where its task is registered with the ticket.
+    pub(crate) registered: Option<usize>,
 }
 
 impl Place {
@@ -198,8 +212,10 @@ macro_rules! token {
 
         impl Future for $name {
             type Output = Result<$output, CommitError>;
-            fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-                self.0.ticket.poll(context).map(|outcome| self.0.receipts(outcome).map($from))
+            fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+                let ticket = self.0.ticket.clone();
+                let outcome = ticket.poll(context, &mut self.0.registered);
+                outcome.map(|outcome| self.0.receipts(outcome).map($from))
             }
         }
     };
@@ -236,7 +252,8 @@ mod tests {
     use super::*;
 
     fn place(ticket: &Arc<Ticket>) -> Place {
-        Place { ticket: ticket.clone(), stream: StreamId::new(5), frame: 0, record: 2, count: 1 }
+        let (ticket, stream) = (ticket.clone(), StreamId::new(5));
+        Place { ticket, stream, frame: 0, record: 2, count: 1, registered: None }
     }
 
     #[test]

@@ -161,6 +161,19 @@ pub(crate) struct WalkedSegment {
     pub(crate) contents: WalkedContents,
 }
 
+impl WalkedSegment {
+    /// Its last batch.
+    pub(crate) fn end(&self) -> JournalEnd {
+        JournalEnd {
+            number: self.found.number(),
+            generation: self.found.generation(),
+            offset: self.end_offset,
+            sequence: self.last_sequence,
+            crc: self.last_crc,
+        }
+    }
+}
+
 /// See [`WalkedSegment`].
 #[derive(Debug)]
 pub(crate) enum WalkedContents {
@@ -615,16 +628,8 @@ impl Walk {
         let torn = self.decide();
         self.drop_freed();
         self.check_listed();
-        let end = self.segments.iter().rev().find(|segment| segment.last_sequence > 0).map_or_else(
-            JournalEnd::default,
-            |segment| JournalEnd {
-                number: segment.found.number(),
-                generation: segment.found.generation(),
-                offset: segment.end_offset,
-                sequence: segment.last_sequence,
-                crc: segment.last_crc,
-            },
-        );
+        let last = self.segments.iter().rev().find(|segment| segment.last_sequence > 0);
+        let end = last.map_or_else(JournalEnd::default, WalkedSegment::end);
         let end = match self.predecessor {
             Some(predecessor) if end.sequence < predecessor.sequence => predecessor,
             _ => end,

@@ -92,6 +92,7 @@ pub(crate) struct ShardLoop {
     /// The engine's own batches wait for a segment; a completion will bring one.
     outbox_blocked: bool,
     ending: Ending,
+    disk_broken: bool,
     poisoned: Option<Poisoned>,
     completions: Vec<Completion>,
     finished: Vec<DurableBatch>,
@@ -139,6 +140,7 @@ impl ShardLoop {
             flush_mean_ns: 0,
             outbox_blocked: false,
             ending: Ending::No,
+            disk_broken: false,
             poisoned: None,
             completions: Vec::with_capacity(64),
             finished: Vec::with_capacity(32),
@@ -163,9 +165,7 @@ impl ShardLoop {
     /// One turn. Returns how many commands got their receipt.
     pub(crate) fn step(&mut self, wait: Wait) -> u64 {
         let wait = if self.completions.is_empty() { wait } else { Wait::No };
-        if let Err(error) = self.disk.reap(&mut self.completions, wait) {
-            self.poison_by_disk(&error);
-        }
+        self.reap(wait);
         self.shared.wake.unpark();
         let now_ns = self.shared.clock.now_ns();
         let mut completions = std::mem::take(&mut self.completions);
@@ -178,14 +178,31 @@ impl ShardLoop {
         let submitted = self.submit_flush();
         if submitted && !self.finished.is_empty() {
             // The device starts on the next batch while this one's waiters are woken.
-            if let Err(error) = self.disk.reap(&mut self.completions, Wait::No) {
-                self.poison_by_disk(&error);
-            }
+            self.reap(Wait::No);
         }
         let released = self.release(now_ns);
         self.maintain(now_ns);
         self.end();
         released
+    }
+
+    /// Submits and reaps; a disk that has broken is left alone.
+    fn reap(&mut self, wait: Wait) {
+        if self.disk_broken {
+            if wait != Wait::No {
+                self.shared.wake.sleep();
+            }
+            return;
+        }
+        if let Err(error) = self.disk.reap(&mut self.completions, wait) {
+            self.disk_broken = true;
+            self.poison(FlushFailure {
+                stage: "ring",
+                file: self.open.segment.file,
+                errno: error.raw_os_error(),
+                message: error.to_string(),
+            });
+        }
     }
 
     /// Says how long the next turn may sleep, and whether new commands interrupt it.
@@ -476,7 +493,8 @@ impl ShardLoop {
             return 0;
         }
         let mut released = 0;
-        for durable in std::mem::take(&mut self.finished).drain(..) {
+        while !self.finished.is_empty() {
+            let durable = self.finished.remove(0);
             let DurableBatch { batch, sealed_ns, .. } = durable;
             let flush_ns = now_ns.saturating_sub(sealed_ns);
             self.flush_mean_ns = (self.flush_mean_ns * 7 + flush_ns) / 8;
@@ -669,15 +687,6 @@ impl ShardLoop {
         }
     }
 
-    fn poison_by_disk(&mut self, error: &io::Error) {
-        self.poison(FlushFailure {
-            stage: "ring",
-            file: self.open.segment.file,
-            errno: error.raw_os_error(),
-            message: error.to_string(),
-        });
-    }
-
     /// The first failure latches; everyone who waits gets it (I-3).
     fn poison(&mut self, failure: FlushFailure) {
         if self.poisoned.is_some() {
@@ -731,6 +740,24 @@ impl ShardLoop {
     /// Stops without another write.
     pub(crate) fn abandon(&mut self) {
         self.ending = Ending::Done;
+    }
+}
+
+impl Drop for ShardLoop {
+    /// A loop that ends by a panic leaves nobody waiting.
+    fn drop(&mut self) {
+        if self.ending == Ending::Done {
+            return;
+        }
+        for durable in self.finished.drain(..) {
+            durable.batch.ticket.complete(Ok(durable.batch.outcomes));
+        }
+        self.poison(FlushFailure {
+            stage: "loop",
+            file: self.open.segment.file,
+            errno: None,
+            message: "the shard's thread ended; please report it".into(),
+        });
     }
 }
 

@@ -222,7 +222,8 @@ pub enum Sync {
     Fdatasync,
 }
 
-/// The kinds of run.
+/// The kinds of run, in the order of running: those that leave the device with much to write back
+/// come last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum RunName {
     /// One client, closed loop
@@ -233,17 +234,17 @@ pub enum RunName {
     Loaded,
     /// A fixed rate, latency from the intended start
     Open,
-    /// One caller with many appends in flight
-    Window,
-    /// The same with 4 KiB records
-    #[value(name = "window-4k")]
-    Window4k,
-    /// Batches of 1,000 records, one at a time
-    Batch,
     /// Many segment rotations against none
     Rotation,
+    /// Batches of 1,000 records, one at a time
+    Batch,
+    /// One caller with many appends in flight
+    Window,
     /// Opening 1,000,000 records after a kill and after a clean close
     Recovery,
+    /// Like window, with 4 KiB records
+    #[value(name = "window-4k")]
+    Window4k,
 }
 
 /// A name as the command line and the report write it.

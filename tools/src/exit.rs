@@ -128,11 +128,12 @@ impl Failure {
     }
 
     fn of(error: &anyhow::Error) -> (Exit, String) {
-        if let Some(failure) = error.downcast_ref::<Failure>() {
+        let mut chain = error.chain();
+        if let Some(failure) = chain.next().and_then(|first| first.downcast_ref::<Failure>()) {
             return (failure.exit, failure.text());
         }
         let mut failure = Failure::new(Exit::Failure, error.to_string());
-        for cause in error.chain().skip(1) {
+        for cause in chain {
             match cause.downcast_ref::<Failure>() {
                 Some(inner) => {
                     failure.exit = inner.exit;

@@ -13,6 +13,7 @@ mod random;
 mod tests;
 
 use std::io;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -160,7 +161,18 @@ impl SimHandle {
     /// Lets virtual time pass without looking at completions.
     pub fn advance(&self, time: Duration) {
         let mut device = self.device();
-        device.now_ns = device.now_ns.saturating_add(nanoseconds(time));
+        let now_ns = device.now_ns.saturating_add(nanoseconds(time));
+        device.set_now(now_ns);
+    }
+
+    /// The virtual clock as it moves, in nanoseconds.
+    pub fn clock(&self) -> Arc<AtomicU64> {
+        self.device().clock.clone()
+    }
+
+    /// Power cuts so far, those of [`SimHandle::crash_at`] included.
+    pub fn crashes(&self) -> u64 {
+        self.device().crashes
     }
 
     /// The virtual clock, in nanoseconds since the device was made.
@@ -245,7 +257,7 @@ impl Drop for SimDisk {
         if let Ok(mut device) = self.sim.device_of(self.generation) {
             // As the ring does: everything in flight ends first.
             while let Some(due_ns) = device.next_due_ns() {
-                device.now_ns = due_ns;
+                device.set_now(due_ns);
                 device.complete_due(&mut self.ready);
             }
             device.generation += 1;
@@ -280,10 +292,10 @@ impl Disk for SimDisk {
             Wait::Forever => u64::MAX,
         };
         match device.next_due_ns() {
-            Some(due_ns) if due_ns <= end_ns => device.now_ns = due_ns,
+            Some(due_ns) if due_ns <= end_ns => device.set_now(due_ns),
             // Nothing can ever happen: the caller has to notice.
             _ if wait == Wait::Forever => {}
-            _ => device.now_ns = end_ns,
+            _ => device.set_now(end_ns),
         }
         device.complete_due(completions);
         Ok(())

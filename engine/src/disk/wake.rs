@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 /// Interrupts [`super::Disk::reap`].
 ///
@@ -60,6 +60,15 @@ impl Wake {
         if let Some(event) = &self.event {
             // A full counter (EAGAIN) means that a wake-up is pending already.
             let _ = rustix::io::write(event, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Sleeps until it is called, without the disk: for an owner whose disk has broken.
+    pub fn sleep(&self) {
+        if let Some(event) = &self.event {
+            let mut events = [PollFd::new(event, PollFlags::IN)];
+            let _ = poll(&mut events, None);
+            self.clear();
         }
     }
 

@@ -12,13 +12,14 @@ use ringwal_engine::Engine;
 
 use super::counters::Counters;
 use super::recorder::{Collector, Recorder, Window};
-use super::settings::PROBE_SLICE;
 use super::{Bench, cpu, stalls, trimmer};
 use crate::environment::flush_requests;
 use crate::probe;
 use crate::report::model::SchedulerStalls;
 use crate::report::{Run, RunBuilder, RunHistograms};
 
+/// Rest of the device after a part that has written as much as it could.
+const REST: Duration = Duration::from_millis(200);
 /// How often the measuring thread looks up from its sleep.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -76,9 +77,10 @@ pub struct Tally {
 pub enum Yardstick {
     /// The usual slice.
     Slice,
-    /// The slice, and bare writes of so many bytes.
+    /// The slice, and bare writes of so many bytes for as long as the part.
     Bare(usize),
-    /// The slice, and a large sequential write.
+    /// Large sequential writes for as long as the part. Both leave the device with work to do, so
+    /// there is a rest after each, and no slice.
     Sequential,
 }
 
@@ -156,7 +158,7 @@ pub fn measure_parts(
                 break 'parts;
             }
             one.part(bench, warmup, length)?;
-            one.beside(bench)?;
+            one.beside(bench, length)?;
         }
     }
     Ok(progressing.into_iter().map(|one| one.finish(bench)).collect())
@@ -253,15 +255,19 @@ impl<'a> Progressing<'a> {
         }
     }
 
-    fn beside(&mut self, bench: &mut Bench) -> Result<()> {
-        bench.probe_slice()?;
+    fn beside(&mut self, bench: &mut Bench, length: Duration) -> Result<()> {
         match self.variant.yardstick {
-            Yardstick::Slice => {}
+            Yardstick::Slice => bench.probe_slice()?,
             Yardstick::Bare(bytes) => {
-                let bare = bench.probe.bare(bytes, PROBE_SLICE, &bench.interrupt)?;
+                bench.probe_slice()?;
+                let bare = bench.probe.bare(bytes, length, &bench.interrupt)?;
                 self.yardstick.push(bare.per_second());
             }
-            Yardstick::Sequential => self.yardstick.push(bench.probe.sequential()?),
+            Yardstick::Sequential => {
+                thread::sleep(REST);
+                self.yardstick.push(bench.probe.sequential(length, &bench.interrupt)?);
+                thread::sleep(REST);
+            }
         }
         Ok(())
     }

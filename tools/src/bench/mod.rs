@@ -40,12 +40,10 @@ use crate::report::{Run, RunHistograms};
 use data::DataDirectory;
 use measure::Measured;
 use receipts::ReceiptFile;
-use settings::{PROBE_SLICE, Settings};
+use settings::{PROBE_SLICE, SEQUENTIAL_TIME, Settings};
 
 /// Size of the file that the probe writes.
 const PROBE_BYTES: u64 = 64 << 20;
-/// Sequential passes at the beginning.
-const SEQUENTIAL_PASSES: usize = 2;
 /// Where more shards would use more than 1 GiB, a new directory gets smaller segments.
 const SEGMENT_BYTES_OF_ALL_SHARDS: u64 = 128 << 20;
 /// Segments are not made smaller than this.
@@ -120,9 +118,7 @@ impl Bench {
             started,
             data,
         };
-        for _ in 0..SEQUENTIAL_PASSES {
-            bench.probe.sequential()?;
-        }
+        bench.probe.sequential(SEQUENTIAL_TIME, &bench.interrupt)?;
         bench.probe_slice()?;
         Ok(bench)
     }

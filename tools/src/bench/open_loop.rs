@@ -16,7 +16,7 @@ use super::closed_loop::Clients;
 use super::measure::{Measured, Part, Tally, Variant, Yardstick, joined, measure, measure_parts};
 use super::receipts::ReceiptFile;
 use super::writer::Writer;
-use crate::probe::histogram;
+use crate::probe::{histogram, record};
 use crate::report::Run;
 
 /// Without `--rate`: this share of what many clients reached.
@@ -211,7 +211,7 @@ impl Load {
             let crc = writers[stream].make();
             let start = Instant::now();
             let append = writers[stream].append()?;
-            lag.saturating_record((start - intended).as_nanos() as u64);
+            record(&mut lag, start - intended);
             let in_flight = InFlight { append, intended, start, stream, crc };
             // The receiver only goes when it has met an error, which it will report.
             if sender.send(in_flight).is_err() {
@@ -237,7 +237,7 @@ impl Load {
             let now = Instant::now();
             recorder.record(one.intended, now - one.intended);
             if one.intended >= window.from && one.intended < window.until {
-                service.saturating_record((now - one.start).as_nanos() as u64);
+                record(&mut service, now - one.start);
             }
             writers[one.stream].received(receipt, one.crc)?;
             writers[one.stream].note()?;

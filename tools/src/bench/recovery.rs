@@ -17,7 +17,7 @@ use crate::cli::{self, Io, RecoveryWriterArgs};
 use crate::exit::{self, Exit, Failure};
 use crate::interrupt::Interrupt;
 use crate::payload;
-use crate::probe::{histogram, median};
+use crate::probe::{histogram, median, record};
 use crate::report::{Run, RunBuilder};
 
 /// Records that are there to be recovered.
@@ -73,7 +73,7 @@ fn run_with(bench: &mut Bench, io: Io) -> Result<()> {
 
     let mut response = histogram();
     for &elapsed_ns in &after_kill {
-        response.saturating_record(elapsed_ns as u64);
+        record(&mut response, Duration::from_nanos(elapsed_ns as u64));
     }
     let mut run = Run {
         name,

@@ -16,7 +16,7 @@ use crate::exit::Failure;
 use crate::report::Run;
 
 /// Segments that change all the time.
-const SMALL_SEGMENT_BYTES: u64 = 4 << 20;
+const SMALL_SEGMENT_BYTES: u64 = 2 << 20;
 /// Segments that last for one part. Two more of them are prepared, so this is a third of what is
 /// used on disk.
 const LARGE_SEGMENT_BYTES: u64 = 192 << 20;

@@ -11,6 +11,8 @@ use crate::report::slo::Objective;
 
 /// Length of one slice of the probe, both methods together.
 pub const PROBE_SLICE: Duration = Duration::from_millis(200);
+/// How long the sequential writer writes each time.
+pub const SEQUENTIAL_TIME: Duration = Duration::from_millis(250);
 /// The runs without `--only`.
 const DEFAULT_RUNS: [RunName; 4] = [RunName::Idle, RunName::Loaded, RunName::Open, RunName::Window];
 /// Of every part but the first: clients have to start again.

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
-use ringwal_engine::{Append, AppendBatch, Engine, Receipt, Receipts, Stream, StreamId};
+use ringwal_engine::{
+    Append, AppendBatch, AppendError, Engine, Receipt, Receipts, Stream, StreamId,
+};
 
 use super::receipts::{Lines, ReceiptFile};
 use crate::payload;
@@ -56,9 +58,23 @@ impl Writer {
         self.receipts.as_ref().map(|_| crc32c::crc32c(&self.payload))
     }
 
+    /// Forgets the record that was made last and could not be appended.
+    pub fn take_back(&mut self) {
+        self.next -= 1;
+    }
+
     /// Appends the record that was made last.
     pub fn append(&self) -> Result<Append> {
         self.stream.append(&self.payload).with_context(|| format!("append to stream {}", self.id))
+    }
+
+    /// As [`Writer::append`], but `None` when there is no room for it now.
+    pub fn try_append(&self) -> Result<Option<Append>> {
+        match self.stream.try_append(&self.payload) {
+            Ok(append) => Ok(Some(append)),
+            Err(AppendError::Full { .. }) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("append to stream {}", self.id)),
+        }
     }
 
     /// Makes the next `count` records, one behind the other.

@@ -185,8 +185,8 @@ mod tests {
             ],
         };
         let table = examination.table(false);
-        assert!(table.contains("ok       kernel     5.11       6.18"), "{table}");
-        assert!(table.contains("error    io_uring   available  EPERM"), "{table}");
+        assert!(table.contains("ok       kernel    5.11       6.18"), "{table}");
+        assert!(table.contains("error    io_uring  available  EPERM"), "{table}");
         assert!(table.contains("fix: sysctl kernel.io_uring_disabled=0"), "{table}");
         assert!(table.contains("cannot run here: 1 error."), "{table}");
         assert!(!table.contains('\x1b'));

@@ -66,6 +66,10 @@ fn file_system(file_system: &FileSystem) -> Check {
             "durability is that of the file system under its upper directory; use a volume on \
              ext4 or xfs",
         ),
+        FileSystemKind::CopyOnWrite if name == "btrfs" => check.severity(Severity::Warning).fix(
+            "copy-on-write is switched off for new segments, but a snapshot brings it back, and \
+             then an overwrite can fail with ENOSPC; use ext4 or xfs",
+        ),
         FileSystemKind::CopyOnWrite => check
             .severity(Severity::Warning)
             .fix("every overwrite allocates and can fail with ENOSPC; use ext4 or xfs"),

@@ -10,6 +10,7 @@ impl Device {
     /// directory, is there afterwards or not. Some cuts keep all or nothing, so that long writes
     /// are also seen whole.
     pub fn crash(&mut self) {
+        self.crashes += 1;
         let fate = match self.random.below(8) {
             0 => Some(Fate::Lost),
             1 => Some(Fate::Whole),

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::files::{check_operation, file_of, not_open, over_capacity, refuse};
 use super::super::{BufferMut, Completion, DirectoryEntry, FileId, Operation, Token};
@@ -46,6 +48,8 @@ pub(super) struct Device {
     pub random: Random,
     pub faults: Faults,
     pub now_ns: u64,
+    /// `now_ns`, for whoever shares the clock.
+    pub clock: Arc<AtomicU64>,
     pub stalled_until_ns: u64,
     /// Counts disks; an older one is dead.
     pub generation: u64,
@@ -62,6 +66,8 @@ pub(super) struct Device {
     /// Counts submitted operations, over all disks.
     pub operations: u64,
     pub crash_at: Option<u64>,
+    /// Power cuts so far.
+    pub crashes: u64,
     pub trace: u64,
 }
 
@@ -72,6 +78,7 @@ impl Device {
             options,
             faults: Faults::default(),
             now_ns: 0,
+            clock: Arc::default(),
             stalled_until_ns: 0,
             generation: 0,
             in_flight: Vec::new(),
@@ -84,8 +91,15 @@ impl Device {
             sequence: 0,
             operations: 0,
             crash_at: None,
+            crashes: 0,
             trace: 0,
         }
+    }
+
+    /// Lets time pass.
+    pub fn set_now(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
+        self.clock.store(now_ns, Ordering::Relaxed);
     }
 
     /// A new disk: what the one before had in flight is as after a kill, its files are closed.

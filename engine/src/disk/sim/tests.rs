@@ -253,14 +253,6 @@ fn a_seed_is_a_run_bit_for_bit() {
 }
 
 #[test]
-#[ignore = "a measurement: cycles of open, work and crash per second"]
-fn cycles_per_second() {
-    let begin = std::time::Instant::now();
-    churn(1, 20_000);
-    println!("{:.0} cycles/s", 20_000.0 / begin.elapsed().as_secs_f64());
-}
-
-#[test]
 fn a_reader_sees_the_volatile_view_until_the_disk_is_dead() {
     let sim = SimHandle::new(0);
     let mut disk = SimDisk::new(sim.clone());

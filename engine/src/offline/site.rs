@@ -1,0 +1,186 @@
+//! A directory as an offline tool holds it: its identity from whatever still tells it, its lock
+//! when that is wanted, and its shards' folders read-only.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::config::Options;
+use crate::directory::{Directory, ENGINE_FILE, lock};
+use crate::disk::BLOCK_BYTES;
+use crate::disk::blocking::{BlockingDisk, BlockingOptions};
+use crate::error::OpenError;
+use crate::format::{DATA_START, EngineHeader, FormatError, JournalEnd, SegmentHeader};
+use crate::opening::{Identity, Survey, survey};
+use crate::recovery::{Corruption, Damage};
+use crate::segments::segment_number;
+
+/// How a directory is held meanwhile.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub(super) enum Hold {
+    /// Not at all: an engine may run in it.
+    Not,
+    /// Others may read.
+    Shared,
+    /// Nobody else may.
+    Exclusive,
+}
+
+/// How long an engine that was just killed may keep the lock.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+
+/// See the module.
+pub(super) struct Site {
+    pub(super) directory: Directory,
+    pub(super) header: EngineHeader,
+    /// What is wrong with each of the two copies in the engine file.
+    pub(super) copies: [Option<FormatError>; 2],
+    /// Length of the engine file.
+    pub(super) engine_file_bytes: u64,
+}
+
+impl Site {
+    pub(super) fn open(path: &Path, hold: Hold) -> Result<Self, OpenError> {
+        Directory::check_path(path, true)?;
+        let looks_like_one = path.join(ENGINE_FILE).exists() || !shard_folders(path).is_empty();
+        if !looks_like_one {
+            return Err(OpenError::Missing { directory: path.to_owned() });
+        }
+        let lock = match hold {
+            Hold::Not => None,
+            Hold::Shared | Hold::Exclusive => {
+                let options =
+                    Options::new().read_only(hold == Hold::Shared).lock_wait(LOCK_WAIT);
+                lock(path, &options)?
+            }
+        };
+        let bytes = match fs::read(path.join(ENGINE_FILE)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            bytes => bytes.map_err(OpenError::io("read", path.join(ENGINE_FILE)))?,
+        };
+        let copies = [0, BLOCK_BYTES].map(|at| EngineHeader::verify(bytes.get(at..).unwrap_or(&[])));
+        for copy in &copies {
+            if let Err(error @ FormatError::Newer(..)) = copy {
+                let (file, found) = (path.join(ENGINE_FILE), error.to_string());
+                return Err(OpenError::NewerFormat { file, found });
+            }
+        }
+        let valid = copies.iter().find_map(|copy| copy.as_ref().ok().copied());
+        let header = valid.or_else(|| rebuilt_header(path)).ok_or_else(|| {
+            let what = "the file that names the engine is damaged, and no segment tells its \
+                        contents; restore it from a backup";
+            corrupt(path, ENGINE_FILE, what)
+        })?;
+        let directory = Directory {
+            path: path.to_owned(),
+            lock,
+            engine_id: header.engine_id,
+            shards: header.shards.get() as u16,
+            segment_bytes: header.segment_bytes.get(),
+        };
+        let copies = copies.map(Result::err);
+        Ok(Self { directory, header, copies, engine_file_bytes: bytes.len() as u64 })
+    }
+
+    /// Whether an engine has the directory now.
+    pub(super) fn is_in_use(path: &Path) -> bool {
+        let options = Options::new().read_only(true).lock_wait(Duration::ZERO);
+        matches!(lock(path, &options), Err(OpenError::InUse { .. }))
+    }
+
+    pub(super) fn identity(&self) -> Identity {
+        Identity {
+            engine_id: self.directory.engine_id,
+            segment_bytes: self.directory.segment_bytes,
+        }
+    }
+
+    pub(super) fn shards(&self) -> std::ops::Range<u16> {
+        0..self.directory.shards
+    }
+
+    /// Name of a shard's folder.
+    pub(super) fn shard_name(shard: u16) -> String {
+        format!("shard-{shard:02}")
+    }
+
+    /// The shard's folder, read-only; `None` when nothing has been put into any shard yet.
+    pub(super) fn disk(&self, shard: u16) -> Result<Option<BlockingDisk>, OpenError> {
+        let path = self.directory.shard_path(shard);
+        if !path.exists() {
+            if shard_folders(&self.directory.path).iter().all(|folder| !holds_segments(folder)) {
+                return Ok(None);
+            }
+            let what = "the folder of this shard is missing; restore it from a backup";
+            return Err(corrupt(&self.directory.path, &Self::shard_name(shard), what));
+        }
+        let options = BlockingOptions {
+            pool_bytes: BLOCK_BYTES,
+            slot_bytes: BLOCK_BYTES,
+            read_only: true,
+        };
+        BlockingDisk::open(&path, options).map(Some).map_err(OpenError::io("open", path))
+    }
+
+    /// What recovery makes of a shard, on a disk of its own.
+    pub(super) fn survey(
+        &self,
+        shard: u16,
+        forced: Option<JournalEnd>,
+        assumed: &HashMap<String, SegmentHeader>,
+    ) -> Result<Option<(BlockingDisk, Survey)>, OpenError> {
+        let Some(mut disk) = self.disk(shard)? else { return Ok(None) };
+        let path = self.directory.shard_path(shard);
+        let survey = survey(&mut disk, &path, shard, &self.identity(), forced, assumed)?;
+        Ok(Some((disk, survey)))
+    }
+}
+
+fn corrupt(path: &Path, file: &str, what: &str) -> OpenError {
+    OpenError::Corrupt(Box::new(Corruption {
+        directory: path.to_owned(),
+        damages: vec![Damage { file: file.to_owned(), bytes: 0..0, what: what.to_owned() }],
+        missing: Vec::new(),
+    }))
+}
+
+/// Folders of shards, in order.
+fn shard_folders(path: &Path) -> Vec<PathBuf> {
+    (0..=u16::from(u8::MAX))
+        .map(|shard| path.join(Site::shard_name(shard)))
+        .filter(|folder| folder.is_dir())
+        .collect()
+}
+
+fn segment_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_name().to_str().is_some_and(|name| segment_number(name).is_some()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+fn holds_segments(folder: &Path) -> bool {
+    !segment_files(folder).is_empty()
+}
+
+/// What the engine file said, from the headers of the segments; they must agree.
+fn rebuilt_header(path: &Path) -> Option<EngineHeader> {
+    let folders = shard_folders(path);
+    let mut told = None;
+    for file in folders.iter().flat_map(|folder| segment_files(folder)) {
+        let mut blocks = vec![0; DATA_START as usize];
+        let read = File::open(file).and_then(|mut file| file.read_exact(&mut blocks));
+        let copies = blocks.chunks(BLOCK_BYTES).filter_map(|copy| SegmentHeader::verify(copy).ok());
+        if let (Ok(()), Some(header)) = (read, copies.into_iter().next()) {
+            let tells = (header.engine_id, header.segment_bytes.get());
+            if *told.get_or_insert(tells) != tells {
+                return None;
+            }
+        }
+    }
+    let (engine_id, segment_bytes) = told?;
+    Some(EngineHeader::new(engine_id, folders.len() as u32, segment_bytes))
+}

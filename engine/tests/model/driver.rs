@@ -1,0 +1,546 @@
+//! One seeded run: a device, one shard after another on it, and everything that can happen to
+//! them. Every answer of the shard is compared with the [`Reference`].
+
+use std::time::Duration;
+
+use ringwal_engine::disk::sim::{Fault, Kind, SimDisk, SimHandle};
+use ringwal_engine::disk::{Disk, Pool};
+use ringwal_engine::{AppendError, Clock, EpochStart, OpenError, Shard};
+
+use super::random::Random;
+use super::reference::{Command, Reference, Token};
+use super::setup::Setup;
+
+/// What happened, for the report.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
+pub struct Counts {
+    /// Power cuts and deaths of the process.
+    pub crash_points: u64,
+    /// Of these: before the shard was open again.
+    pub while_opening: u64,
+    pub opens: u64,
+    pub closes: u64,
+    pub poisoned: u64,
+    pub full: u64,
+    pub acknowledged: u64,
+    pub kept_doubtful: u64,
+    pub refused: u64,
+    pub torn: u64,
+    pub moved: u64,
+    pub rotations: u64,
+    pub idle_seals: u64,
+}
+
+impl Counts {
+    pub fn add(&mut self, other: &Self) {
+        self.crash_points += other.crash_points;
+        self.while_opening += other.while_opening;
+        self.opens += other.opens;
+        self.closes += other.closes;
+        self.poisoned += other.poisoned;
+        self.full += other.full;
+        self.acknowledged += other.acknowledged;
+        self.kept_doubtful += other.kept_doubtful;
+        self.refused += other.refused;
+        self.torn += other.torn;
+        self.moved += other.moved;
+        self.rotations += other.rotations;
+        self.idle_seals += other.idle_seals;
+    }
+}
+
+/// The time that one turn of the loop may wait.
+const TURN: Duration = Duration::from_millis(2);
+/// Turns in which a healthy shard does everything that was asked for.
+const TURNS_MAX: usize = 20_000;
+
+/// A device and the shard on it.
+pub struct World {
+    pub setup: Setup,
+    pub random: Random,
+    pub sim: SimHandle,
+    pub reference: Reference,
+    pub counts: Counts,
+    shard: Option<Shard>,
+    pool: Option<Pool>,
+    /// A fault was made that may still come.
+    fault_armed: bool,
+    /// The device's room is bounded.
+    full: bool,
+    poisoned: bool,
+    /// The next open must say that the shard was closed.
+    closed: bool,
+    crashes_seen: u64,
+}
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let setup = Setup::new(seed, &mut random);
+        Self::with(seed, setup, random)
+    }
+
+    pub fn with(seed: u64, setup: Setup, random: Random) -> Self {
+        Self {
+            sim: SimHandle::with_options(setup.sim.clone()),
+            reference: Reference::new(seed, setup.wild, setup.streams.clone()),
+            setup,
+            random,
+            counts: Counts::default(),
+            shard: None,
+            pool: None,
+            fault_armed: false,
+            full: false,
+            poisoned: false,
+            closed: false,
+            crashes_seen: 0,
+        }
+    }
+
+    /// The whole run: lives, then healing.
+    pub fn run(&mut self, lives: u64) {
+        for _ in 0..lives {
+            self.open();
+            self.live();
+            self.end();
+        }
+        self.heal();
+        self.counts.acknowledged = self.reference.acknowledged;
+        self.counts.refused = self.reference.refused;
+    }
+
+    pub fn shard(&mut self) -> &mut Shard {
+        self.shard.as_mut().expect("the shard is open")
+    }
+
+    // Opening.
+
+    /// Opens, however often the machine goes down meanwhile, and checks what is there.
+    pub fn open(&mut self) {
+        for attempt in 0.. {
+            let unlucky = attempt < 5 && self.random.chance(300);
+            self.sim.crash_at(u64::MAX);
+            if unlucky {
+                let after = self.random.pick(&[6, 30, 60]);
+                self.sim.crash_at(self.sim.operations() + self.random.below(after));
+            } else if attempt < 5 && self.setup.faulty && self.random.chance(60) {
+                let at = self.sim.operations() + self.random.below(40);
+                self.sim.fail_at(at, libc::EIO);
+                self.fault_armed = true;
+            }
+            if !unlucky && !self.fault_armed && self.random.chance(100) {
+                self.open_read_only();
+            }
+            let options = self.setup.options(&mut self.random);
+            let (disk, pool) = self.disk();
+            let (id, length) = (self.setup.engine_id, self.setup.segment_bytes);
+            match options.open_on(disk, id, length, Clock::Manual(self.sim.clock())) {
+                Ok(shard) => {
+                    self.pool = Some(pool);
+                    self.adopt(shard);
+                    return;
+                }
+                Err(error) => self.open_failed(&error),
+            }
+        }
+    }
+
+    fn disk(&self) -> (Box<dyn Disk>, Pool) {
+        let disk = SimDisk::new(self.sim.clone());
+        let pool = disk.pool();
+        (Box::new(disk), pool)
+    }
+
+    fn open_failed(&mut self, error: &OpenError) {
+        let crashed = self.note_crashes();
+        self.counts.while_opening += crashed;
+        self.closed = false;
+        match error {
+            OpenError::Io { .. } if crashed > 0 || self.fault_armed => {}
+            OpenError::NoSpace { .. } if crashed > 0 || self.fault_armed => {}
+            OpenError::NoSpace { .. } if self.full => {
+                self.counts.full += 1;
+                self.heal_device();
+            }
+            other => panic!("open failed: {other}"),
+        }
+        self.sim.clear_faults();
+        self.fault_armed = false;
+    }
+
+    /// Power cuts that happened since the last look.
+    fn note_crashes(&mut self) -> u64 {
+        let crashed = self.sim.crashes() - self.crashes_seen;
+        self.crashes_seen += crashed;
+        self.counts.crash_points += crashed;
+        crashed
+    }
+
+    fn adopt(&mut self, shard: Shard) {
+        assert_eq!(self.note_crashes(), 0, "a dead machine was opened");
+        self.counts.opens += 1;
+        let report = shard.recovery();
+        self.counts.torn += u64::from(report.torn.is_some());
+        if std::mem::take(&mut self.closed) {
+            assert!(report.clean, "it was closed: {report:?}");
+        }
+        let shown = self.reference.show(&shard);
+        self.counts.kept_doubtful += self.reference.recover(&shown) as u64;
+        self.poisoned = false;
+        self.shard = Some(shard);
+    }
+
+    /// A look without a write shows the same as the open that follows.
+    fn open_read_only(&mut self) {
+        let options = self.setup.options(&mut self.random).read_only(true);
+        let (id, length) = (self.setup.engine_id, self.setup.segment_bytes);
+        let before = self.sim.list();
+        let looks = || {
+            let (disk, _) = self.disk();
+            let shard = options.open_on(disk, id, length, Clock::Manual(self.sim.clock()));
+            let shard = shard.expect("it can be read");
+            assert!(shard.recovery().damages.is_empty(), "{:?}", shard.recovery());
+            self.reference.show(&shard)
+        };
+        let shown = looks();
+        assert_eq!(shown, looks(), "two looks differ");
+        assert_eq!(before, self.sim.list(), "a look changed something");
+        self.reference.recover(&shown);
+    }
+
+    // Living.
+
+    /// Random actions until they are done or the shard is dead.
+    fn live(&mut self) {
+        if self.random.chance(400) {
+            let after = self.random.pick(&[20, 100, 400]);
+            self.sim.crash_at(self.sim.operations() + self.random.below(after));
+        }
+        for _ in 0..self.random.below(self.setup.actions) {
+            if self.poisoned {
+                break;
+            }
+            self.act();
+        }
+        if self.poisoned && !self.is_down() {
+            self.look_at_poisoned();
+        }
+    }
+
+    fn is_down(&self) -> bool {
+        self.sim.crashes() > self.crashes_seen
+    }
+
+    fn act(&mut self) {
+        match self.random.below(1000) {
+            0..330 => self.append(),
+            330..450 => self.append_batch(),
+            450..700 => self.turn(),
+            700..780 => self.trim(),
+            780..800 => self.cut(),
+            800..880 => self.read(),
+            880..920 => drop(self.drain()),
+            920..950 => self.idle(),
+            950..955 => self.sim.stall(Duration::from_secs(10)),
+            955..990 => self.check(),
+            _ if self.setup.faulty => self.make_fault(),
+            _ => self.turn(),
+        }
+    }
+
+    pub fn turn(&mut self) {
+        let result = self.shard().run_once(Some(TURN));
+        self.reference.settle();
+        if let Err(error) = result {
+            if !self.poisoned {
+                self.counts.poisoned += u64::from(!self.is_down());
+            }
+            assert!(self.is_down() || self.fault_armed, "poisoned without a fault: {error}");
+            self.poisoned = true;
+        } else {
+            assert!(!self.poisoned, "poison was forgotten");
+        }
+    }
+
+    fn length(&mut self) -> usize {
+        let max = self.setup.payload_bytes_max() as u64;
+        match self.random.below(100) {
+            0..3 if !self.setup.wild => 0,
+            3..5 => self.random.within(8..=max - 100) as usize,
+            _ => self.random.within(8..=self.setup.record_bytes) as usize,
+        }
+    }
+
+    pub fn append(&mut self) {
+        let stream = self.reference.pick_stream(&mut self.random);
+        if !self.setup.wild && self.reference.busy(stream).1 {
+            return self.turn();
+        }
+        let length = self.length();
+        self.append_to(stream, &[length]);
+    }
+
+    fn append_batch(&mut self) {
+        let stream = self.reference.pick_stream(&mut self.random);
+        if !self.setup.wild && self.reference.busy(stream).1 {
+            return self.turn();
+        }
+        let max = self.setup.payload_bytes_max();
+        let mut room = max;
+        let mut lengths = Vec::new();
+        for _ in 0..self.random.within(2..=20) {
+            let length = self.length();
+            if length + 4 > room {
+                break;
+            }
+            room -= length + 4;
+            lengths.push(length);
+        }
+        if !lengths.is_empty() {
+            self.append_to(stream, &lengths);
+        }
+    }
+
+    /// Appends records; false when they were not taken.
+    pub fn append_to(&mut self, stream: usize, lengths: &[usize]) -> bool {
+        let id = self.reference.ids[stream];
+        let (ids, payloads) = self.reference.make_records(lengths);
+        let outcome = match &payloads[..] {
+            [one] => self.shard().append(id, one).map(Token::One),
+            many => self.shard().append_batch(id, many).map(Token::Many),
+        };
+        self.begin(Command::Append { stream, ids }, outcome)
+    }
+
+    fn begin(&mut self, command: Command, outcome: Result<Token, AppendError>) -> bool {
+        match outcome {
+            Ok(token) => {
+                self.reference.begin(command, token);
+                return true;
+            }
+            Err(AppendError::Full { .. }) => {
+                assert!(!self.reference.is_settled(), "full of nothing");
+                self.turn();
+            }
+            Err(AppendError::NoSpace { .. }) => {
+                assert!(self.full || self.fault_armed, "no space on a wide disk");
+                self.counts.full += 1;
+                self.turn();
+            }
+            Err(AppendError::Poisoned(_)) => assert!(self.poisoned),
+            Err(error) => panic!("{command:?}: {error}"),
+        }
+        false
+    }
+
+    fn trim(&mut self) {
+        let stream = self.random.below(self.reference.ids.len() as u64) as usize;
+        // The first stream is seldom trimmed, so that its records keep segments alive.
+        let cold = stream == 0 && self.reference.ids.len() > 1 && !self.random.chance(50);
+        if cold || (!self.setup.wild && self.reference.busy(stream).1) {
+            return self.turn();
+        }
+        let facts = &self.reference.streams[stream];
+        let (from, end) = (facts.trimmed, facts.end());
+        let before = match self.random.below(3) {
+            0 => end,
+            1 => self.random.within(end - (end - from).min(5)..=end),
+            _ => self.random.within(from..=end),
+        };
+        self.trim_to(stream, before);
+    }
+
+    pub fn trim_to(&mut self, stream: usize, before: u64) -> bool {
+        let id = self.reference.ids[stream];
+        let outcome = self.shard().trim(id, before).map(Token::Change);
+        self.begin(Command::Trim { stream, before }, outcome)
+    }
+
+    fn cut(&mut self) {
+        let stream = self.random.below(self.reference.ids.len() as u64) as usize;
+        if !self.setup.wild && self.reference.busy(stream) != (false, false) {
+            return self.turn();
+        }
+        let facts = &self.reference.streams[stream];
+        let (from, end, epoch) = (facts.trimmed, facts.end(), facts.epoch);
+        let start = match self.random.below(3) {
+            0 => end,
+            1 => self.random.within(end - (end - from).min(5)..=end),
+            _ => self.random.within(from..=end),
+        };
+        let start = EpochStart { epoch: epoch + self.random.within(1..=3), start };
+        let id = self.reference.ids[stream];
+        let outcome = self.shard().truncate(id, start.start, start.epoch).map(Token::Change);
+        self.begin(Command::Cut { stream, start }, outcome);
+    }
+
+    fn read(&mut self) {
+        let stream = self.random.below(self.reference.ids.len() as u64) as usize;
+        let facts = &self.reference.streams[stream];
+        let (low, end) = (facts.trimmed.saturating_sub(2), facts.end());
+        let from = self.random.within(low..=end);
+        let until = from + self.random.within(0..=20);
+        // A reader's read can meet a read error that was meant for the shard.
+        if !self.fault_armed && !self.is_down() {
+            let shard = self.shard.as_ref().expect("the shard is open");
+            self.reference.check_read(shard, stream, from..until);
+        }
+    }
+
+    pub fn check(&mut self) {
+        let shard = self.shard.as_ref().expect("the shard is open");
+        self.reference.check_ends(shard);
+    }
+
+    /// Lets the shard do what it was asked for. False when it died or has no space.
+    pub fn drain(&mut self) -> bool {
+        for _ in 0..TURNS_MAX {
+            if self.reference.is_settled() {
+                self.check_memory();
+                return true;
+            }
+            if self.poisoned {
+                return false;
+            }
+            if (self.full || self.fault_armed) && self.random.chance(5) {
+                return false;
+            }
+            self.turn();
+        }
+        panic!("no progress: {:?}", self.shard().stats());
+    }
+
+    /// Nothing is under way, so every slot is back.
+    fn check_memory(&self) {
+        let pool = self.pool.as_ref().expect("the shard is open");
+        assert_eq!(pool.slots_free(), pool.slots(), "a batch buffer leaked");
+    }
+
+    fn idle(&mut self) {
+        for _ in 0..self.random.within(1..=30) {
+            if self.poisoned {
+                return;
+            }
+            self.turn();
+        }
+    }
+
+    fn make_fault(&mut self) {
+        self.fault_armed = true;
+        let kinds = [Kind::Write, Kind::Sync, Kind::SyncAll, Kind::Allocate, Kind::Open];
+        let more = [Kind::Remove, Kind::SyncDirectory, Kind::Read];
+        match self.random.below(6) {
+            0 | 1 => {
+                let blocks = self.random.below(3) as usize;
+                let bytes = blocks * 4096 + self.random.pick(&[0, 0, 0, 512]);
+                self.sim.fault_next(Kind::Write, Fault::Short(bytes));
+            }
+            2 => self.sim.fail_next(self.random.pick(&kinds), libc::EIO),
+            3 => self.sim.fail_next(self.random.pick(&more), libc::EIO),
+            4 => self.sim.fail_next(Kind::Allocate, libc::ENOSPC),
+            _ => {
+                let used: u64 = self.sim.list().iter().map(|entry| entry.length).sum();
+                let more = self.random.below(3) * self.setup.segment_bytes;
+                self.sim.set_capacity_bytes(Some(used + more));
+                self.full = true;
+            }
+        }
+    }
+
+    /// I-3: it takes nothing more, and what was durable can still be read.
+    fn look_at_poisoned(&mut self) {
+        self.sim.clear_faults();
+        self.check();
+        for stream in 0..self.reference.ids.len() {
+            let shard = self.shard.as_ref().expect("the shard is open");
+            let facts = &self.reference.streams[stream];
+            self.reference.check_read(shard, stream, facts.trimmed..facts.end());
+        }
+        assert!(!self.append_to(0, &[10]), "a poisoned shard takes a record");
+        self.turn();
+        assert!(self.reference.is_settled(), "a poisoned shard leaves nobody waiting");
+    }
+
+    // Dying.
+
+    /// The life ends, one way or another.
+    pub fn end(&mut self) {
+        let shard = self.shard.take().expect("the shard is open");
+        let stats = shard.stats();
+        self.counts.moved += stats.moved_records;
+        self.counts.rotations += stats.rotations;
+        self.counts.idle_seals += stats.idle_seals;
+        match self.random.below(10) {
+            _ if self.is_down() => shard.abandon(),
+            0..3 => self.close(shard),
+            3..6 => {
+                self.sim.kill();
+                self.counts.crash_points += 1;
+                shard.abandon();
+            }
+            _ => {
+                self.sim.crash();
+                shard.abandon();
+            }
+        }
+        self.reference.die();
+        self.note_crashes();
+        self.sim.clear_faults();
+        self.fault_armed = false;
+        if self.random.chance(500) {
+            self.heal_device();
+        }
+        self.check_memory();
+    }
+
+    fn close(&mut self, shard: Shard) {
+        self.counts.closes += 1;
+        let outcome = shard.close();
+        self.reference.settle();
+        assert!(self.is_down() || self.reference.is_settled(), "closing leaves nobody waiting");
+        match outcome {
+            Ok(_) => self.closed = !self.full && !self.fault_armed,
+            Err(error) => {
+                let excused = self.is_down() || self.fault_armed || self.poisoned;
+                assert!(excused, "closing failed: {error}");
+            }
+        }
+        if !self.is_down() && self.random.chance(500) {
+            self.sim.crash();
+        }
+    }
+
+    fn heal_device(&mut self) {
+        self.sim.set_capacity_bytes(None);
+        self.full = false;
+    }
+
+    /// Without any more faults there is progress, and space comes back.
+    fn heal(&mut self) {
+        self.heal_device();
+        self.sim.clear_faults();
+        self.fault_armed = false;
+        self.sim.crash_at(u64::MAX);
+        self.setup.faulty = false;
+        self.open();
+        self.sim.crash_at(u64::MAX);
+        for stream in 0..self.reference.ids.len() {
+            assert!(self.append_to(stream, &[100]));
+        }
+        assert!(self.drain());
+        for stream in 0..self.reference.ids.len() {
+            let end = self.reference.streams[stream].end();
+            assert!(self.trim_to(stream, end) || self.trim_to(stream, end));
+            assert!(self.drain());
+        }
+        for _ in 0..200 {
+            self.turn();
+        }
+        let segments = self.shard().stats().segments;
+        assert!(segments.live <= 3, "space does not come back: {segments:?}");
+        self.check();
+        self.end();
+        self.open();
+        self.end();
+    }
+}
