@@ -13,12 +13,14 @@ use ringwal_engine::{Append, Clock, Engine, Shard};
 
 /// Records of one sample: one batch and a bit.
 const RECORDS: u64 = 1_000;
+/// Long enough that few samples meet a rotation.
+const SEGMENT_BYTES: u64 = 64 << 20;
 
 fn main() {
     divan::main();
 }
 
-/// A shard on a simulated disk, which costs no device time.
+/// A shard on a simulated disk, which costs no device time, with its segments prepared.
 fn simulated_shard() -> Shard {
     let sim = SimHandle::with_options(SimOptions {
         pool_bytes: 8 << 20,
@@ -27,10 +29,14 @@ fn simulated_shard() -> Shard {
     });
     let disk = Box::new(SimDisk::new(sim));
     let clock = Clock::Manual(Arc::new(AtomicU64::new(0)));
-    options()
+    let mut shard = options()
         .idle_seal(None)
-        .open_on(disk, [1; 16], 8 << 20, clock)
-        .expect("an empty simulated disk opens")
+        .open_on(disk, [1; 16], SEGMENT_BYTES, clock)
+        .expect("an empty simulated disk opens");
+    while shard.stats().segments.prepared < 2 {
+        shard.run_once(None).expect("the simulated disk writes");
+    }
+    shard
 }
 
 /// Turns the loop until this token has its receipt, and drops what is not needed any more.
@@ -91,7 +97,7 @@ fn append_from_threads(bencher: Bencher<'_, '_>, threads: u64) {
 }
 
 /// The smallest cycle without a device: append, seal, complete, receipt.
-#[divan::bench(max_time = 1)]
+#[divan::bench(max_time = 1, sample_size = 64)]
 fn turn_of_the_loop(bencher: Bencher<'_, '_>) {
     let mut shard = simulated_shard();
     let mut records = 0_u64;

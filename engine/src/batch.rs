@@ -25,7 +25,6 @@ pub(crate) struct Filling {
     frames: Vec<Draft>,
     ticket: Arc<Ticket>,
     records: u64,
-    payload_bytes: u64,
     /// When its first command came, in the shard's nanoseconds.
     pub(crate) oldest_ns: u64,
     /// See [`crate::format::batch_flags`].
@@ -68,6 +67,15 @@ pub(crate) struct SealedFrame {
     pub(crate) position: usize,
     /// Bytes of header and payload.
     pub(crate) length: usize,
+    /// CRC of its header.
+    pub(crate) crc: u32,
+}
+
+impl SealedFrame {
+    /// Bytes of its records.
+    pub(crate) fn payload_bytes(&self) -> u64 {
+        (self.length - FRAME_HEADER_BYTES - self.count as usize * RECORD_PREFIX_BYTES) as u64
+    }
 }
 
 /// A batch whose bytes will never change.
@@ -130,7 +138,6 @@ impl Filling {
             frames: Vec::with_capacity(8),
             ticket: Arc::default(),
             records: 0,
-            payload_bytes: 0,
             oldest_ns: now_ns,
             flags: 0,
         }
@@ -191,7 +198,6 @@ impl Filling {
             count += 1;
         }
         let payload = position - start;
-        self.payload_bytes += (payload - count as usize * RECORD_PREFIX_BYTES) as u64;
         self.finish(payload, count)
     }
 
@@ -207,7 +213,6 @@ impl Filling {
         let start = self.length;
         self.buffer[start - FRAME_HEADER_BYTES..start].copy_from_slice(header.as_bytes());
         self.buffer[start..start + payload.len()].copy_from_slice(payload);
-        self.payload_bytes += payload.len() as u64;
         self.finish(payload.len(), header.count.get())
     }
 
@@ -270,6 +275,8 @@ impl Filling {
         for draft in frames {
             let (position, length) = (draft.position, FRAME_HEADER_BYTES + draft.payload_length);
             let outcome = self.seal_frame(&draft, streams, place.timestamp_ns);
+            let header = &self.buffer[position..position + FRAME_HEADER_BYTES];
+            frames_crc = crc32c::crc32c_append(frames_crc, header);
             if let (FrameOutcome::Placed { base, epoch }, true) = (&outcome, draft.count > 0) {
                 sealed_frames.push(SealedFrame {
                     stream: draft.stream,
@@ -278,6 +285,7 @@ impl Filling {
                     count: draft.count,
                     position,
                     length,
+                    crc: FrameHeader::stored_crc(header),
                 });
             }
             if let (DraftKind::Control { asked }, FrameOutcome::Placed { .. }) =
@@ -288,10 +296,9 @@ impl Filling {
                     None => controls.extend(self.facts(position, length)),
                 }
             }
-            let header = &self.buffer[position..position + FRAME_HEADER_BYTES];
-            frames_crc = crc32c::crc32c_append(frames_crc, header);
             outcomes.push(outcome);
         }
+        let payload_bytes = sealed_frames.iter().map(SealedFrame::payload_bytes).sum();
         let padded_length = self.padded_length();
         self.buffer[self.length..padded_length].fill(0);
         let crc = self.seal_batch_header(place, count, frames_crc);
@@ -306,7 +313,7 @@ impl Filling {
             outcomes,
             ticket: self.ticket,
             records: self.records,
-            payload_bytes: self.payload_bytes,
+            payload_bytes,
             oldest_ns: self.oldest_ns,
             moved: self.flags & crate::format::batch_flags::MOVED != 0,
         }

@@ -70,7 +70,7 @@ impl Default for Options {
             pool_bytes: 32 << 20,
             batch_bytes_max: 1 << 20,
             segments_ahead: 1,
-            segments_reserved: 1,
+            segments_reserved: 2,
             segments_free_max: 2,
             idle_seal: Some(Duration::from_millis(5)),
             lock_wait: Duration::from_secs(2),
@@ -176,7 +176,8 @@ impl Options {
     }
 
     /// Segments that only the engine's own records (trims, checkpoints) may use, so that a full
-    /// disk can be opened and trimmed. Default 1, 1 to 8.
+    /// disk can be opened and trimmed. Default 2, 1 to 8; with one, a full disk can be opened only
+    /// once before something is trimmed. Costs disk space.
     pub fn segments_reserved(mut self, segments_reserved: usize) -> Self {
         self.segments_reserved = segments_reserved;
         self

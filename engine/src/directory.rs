@@ -12,6 +12,8 @@ use crate::disk::BLOCK_BYTES;
 use crate::environment::{FileSystem, set_no_copy_on_write};
 use crate::error::OpenError;
 use crate::format::{EngineHeader, EngineId, FormatError};
+use crate::recovery::{Corruption, Damage};
+use crate::segments::segment_number;
 
 pub(crate) const ENGINE_FILE: &str = "engine";
 const LOCK_FILE: &str = "lock";
@@ -40,20 +42,29 @@ impl Directory {
                 if options.read_only {
                     return Err(OpenError::Missing { directory: path.to_owned() });
                 }
+                if shard_folders(path).iter().any(|folder| !segment_files(folder).is_empty()) {
+                    let what = "the file that names the engine is missing, and there are segments";
+                    return Err(corrupt(path, ENGINE_FILE, what));
+                }
                 Self::create(path, options)?
             }
             Err(error) => return Err(OpenError::io("read", path.join(ENGINE_FILE))(error)),
         };
-        let directory = Self {
+        let directory = Self::held(path, lock, &header);
+        directory.check_geometry(options)?;
+        directory.make_shards(options)?;
+        Ok(directory)
+    }
+
+    /// One whose lock and identity the caller has.
+    pub(crate) fn held(path: &Path, lock: Option<Arc<OwnedFd>>, header: &EngineHeader) -> Self {
+        Self {
             path: path.to_owned(),
             lock: Mutex::new(lock),
             engine_id: header.engine_id,
             shards: header.shards.get() as u16,
             segment_bytes: header.segment_bytes.get(),
-        };
-        directory.check_geometry(options)?;
-        directory.make_shards(options)?;
-        Ok(directory)
+        }
     }
 
     pub(crate) fn check_path(path: &Path, read_only: bool) -> Result<(), OpenError> {
@@ -86,9 +97,9 @@ impl Directory {
                 Err(error) => problem = error,
             }
         }
-        Err(OpenError::Corrupt(Box::new(crate::recovery::Corruption {
+        Err(OpenError::Corrupt(Box::new(Corruption {
             directory: path.to_owned(),
-            damages: vec![crate::recovery::Damage {
+            damages: vec![Damage {
                 file: ENGINE_FILE.into(),
                 bytes: 0..bytes.len() as u64,
                 what: format!("the file that names the engine is damaged ({problem})"),
@@ -136,8 +147,14 @@ impl Directory {
             return Ok(());
         }
         let mut created = false;
+        let used = shard_folders(&self.path).iter().any(|folder| !segment_files(folder).is_empty());
         for shard in 0..self.shards {
             let path = self.shard_path(shard);
+            if used && !path.exists() {
+                // All folders are made before the first segment.
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                return Err(corrupt(&self.path, &name, "the folder of this shard is missing"));
+            }
             match fs::create_dir(&path) {
                 Ok(()) => created = true,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -188,6 +205,32 @@ fn check_file_system(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// Folders of shards, in order.
+pub(crate) fn shard_folders(path: &Path) -> Vec<PathBuf> {
+    (0..=u16::from(u8::MAX))
+        .map(|shard| path.join(format!("shard-{shard:02}")))
+        .filter(|folder| folder.is_dir())
+        .collect()
+}
+
+/// Files of a shard's folder that are named like segments.
+pub(crate) fn segment_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_name().to_str().and_then(segment_number).is_some())
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// Damage to what the directory itself holds.
+pub(crate) fn corrupt(path: &Path, file: &str, what: &str) -> OpenError {
+    OpenError::Corrupt(Box::new(Corruption {
+        directory: path.to_owned(),
+        damages: vec![Damage { file: file.to_owned(), bytes: 0..0, what: what.to_owned() }],
+        missing: Vec::new(),
+    }))
+}
+
 fn sync_directory(path: &Path) -> Result<(), OpenError> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     File::open(path).and_then(|directory| directory.sync_all()).map_err(OpenError::io("sync", path))
@@ -233,7 +276,8 @@ pub(crate) fn lock(path: &Path, options: &Options) -> Result<Option<Arc<OwnedFd>
         std::thread::sleep(LOCK_POLL);
     }
     if !options.read_only {
-        write_holder(&opened).map_err(OpenError::io("write", &file_path))?;
+        // It only serves another's error message, and must not need space on a full disk.
+        let _ = write_holder(&opened);
     }
     Ok(Some(Arc::new(opened.into())))
 }

@@ -14,7 +14,7 @@ use crate::directory::Directory;
 use crate::error::{AppendError, CloseError, OpenError, ReadError, TrimError};
 use crate::format::VerifiedFrame;
 use crate::opening::RecoveryReport;
-use crate::queue::QueueState;
+use crate::queue::{Lane, QueueState};
 use crate::reader::{Records, Tail};
 use crate::receipt::{Append, AppendBatch, Change};
 use crate::shared::Shared;
@@ -259,7 +259,7 @@ impl Stream {
     /// Everything of [`AppendError`] but `Full`.
     pub fn append(&self, record: impl AsRef<[u8]>) -> Result<Append, AppendError> {
         let record = record.as_ref();
-        self.shared.wait_for_room(|| self.try_append(record))
+        self.shared.wait_for_room(Lane::Records, || self.try_append(record))
     }
 
     /// As [`Stream::append`], but never waits.
@@ -290,7 +290,7 @@ impl Stream {
         I::Item: AsRef<[u8]>,
     {
         let records: Vec<_> = records.into_iter().collect();
-        self.shared.wait_for_room(|| self.try_batch(&records))
+        self.shared.wait_for_room(Lane::Records, || self.try_batch(&records))
     }
 
     /// As [`Stream::append_batch`], but waits for room without blocking the thread.
@@ -348,7 +348,9 @@ impl Stream {
         if !is_ours {
             return Err(AppendError::BadFrame(crate::format::FormatError::Magic));
         }
-        self.shared.wait_for_room(|| self.shared.try_append_frame(&frame).map(AppendBatch))
+        self.shared.wait_for_room(Lane::Records, || {
+            self.shared.try_append_frame(&frame).map(AppendBatch)
+        })
     }
 
     /// The durable records of a range of offsets. An open end means the durable end of now; an
@@ -365,7 +367,8 @@ impl Stream {
         Tail::new(self.shared.clone(), self.stream, offset)
     }
 
-    /// Drops the records below `before` and waits until that is durable.
+    /// Drops the records below `before` and waits until that is durable. A trim has a way of its
+    /// own through the queue: it may overtake records that wait.
     ///
     /// # Errors
     /// When the stream is shorter, or the write fails.
@@ -392,8 +395,7 @@ impl Stream {
     }
 
     fn change(&self, change: Control) -> Result<Change, AppendError> {
-        self.shared
-            .wait_for_room(|| self.shared.try_change(self.stream, change.clone()).map(Change))
+        self.shared.wait_for_room(Lane::Controls, || self.shared.try_change(self.stream, change.clone()).map(Change))
     }
 
     /// First offset that is not trimmed.

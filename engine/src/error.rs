@@ -133,9 +133,10 @@ pub enum Refusal {
         /// Offset after the last.
         end: u64,
     },
-    /// The shard holds as many streams as one checkpoint of its segments can list.
+    /// The shard holds as many streams and epochs as one checkpoint of its segments can list.
     #[error(
-        "stream {stream} would be one too many: segments of this length allow {max} streams per shard; use fewer streams, more shards or longer segments"
+        "stream {stream}: one too many; segments of this length allow {max} streams per shard, each \
+         later epoch counted as one; use fewer streams, more shards or longer segments, or trim"
     )]
     TooManyStreams {
         /// Whose.

@@ -44,6 +44,9 @@ pub(crate) struct FooterBlocks {
 /// Lays entries, runs and footer out at the end of the segment.
 pub(crate) fn build(facts: &SealFacts, runs: Vec<(RunRecord, Vec<Entry>)>) -> FooterBlocks {
     let entries: usize = runs.iter().map(|(_, entries)| entries.len()).sum();
+    let indexed: u64 =
+        runs.iter().flat_map(|(_, entries)| entries).map(|entry| u64::from(entry.count)).sum();
+    assert_eq!(indexed, facts.records, "the index names every record");
     let entries_bytes = block_round_up(entries * ENTRY_BYTES);
     let runs_bytes = block_round_up(runs.len() * RUN_BYTES);
     let last_offset = FooterHeader::offset(facts.segment_bytes);
@@ -101,6 +104,7 @@ impl From<Entry> for EntryRecord {
             base_offset: entry.base.into(),
             count: entry.count.into(),
             position: entry.position.into(),
+            frame_crc: entry.frame_crc.into(),
         }
     }
 }
@@ -111,6 +115,7 @@ impl From<EntryRecord> for Entry {
             base: record.base_offset.get(),
             count: record.count.get(),
             position: record.position.get(),
+            frame_crc: record.frame_crc.get(),
         }
     }
 }
@@ -183,8 +188,8 @@ mod tests {
             frame_bytes: 300.into(),
         };
         let entries = vec![
-            Entry { base: 5, count: 2, position: 8256 },
-            Entry { base: 7, count: 1, position: 12352 },
+            Entry { base: 5, count: 2, position: 8256, frame_crc: 7 },
+            Entry { base: 7, count: 1, position: 12352, frame_crc: 8 },
         ];
         let blocks = build(&facts(), vec![(run, entries.clone())]);
         let footer =
@@ -199,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_segment_without_frames_has_a_footer_too() {
-        let blocks = build(&facts(), Vec::new());
+        let blocks = build(&SealFacts { records: 0, ..facts() }, Vec::new());
         assert_eq!(blocks.body_length, 0);
         assert!(FooterHeader::verify(&blocks.last, facts().seed, 1 << 20).is_ok());
     }

@@ -292,13 +292,16 @@ layout! {
 
 layout! {
     /// Where a frame of a sealed segment is.
-    pub struct EntryRecord: 16 {
+    pub struct EntryRecord: 20 {
         /// Offset of its first record.
         pub base_offset: U64,
         /// Number of records.
         pub count: U32,
         /// Byte offset of the frame header in the segment.
         pub position: U32,
+        /// `crc` of the frame header: a frame that an earlier life of the file left in the same
+        /// place, with the same offsets, is another one.
+        pub frame_crc: U32,
     }
 }
 
@@ -563,6 +566,21 @@ impl BatchHeader {
         Ok(header)
     }
 
+    /// Reads and checks the first header of a segment for the generation that it names itself: for
+    /// a segment whose own header is lost.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes.
+    pub fn verify_itself(
+        bytes: &[u8],
+        engine_id: &EngineId,
+        number: u64,
+    ) -> Result<Self, FormatError> {
+        let (unverified, _) = Self::read_from_prefix(bytes).map_err(|_| FormatError::Short)?;
+        let seed = SegmentSeed::new(engine_id, number, unverified.generation.get());
+        Self::verify(bytes, seed, DATA_START)
+    }
+
     /// Bytes of the batch on disk: whole blocks.
     pub fn padded_length(&self) -> usize {
         crate::disk::block_round_up(self.length.get() as usize)
@@ -597,6 +615,11 @@ impl FrameHeader {
         };
         header.crc = header.own_crc().into();
         header
+    }
+
+    /// The CRC in the bytes of a header.
+    pub fn stored_crc(header: &[u8]) -> u32 {
+        u32::from_le_bytes([header[4], header[5], header[6], header[7]])
     }
 
     fn own_crc(&self) -> u32 {

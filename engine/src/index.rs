@@ -29,6 +29,8 @@ pub(crate) struct Entry {
     pub(crate) count: u32,
     /// Byte of the frame header in the segment.
     pub(crate) position: u32,
+    /// CRC of the frame header.
+    pub(crate) frame_crc: u32,
 }
 
 impl Entry {
@@ -222,7 +224,7 @@ impl Index {
         let entries = entries.entry((frame.stream, frame.epoch)).or_default();
         let position =
             u32::try_from(batch_offset + frame.position as u64).expect("segments are below 4 GiB");
-        let entry = Entry { base: frame.base, count: frame.count, position };
+        let entry = Entry { base: frame.base, count: frame.count, position, frame_crc: frame.crc };
         let at = match entries.last() {
             Some(last) if last.base > frame.base => {
                 entries.partition_point(|other| other.base < frame.base)
@@ -481,7 +483,7 @@ mod tests {
 
     fn frame(stream: u64, epoch: u64, base: u64, count: u32) -> SealedFrame {
         let stream = StreamId::new(stream);
-        SealedFrame { stream, epoch, base, count, position: 64, length: 100 }
+        SealedFrame { stream, epoch, base, count, position: 64, length: 100, crc: 0 }
     }
 
     fn index(generations: &[u64]) -> Index {

@@ -20,13 +20,16 @@ pub(crate) const LIVE_SHARE: u64 = 8;
 /// Stragglers that are left alone while there is space: moving costs writes.
 const STRAGGLERS_KEPT: usize = 2;
 
+/// Byte of a frame header in its segment, and the header's CRC.
+type Place = (u32, u32);
+
 #[derive(Debug)]
 enum Stage {
     Idle,
     /// Reading the segment's index.
     Index,
     /// Reading the frames at these bytes, in order.
-    Frames(VecDeque<u32>),
+    Frames(VecDeque<Place>),
     /// Everything was handed over; waiting until it is durable.
     Draining,
 }
@@ -73,7 +76,7 @@ impl Mover {
             }
             Stage::Index => None,
             Stage::Frames(positions) => {
-                let position = u64::from(*positions.front()?);
+                let position = u64::from(positions.front()?.0);
                 let from = position / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
                 let left = (self.segment_bytes - from) as usize;
                 Some(self.read(from, left.min(self.batch_bytes + 2 * BLOCK_BYTES)))
@@ -163,7 +166,7 @@ impl Mover {
     }
 
     /// Bytes of the frames that still hold a live record.
-    fn frames_to_move(&self, bytes: &[u8], from: u64, index: &Index) -> Option<VecDeque<u32>> {
+    fn frames_to_move(&self, bytes: &[u8], from: u64, index: &Index) -> Option<VecDeque<Place>> {
         let sealed = index.segments.get(&self.generation)?.sealed_index()?;
         let footer_at = (FooterHeader::offset(self.segment_bytes) - from) as usize;
         let runs_at = (sealed.runs_offset - from) as usize;
@@ -190,7 +193,7 @@ impl Mover {
                         && entry.base < span.end
                 });
                 if is_live {
-                    positions.push(entry.position);
+                    positions.push((entry.position, entry.frame_crc));
                 }
             }
         }
@@ -199,14 +202,16 @@ impl Mover {
     }
 
     /// Copies the frames at hand into a batch; at least the first, or the segment is damaged.
-    fn carry_on(&self, bytes: &[u8], from: u64, positions: &mut VecDeque<u32>) -> Option<Filling> {
+    fn carry_on(&self, bytes: &[u8], from: u64, positions: &mut VecDeque<Place>) -> Option<Filling> {
         let mut filling = Filling::new(BufferMut::allocate(self.batch_bytes), 0);
         filling.flags |= batch_flags::MOVED;
-        while let Some(position) = positions.front() {
+        while let Some((position, crc)) = positions.front() {
             let at = (u64::from(*position) - from) as usize;
             let frame = bytes.get(at..).and_then(|bytes| VerifiedFrame::verify(bytes).ok());
             let frame = frame.filter(|frame| {
-                frame.kind == FrameKind::Data && filling.has_room_for_frame(frame.payload.len())
+                frame.kind == FrameKind::Data
+                    && frame.header.crc.get() == *crc
+                    && filling.has_room_for_frame(frame.payload.len())
             });
             let Some(frame) = frame else { break };
             filling.push_frame(&frame.header, frame.payload, true);

@@ -16,14 +16,14 @@ use crate::error::OpenError;
 use crate::flush::Flush;
 use crate::footer::{SealFacts, build, read_runs};
 use crate::format::{
-    AnchorHeader, DATA_START, EngineId, FooterHeader, FormatError, JournalEnd, RUN_BYTES,
-    RunRecord, SegmentHeader, SegmentSeed,
+    AnchorHeader, BatchHeader, DATA_START, EngineId, FooterHeader, FormatError, JournalEnd,
+    RUN_BYTES, RunRecord, SegmentHeader, SegmentSeed,
 };
 use crate::queue::QueueState;
 use crate::recovery::{
     Corruption, Damage, FoundSegment, Plan, Recovered, Walk, WalkedContents, WalkedSegment,
 };
-use crate::scan::SegmentScan;
+use crate::scan::{FirstCheckpoint, SegmentScan, first_checkpoint};
 use crate::segments::{Segments, SegmentsConfig, segment_number};
 use crate::shard::{LoopOptions, ShardLoop, Start};
 use crate::shared::Shared;
@@ -32,6 +32,8 @@ use crate::stream::StreamTable;
 
 /// Bytes of one read while scanning.
 const CHUNK_BYTES: usize = 1 << 20;
+/// Bytes read first when a checkpoint is looked for.
+const FIRST_BYTES: usize = 16 << 10;
 /// Reads in flight while scanning.
 const CHUNKS_AHEAD: usize = 4;
 pub(crate) const ANCHOR: &str = "anchor";
@@ -82,7 +84,9 @@ pub(crate) struct Opened {
 pub(crate) enum Driven {
     Loop(Box<ShardLoop>),
     /// Nothing: readers have their own way to the files. A simulated disk must live for them.
-    ReadOnly { _disk: Box<dyn Disk> },
+    ReadOnly {
+        _disk: Box<dyn Disk>,
+    },
 }
 
 struct Opening<'a> {
@@ -95,6 +99,8 @@ struct Opening<'a> {
     damages: Vec<Damage>,
     /// Files without a valid header: number, file.
     unfinished: Vec<(u64, FileId)>,
+    /// Of those, the ones that hold a batch: number and generation.
+    headless: Vec<(u64, u64)>,
     number_max: Option<u64>,
     /// Headers to believe in place of what these files hold; empty unless a repair is weighed.
     assumed: HashMap<String, SegmentHeader>,
@@ -204,6 +210,7 @@ impl<'a> Opening<'a> {
             scanned_segments: 0,
             damages: Vec::new(),
             unfinished: Vec::new(),
+            headless: Vec::new(),
             number_max: None,
             assumed: HashMap::new(),
         }
@@ -218,11 +225,14 @@ impl Opening<'_> {
         forced: Option<JournalEnd>,
     ) -> Result<(Plan, Recovered), OpenError> {
         let found = self.find_segments()?;
-        let plan = Plan::new(found, anchor.as_ref(), forced);
+        let mut plan = Plan::new(found, anchor.as_ref(), forced);
+        plan.headless = std::mem::take(&mut self.headless);
+        if let Some((generation, listed)) = self.newest_checkpoint(&plan)? {
+            plan.leave_out_stale(generation, &listed);
+        }
         let mut recovered = self.walk(&plan, anchor.filter(|_| forced.is_none()))?;
         recovered.index.engine_id = self.identity.engine_id;
-        recovered.index.straggler_bytes =
-            self.identity.segment_bytes / crate::mover::LIVE_SHARE;
+        recovered.index.straggler_bytes = self.identity.segment_bytes / crate::mover::LIVE_SHARE;
         Ok((plan, recovered))
     }
 
@@ -306,7 +316,7 @@ impl Opening<'_> {
             let Some(number) = segment_number(&entry.name) else { continue };
             self.number_max = self.number_max.max(Some(number));
             let file = self.open_file(&entry.name, false)?;
-            let blocks = self.read(&entry.name, file, 0, DATA_START as usize)?;
+            let blocks = self.read(&entry.name, file, 0, DATA_START as usize + BLOCK_BYTES)?;
             let known_damages = self.damages.len();
             let header = match self.assumed.get(&entry.name) {
                 Some(assumed) => Some(*assumed),
@@ -320,7 +330,10 @@ impl Opening<'_> {
                 }
                 // A foreign file is left alone.
                 None if self.damages.len() > known_damages => {}
-                None => self.unfinished.push((number, file)),
+                None => {
+                    self.headless.extend(self.first_generation(number, &blocks));
+                    self.unfinished.push((number, file));
+                }
             }
         }
         Ok(found)
@@ -334,7 +347,7 @@ impl Opening<'_> {
         blocks: &[u8],
     ) -> Result<Option<SegmentHeader>, OpenError> {
         let mut header = None;
-        for block in blocks.chunks(BLOCK_BYTES) {
+        for block in blocks.chunks(BLOCK_BYTES).take(2) {
             match SegmentHeader::verify(block) {
                 Ok(valid) => header = header.or(Some(valid)),
                 Err(FormatError::Newer(major, minor, bits)) => {
@@ -359,6 +372,13 @@ impl Opening<'_> {
             return Ok(None);
         }
         Ok(Some(header))
+    }
+
+    /// Number and generation of a segment without a header, as its first batch tells them.
+    fn first_generation(&self, number: u64, blocks: &[u8]) -> Option<(u64, u64)> {
+        let first = blocks.get(DATA_START as usize..)?;
+        let batch = BatchHeader::verify_itself(first, &self.identity.engine_id, number).ok()?;
+        Some((number, batch.generation.get()))
     }
 
     fn check_length(&mut self, name: &str, length: u64) {
@@ -396,10 +416,35 @@ impl Opening<'_> {
         Ok(read_runs(footer, &bytes).ok())
     }
 
+    /// The newest complete checkpoint at the start of a segment: its generation, and the
+    /// generations that it lists.
+    fn newest_checkpoint(
+        &mut self,
+        plan: &Plan,
+    ) -> Result<Option<(u64, HashSet<u64>)>, OpenError> {
+        for found in plan.segments.iter().rev() {
+            let limit = plan.limit(found).unwrap_or(self.identity.segment_bytes);
+            let left = limit.saturating_sub(DATA_START) as usize;
+            let mut length = FIRST_BYTES.min(left);
+            loop {
+                let bytes = self.read(&found.name, found.file, DATA_START, length)?;
+                let all = length == left;
+                match first_checkpoint(&bytes, all, found.header.seed(), found.generation()) {
+                    FirstCheckpoint::Lists(listed) => {
+                        return Ok(Some((found.generation(), listed)));
+                    }
+                    FirstCheckpoint::NeedBytes if !all => length = (4 * length).min(left),
+                    FirstCheckpoint::NeedBytes | FirstCheckpoint::Nothing => break,
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// Feeds the whole journal to recovery.
     fn walk(&mut self, plan: &Plan, anchor: Option<AnchorHeader>) -> Result<Recovered, OpenError> {
         let mut walk = Walk::new(plan, anchor);
-        let mut nothing_behind = false;
+        let mut untouched = None;
         for found in &plan.segments {
             let limit = plan.limit(found);
             let sealed = found
@@ -411,14 +456,21 @@ impl Opening<'_> {
                 walk.handle_sealed(found, footer, runs);
                 continue;
             }
+            if walk.is_behind_the_end(found) {
+                walk.leave_out(found);
+                continue;
+            }
             walk.begin_scan(found);
-            if nothing_behind {
-                // Segments are used in order: behind an unused one there is no batch.
+            let incarnation = found.header.incarnation.get();
+            if untouched == Some(incarnation) {
+                // An incarnation uses its segments in order: behind an unused one is no batch.
                 continue;
             }
             let limit = limit.unwrap_or(self.identity.segment_bytes);
             self.scan(found, DATA_START..limit, &mut walk)?;
-            nothing_behind = walk.last_segment_is_untouched();
+            if walk.last_segment_is_untouched() {
+                untouched = Some(incarnation);
+            }
         }
         while let Some((found, bytes)) = walk.poll_state_source() {
             self.scan(&found, bytes, &mut walk)?;
@@ -497,19 +549,33 @@ impl Opening<'_> {
         anchor_file: Option<FileId>,
         options: &Options,
     ) -> Result<Start, OpenError> {
-        for segment in &recovered.live {
-            if let WalkedContents::Scanned(_) = &segment.contents {
+        // Footers are written one after another, so only the newest may have been under way.
+        let is_sealed = |segment: &WalkedSegment| {
+            matches!(segment.contents, WalkedContents::Sealed(..))
+        };
+        let newest_sealed = recovered.live.iter().rposition(is_sealed);
+        for (at, segment) in recovered.live.iter().enumerate() {
+            if !is_sealed(segment) || Some(at) == newest_sealed {
                 // What a killed process wrote may not be on the device yet.
                 let sync = Operation::Sync { file: segment.found.file };
                 self.run("fdatasync", &segment.found.name, sync)?;
             }
         }
-        for segment in &recovered.live {
+        for (at, segment) in recovered.live.iter().enumerate() {
             if let WalkedContents::Scanned(_) = &segment.contents {
-                let footer = self.seal(segment, &recovered.index)?;
+                let next = recovered.live.get(at + 1).map(|next| &next.found);
+                let successor = next.map(|next| (next.number(), next.generation()));
+                let footer = self.seal(segment, successor, &recovered.index)?;
                 recovered.index.seal_segment(segment.found.generation(), &footer);
             }
         }
+        // A new journal has no records to restart with; that there is space is enough to begin.
+        let wanted = (options.segments_ahead + options.segments_reserved + 1) as u64;
+        let first_takes_records = recovered.live.is_empty()
+            && self
+                .disk
+                .free_bytes()
+                .is_ok_and(|free| free >= wanted * self.identity.segment_bytes);
         let incarnation = plan.incarnation + 1;
         let mut segments = self.segments(plan, recovered, incarnation, options);
         let first = loop {
@@ -527,7 +593,7 @@ impl Opening<'_> {
             segments.handle_completion(result, 0);
         };
         self.write_anchor(anchor_file, incarnation, first.number, first.generation)?;
-        let streams_max = (self.identity.segment_bytes / 2 / 64) as usize;
+        let epochs_max = (self.identity.segment_bytes / 2 / 64) as usize;
         let live = recovered
             .live
             .iter()
@@ -535,7 +601,8 @@ impl Opening<'_> {
             .collect();
         Ok(Start {
             flush: Flush::new(options.sync, options.flush_slots, recovered.end.sequence),
-            streams: StreamTable::new(std::mem::take(&mut recovered.streams), streams_max),
+            first_takes_records,
+            streams: StreamTable::new(std::mem::take(&mut recovered.streams), epochs_max),
             segments,
             first,
             end: recovered.end,
@@ -548,6 +615,7 @@ impl Opening<'_> {
     fn seal(
         &mut self,
         segment: &WalkedSegment,
+        successor: Option<(u64, u64)>,
         index: &crate::index::Index,
     ) -> Result<FooterHeader, OpenError> {
         let (number, generation) = (segment.found.number(), segment.found.generation());
@@ -561,7 +629,7 @@ impl Opening<'_> {
             last_crc: segment.last_crc,
             end_offset: segment.end_offset,
             checkpoint_offset: 0,
-            successor: None,
+            successor,
             records: segment.records,
             payload_bytes: segment.payload_bytes,
         };

@@ -94,6 +94,17 @@ impl Shard {
         Self { shared, driven, report, _directory: directory }
     }
 
+    /// Opens one shard of a directory that is locked already, whatever the others are like: for
+    /// repairing.
+    pub(crate) fn open_in(
+        directory: Directory,
+        shard: u16,
+        options: &Options,
+    ) -> Result<Self, OpenError> {
+        let opened = crate::thread::open(&directory, shard, options, Clock::real())?;
+        Ok(Self::new(opened, Some(directory)))
+    }
+
     /// Copies a record into the next batch and fixes its order; never waits.
     ///
     /// # Errors

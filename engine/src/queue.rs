@@ -14,10 +14,20 @@ use crate::format::{BATCH_HEADER_BYTES, VerifiedFrame};
 use crate::receipt::Place;
 use crate::stream::StreamId;
 
-/// Slots that records leave for batches in flight, controls and the engine's own records.
+/// Slots of the pool that waiting records leave free.
 const SLOTS_KEPT: usize = 3;
+/// Batches of trims and cuts that may wait; they have memory of their own.
+const CONTROL_BATCHES_MAX: usize = 3;
 /// Bytes of a batch of trims and cuts.
 const CONTROL_BATCH_BYTES: usize = 64 << 10;
+
+/// The two ways through the queue.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub(crate) enum Lane {
+    Records,
+    /// Trims and cuts.
+    Controls,
+}
 
 /// Whether commands are taken.
 #[derive(Clone, Debug)]
@@ -39,8 +49,9 @@ pub(crate) struct Queue {
     pub(crate) state: QueueState,
     /// Set while records wait for a segment that cannot be prepared: why.
     pub(crate) no_space: Option<String>,
-    /// Threads and tasks that wait for room.
-    pub(crate) threads_waiting: usize,
+    /// Threads that wait for room in each lane, since they were woken last.
+    records_waiting: usize,
+    controls_waiting: usize,
     tasks_waiting: Vec<Waker>,
 }
 
@@ -53,7 +64,8 @@ impl Queue {
             controls: VecDeque::new(),
             state,
             no_space: None,
-            threads_waiting: 0,
+            records_waiting: 0,
+            controls_waiting: 0,
             tasks_waiting: Vec::new(),
         }
     }
@@ -105,7 +117,7 @@ impl Queue {
         self.admit(0)?;
         let full = self.controls.back().is_none_or(|filling| !filling.has_room(stream, 128));
         if full {
-            if self.controls.len() >= SLOTS_KEPT {
+            if self.controls.len() >= CONTROL_BATCHES_MAX {
                 return Err(self.full());
             }
             let bytes = CONTROL_BATCH_BYTES.min(self.pool.slot_bytes());
@@ -195,21 +207,44 @@ impl Queue {
 
     /// Calls `waker` when there may be room.
     pub(crate) fn wait_for_room(&mut self, waker: &Waker) {
-        self.tasks_waiting.push(waker.clone());
+        if !self.tasks_waiting.iter().any(|task| task.will_wake(waker)) {
+            self.tasks_waiting.push(waker.clone());
+        }
     }
 
-    /// Whether an append that was refused as [`AppendError::Full`] is worth another try.
-    pub(crate) fn has_room_now(&self) -> bool {
-        if self.no_space.is_some() || !matches!(self.state, QueueState::Open) {
+    /// Whether a command that was refused as [`AppendError::Full`] is worth another try.
+    pub(crate) fn has_room_now(&self, lane: Lane) -> bool {
+        if !matches!(self.state, QueueState::Open) {
             return true;
         }
-        self.pool.starve();
-        self.pool.slots_free() > SLOTS_KEPT && self.controls.len() < SLOTS_KEPT
+        match lane {
+            Lane::Controls => self.controls.len() < CONTROL_BATCHES_MAX,
+            Lane::Records if self.no_space.is_some() => true,
+            Lane::Records => {
+                self.pool.starve();
+                self.pool.slots_free() > SLOTS_KEPT
+            }
+        }
     }
 
-    /// Whether someone waits for room.
-    pub(crate) fn has_waiters(&self) -> bool {
-        self.threads_waiting > 0 || !self.tasks_waiting.is_empty()
+    /// Whether someone waits for room and may find some.
+    pub(crate) fn is_worth_waking(&self) -> bool {
+        let records = self.records_waiting > 0 || !self.tasks_waiting.is_empty();
+        (records && self.has_room_now(Lane::Records))
+            || (self.controls_waiting > 0 && self.has_room_now(Lane::Controls))
+    }
+
+    /// Counts a thread that goes to sleep until there is room.
+    pub(crate) fn note_waiting(&mut self, lane: Lane) {
+        match lane {
+            Lane::Records => self.records_waiting += 1,
+            Lane::Controls => self.controls_waiting += 1,
+        }
+    }
+
+    /// Forgets the threads that wait, who are being woken: whether there were any.
+    pub(crate) fn take_threads(&mut self) -> bool {
+        std::mem::take(&mut self.records_waiting) + std::mem::take(&mut self.controls_waiting) > 0
     }
 
     /// Takes the tasks that wait for room.

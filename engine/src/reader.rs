@@ -23,10 +23,10 @@ use crate::segments::segment_name;
 use crate::shared::Shared;
 use crate::stream::StreamId;
 
-/// Bytes read at once when records are read in order.
-const READ_AHEAD_BYTES: usize = 256 << 10;
-/// Bytes read for the first record of a reader.
-const READ_FIRST_BYTES: usize = 16 << 10;
+/// Bytes read at once when the frames that follow lie close together.
+const READ_AHEAD_BYTES: u64 = 256 << 10;
+/// Frames of other streams between two of this one that are read along rather than skipped.
+const READ_GAP_BYTES: u64 = 8 << 10;
 
 /// A durable record. Its payload is a slice of the block that was read; nothing is copied.
 #[derive(Clone, Debug)]
@@ -103,6 +103,8 @@ pub(crate) struct Reader {
     entries: VecDeque<Entry>,
     location: Option<Location>,
     chunk: Option<Chunk>,
+    /// Length of the last frame.
+    frame_bytes: usize,
 }
 
 /// Bytes that were not what the index promised.
@@ -115,7 +117,7 @@ enum Broken {
 impl Reader {
     pub(crate) fn new(shared: Arc<Shared>, stream: StreamId, next: u64) -> Self {
         let (entries, location) = (VecDeque::new(), None);
-        Self { shared, stream, next, frame: None, entries, location, chunk: None }
+        Self { shared, stream, next, frame: None, entries, location, chunk: None, frame_bytes: 0 }
     }
 
     /// Offset of the record that comes next.
@@ -141,7 +143,7 @@ impl Reader {
                 Ok(false) => return Ok(None),
                 Err(Broken::Stale) => {
                     self.entries.clear();
-                    self.forget_chunk();
+                    self.chunk = None;
                 }
                 Err(Broken::Error(error)) => return Err(error),
             }
@@ -173,7 +175,8 @@ impl Reader {
     /// Makes the frame that holds the next record the current one. False when it is not durable.
     fn load_frame(&mut self) -> Result<bool, Broken> {
         if self
-            .entries.front()
+            .entries
+            .front()
             .is_none_or(|entry| self.next < entry.base || self.next >= entry.end())
         {
             let position = self
@@ -196,6 +199,7 @@ impl Reader {
         }
         let Some(entry) = self.entries.pop_front() else { return Ok(true) };
         let frame = self.read_frame(&location, entry)?;
+        self.frame_bytes = frame.bytes.len();
         self.check_still_there(&location)?;
         self.frame = Some(frame);
         Ok(true)
@@ -273,15 +277,8 @@ impl Reader {
         {
             return Ok(frame);
         }
-        self.forget_chunk();
+        self.chunk = None;
         self.read_frame_once(location, entry)
-    }
-
-    /// Reading goes on in order, so the next chunk is a long one.
-    fn forget_chunk(&mut self) {
-        if let Some(chunk) = &mut self.chunk {
-            chunk.length = 0;
-        }
     }
 
     /// Reads and verifies a frame.
@@ -318,7 +315,8 @@ impl Reader {
             && header.stream.get() == self.stream.get()
             && header.epoch.get() == location.epoch
             && header.base_offset.get() == entry.base
-            && header.count.get() == entry.count;
+            && header.count.get() == entry.count
+            && header.crc.get() == entry.frame_crc;
         if !expected {
             self.check_still_there(location)?;
             let position = u64::from(entry.position);
@@ -351,16 +349,30 @@ impl Reader {
             return Ok(chunk.buffer.to_bytes().slice(at..chunk.length));
         }
         let from = position / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
-        let ahead = if self.chunk.is_some() { READ_AHEAD_BYTES } else { READ_FIRST_BYTES };
         let left = (self.shared.segment_bytes - from) as usize;
-        let needed = block_round_up((position - from) as usize + wanted);
-        let length = needed.max(ahead).min(left);
+        let end = self.read_ahead_until(position, position + wanted as u64);
+        let length = block_round_up((end - from) as usize).min(left);
         let (buffer, length) = self.read_buffer(location.file, location, from, length)?;
         let buffer = buffer.freeze();
         let at = ((position - from) as usize).min(length);
         let bytes = buffer.to_bytes().slice(at..length);
         self.chunk = Some(Chunk { generation: location.generation, from, buffer, length });
         Ok(bytes)
+    }
+
+    /// How far to read for the frame at `position`: over those that follow closely, taking each
+    /// to be as long as the last.
+    fn read_ahead_until(&self, position: u64, needed: u64) -> u64 {
+        let guess = self.frame_bytes.max(BLOCK_BYTES) as u64;
+        let mut end = needed.max(position + guess);
+        for entry in &self.entries {
+            let next = u64::from(entry.position);
+            if next < position || next > end + READ_GAP_BYTES || end > position + READ_AHEAD_BYTES {
+                break;
+            }
+            end = end.max(next + guess);
+        }
+        end
     }
 
     fn read(&self, location: &Location, from: u64, length: usize) -> Result<Vec<u8>, Broken> {

@@ -102,8 +102,12 @@ pub(crate) struct Plan {
     pub(crate) unused: Vec<FoundSegment>,
     /// End of all incarnations but the newest, when the newest one's first segment says so.
     pub(crate) predecessor: Option<JournalEnd>,
+    /// The generation that begins behind that end; it says nothing about later ones.
+    predecessor_until: u64,
     pub(crate) incarnation: u64,
     pub(crate) generation_max: u64,
+    /// Number and generation of segments that hold batches and have lost their header.
+    pub(crate) headless: Vec<(u64, u64)>,
 }
 
 impl Plan {
@@ -115,14 +119,18 @@ impl Plan {
     ) -> Self {
         let incarnation_of = |segment: &FoundSegment| segment.header.incarnation.get();
         let newest = found.iter().map(incarnation_of).max().unwrap_or(0);
-        let predecessor = end.or_else(|| {
-            found
-                .iter()
-                .filter(|segment| incarnation_of(segment) == newest)
-                .find_map(|segment| segment.header.predecessor())
-        });
+        let named = found
+            .iter()
+            .filter(|segment| incarnation_of(segment) == newest)
+            .find_map(|segment| Some((segment.header.predecessor()?, segment.generation())));
+        let (predecessor, predecessor_until) = match (end, named) {
+            (Some(end), _) => (Some(end), u64::MAX),
+            (None, Some((end, first))) => (Some(end), first),
+            (None, None) => (None, 0),
+        };
         let mut plan = Self {
             predecessor,
+            predecessor_until,
             incarnation: newest.max(anchor.map_or(0, |anchor| anchor.incarnation.get())),
             generation_max: found
                 .iter()
@@ -139,6 +147,19 @@ impl Plan {
         (plan.unused, plan.segments) = found.into_iter().partition(behind);
         plan.segments.sort_by_key(FoundSegment::generation);
         plan
+    }
+
+    /// Leaves out files without a footer that are older than the newest checkpoint and not listed
+    /// in it: an older incarnation prepared them and never used them, or its tail was cut there.
+    /// Neither says anything about what counts.
+    pub(crate) fn leave_out_stale(&mut self, checkpoint: u64, listed: &HashSet<u64>) {
+        let is_stale = |segment: &FoundSegment| {
+            let generation = segment.generation();
+            segment.footer.is_none() && generation < checkpoint && !listed.contains(&generation)
+        };
+        let (stale, segments) = std::mem::take(&mut self.segments).into_iter().partition(is_stale);
+        self.segments = segments;
+        self.unused.extend::<Vec<_>>(stale);
     }
 
     /// Byte at which the scan of this segment must stop, if an end was named inside it.
@@ -300,8 +321,10 @@ impl Facts {
 pub(crate) struct Walk {
     newest_incarnation: u64,
     predecessor: Option<JournalEnd>,
+    predecessor_until: u64,
     anchor: Option<AnchorHeader>,
     present: HashSet<u64>,
+    headless: Vec<(u64, u64)>,
     chain: Option<Chain>,
     /// The segment before was scanned to its end, so the next must go on exactly.
     strict: bool,
@@ -310,6 +333,7 @@ pub(crate) struct Walk {
     evidence: u64,
     something_there: bool,
     segments: Vec<WalkedSegment>,
+    left_out: Vec<FoundSegment>,
     islands: Vec<(u64, VerifiedBatch)>,
     facts: Facts,
     /// Generation of the sealed segment that is scanned for facts only.
@@ -338,17 +362,25 @@ pub(crate) struct Recovered {
 
 impl Walk {
     pub(crate) fn new(plan: &Plan, anchor: Option<AnchorHeader>) -> Self {
+        // An open that died before it wrote its anchor may have used the old one's file again.
+        let is_newer = |segment: &FoundSegment| {
+            anchor.is_some_and(|anchor| segment.header.incarnation > anchor.incarnation)
+        };
+        let anchor = anchor.filter(|_| !plan.segments.iter().any(is_newer));
         Self {
             newest_incarnation: plan.incarnation,
             predecessor: plan.predecessor,
+            predecessor_until: plan.predecessor_until,
             anchor,
             present: plan.segments.iter().map(FoundSegment::generation).collect(),
+            headless: plan.headless.clone(),
             chain: None,
             strict: false,
             broken: None,
             evidence: 0,
             something_there: false,
             segments: Vec::new(),
+            left_out: Vec::new(),
             islands: Vec::new(),
             facts: Facts::default(),
             state_source: None,
@@ -406,10 +438,27 @@ impl Walk {
         });
     }
 
+    /// Whether an earlier recovery, or a close, has named the end of this segment's incarnation
+    /// in a segment before it.
+    pub(crate) fn is_behind_the_end(&self, found: &FoundSegment) -> bool {
+        self.segments.last().is_some_and(|last| match &last.contents {
+            WalkedContents::Sealed(footer, _) => {
+                footer.successor_generation.get() == 0
+                    && last.found.header.incarnation.get() == found.header.incarnation.get()
+            }
+            WalkedContents::Scanned(_) => false,
+        })
+    }
+
+    /// A segment without a footer that is not part of the journal.
+    pub(crate) fn leave_out(&mut self, found: &FoundSegment) {
+        self.left_out.push(found.clone());
+    }
+
     /// A segment without a footer comes next; its places follow by [`Walk::handle_found`].
     pub(crate) fn begin_scan(&mut self, found: &FoundSegment) {
         if let Some(end) = found.header.predecessor() {
-            self.meet_predecessor(end);
+            self.meet_predecessor(end, found.generation());
             if self.broken.is_none() {
                 self.chain = Some(Chain { sequence: end.sequence, crc: end.crc });
                 self.strict = true;
@@ -434,8 +483,12 @@ impl Walk {
     }
 
     /// A new incarnation named this end: what comes before must reach it.
-    fn meet_predecessor(&mut self, end: JournalEnd) {
+    /// This concerns what lies before `until`, the generation that began the incarnation.
+    fn meet_predecessor(&mut self, end: JournalEnd, until: u64) {
         if let Some(broken) = &self.broken {
+            if broken.generation >= until {
+                return;
+            }
             if broken.expected > end.sequence {
                 self.broken = None;
             } else {
@@ -623,7 +676,7 @@ impl Walk {
     /// Decides what the break means and builds the trusted state.
     pub(crate) fn finish(mut self) -> Recovered {
         if let Some(end) = self.predecessor {
-            self.meet_predecessor(end);
+            self.meet_predecessor(end, self.predecessor_until);
         }
         let torn = self.decide();
         self.drop_freed();
@@ -651,7 +704,11 @@ impl Walk {
             index,
             end,
             live,
-            unused: empty.into_iter().map(|segment| segment.found).collect(),
+            unused: empty
+                .into_iter()
+                .map(|segment| segment.found)
+                .chain(self.left_out)
+                .collect(),
             damages: self.damages,
             missing,
             torn,
@@ -703,13 +760,17 @@ impl Walk {
 
     /// Segments that the checkpoint does not list, or that were freed since, do not count.
     fn drop_freed(&mut self) {
-        let Some(checkpoint) = self.facts.checkpoint else { return };
-        let facts = &self.facts;
-        self.segments.retain(|segment| {
-            let generation = segment.found.generation();
-            !facts.freed.contains(&generation)
-                && (generation >= checkpoint || facts.listed.contains_key(&generation))
-        });
+        let segments = std::mem::take(&mut self.segments);
+        self.segments = segments
+            .into_iter()
+            .filter(|segment| self.counts(segment.found.generation()))
+            .collect();
+    }
+
+    fn counts(&self, generation: u64) -> bool {
+        let Some(checkpoint) = self.facts.checkpoint else { return true };
+        !self.facts.freed.contains(&generation)
+            && (generation >= checkpoint || self.facts.listed.contains_key(&generation))
     }
 
     /// What must be there: listed segments, a sealed segment's successor, the anchor's segment.
@@ -737,6 +798,14 @@ impl Walk {
             let listed = missing.iter().any(|(_, other, _)| *other == generation);
             if !superseded && !listed && !self.present.contains(&generation) {
                 missing.push((number, generation, "the newest open began with it"));
+            }
+        }
+        // To prepare such a file again would destroy what its batches say.
+        for (number, generation) in &self.headless {
+            let counts = self.counts(*generation);
+            let listed = missing.iter().any(|(_, other, _)| other == generation);
+            if counts && !listed {
+                missing.push((*number, *generation, "it holds batches"));
             }
         }
         for (number, generation, why) in missing {

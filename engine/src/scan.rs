@@ -3,10 +3,12 @@
 //! As long as each batch is the expected one it is handed to the [`Walk`]; behind the first that
 //! is not, every block is looked at for batches that say what was durable.
 
+use std::collections::HashSet;
+
 use crate::batch::SealedFrame;
 use crate::control::Control;
 use crate::disk::BLOCK_BYTES;
-use crate::format::{BatchHeader, FrameKind, SegmentSeed, batch_flags, verify_frames};
+use crate::format::{BatchHeader, DATA_START, FrameKind, SegmentSeed, batch_flags, verify_frames};
 use crate::recovery::Walk;
 use crate::stream::StreamId;
 
@@ -65,15 +67,17 @@ pub(crate) fn look(
     let mut controls_bad = false;
     let verdict = verify_frames(&header, bytes, |position, frame| match frame.kind {
         FrameKind::Data => {
-            payload_bytes += u64::from(frame.header.payload_length.get());
-            frames.push(SealedFrame {
+            let sealed = SealedFrame {
                 stream: StreamId::new(frame.header.stream.get()),
                 epoch: frame.header.epoch.get(),
                 base: frame.header.base_offset.get(),
                 count: frame.header.count.get(),
                 position,
                 length: frame.header.frame_length(),
-            });
+                crc: frame.header.crc.get(),
+            };
+            payload_bytes += sealed.payload_bytes();
+            frames.push(sealed);
         }
         FrameKind::Control => match Control::decode_all(frame.payload) {
             Ok(facts) => controls.extend(facts),
@@ -85,6 +89,52 @@ pub(crate) fn look(
         return Found::Damaged(header);
     }
     Found::Batch(VerifiedBatch { offset, header, frames, controls, payload_bytes })
+}
+
+/// What a segment starts with.
+#[derive(Debug)]
+pub(crate) enum FirstCheckpoint {
+    /// A complete checkpoint, which lists these generations.
+    Lists(HashSet<u64>),
+    /// Something else, or nothing.
+    Nothing,
+    /// It goes on beyond the bytes at hand.
+    NeedBytes,
+}
+
+/// Looks for a checkpoint in the bytes that a segment's batches start with.
+pub(crate) fn first_checkpoint(
+    bytes: &[u8],
+    all: bool,
+    seed: SegmentSeed,
+    generation: u64,
+) -> FirstCheckpoint {
+    let mut listed = None;
+    let mut at = 0;
+    while bytes.len() >= at + BLOCK_BYTES {
+        let batch = match look(&bytes[at..], all, seed, generation, DATA_START + at as u64) {
+            Found::Batch(batch) => batch,
+            Found::NeedBytes => return FirstCheckpoint::NeedBytes,
+            Found::Nothing | Found::Damaged(_) => return FirstCheckpoint::Nothing,
+        };
+        at += batch.header.padded_length();
+        for control in &batch.controls {
+            match (control, &mut listed) {
+                (Control::CheckpointBegin, _) => listed = Some(HashSet::new()),
+                (Control::CheckpointSegment { generation, .. }, Some(listed)) => {
+                    listed.insert(*generation);
+                }
+                (Control::CheckpointEnd, Some(listed)) => {
+                    return FirstCheckpoint::Lists(std::mem::take(listed));
+                }
+                _ => {}
+            }
+        }
+        if listed.is_none() {
+            return FirstCheckpoint::Nothing;
+        }
+    }
+    FirstCheckpoint::NeedBytes
 }
 
 /// The scan of one segment.

@@ -16,6 +16,8 @@ use crate::index::Index;
 pub(crate) struct Sealing {
     segment_bytes: u64,
     waiting: VecDeque<SealFacts>,
+    /// Generation that was pushed last.
+    newest: u64,
     writing: Option<Writing>,
 }
 
@@ -30,12 +32,14 @@ struct Writing {
 
 impl Sealing {
     pub(crate) fn new(segment_bytes: u64) -> Self {
-        Self { segment_bytes, waiting: VecDeque::new(), writing: None }
+        Self { segment_bytes, waiting: VecDeque::new(), newest: 0, writing: None }
     }
 
     /// Takes a segment that gets no more batches.
     pub(crate) fn push(&mut self, facts: SealFacts) {
         assert!(facts.end_offset <= self.segment_bytes);
+        assert!(facts.generation > self.newest, "a segment is sealed once");
+        self.newest = facts.generation;
         self.waiting.push_back(facts);
     }
 

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::io;
 
 use crate::disk::{BLOCK_BYTES, Buffer, BufferMut, FileId, Operation};
-use crate::format::{DATA_START, EngineId, JournalEnd, SegmentHeader, SegmentSeed};
+use crate::format::{EngineId, JournalEnd, SegmentHeader, SegmentSeed};
 
 /// Bytes zeroed by one write: short enough not to hold up an append for long.
 const ZERO_BYTES: usize = 256 << 10;
@@ -54,7 +54,9 @@ enum Step {
     Zero(u64),
     SyncAll,
     SyncDirectory,
+    /// One copy after the other, so that a torn write leaves the header that was there before.
     Header(u64),
+    HeaderCopy(u64),
     Remove,
 }
 
@@ -117,6 +119,15 @@ impl Segments {
     pub(crate) fn take(&mut self, own: bool) -> Option<Prepared> {
         let kept = if own { 0 } else { self.config.reserved };
         (self.prepared.len() > kept).then(|| self.prepared.pop_front()).flatten()
+    }
+
+    /// Whether the reserve stays whole when records fill the open segment too, or what it lacks
+    /// has its space already.
+    pub(crate) fn reserve_is_safe(&self) -> bool {
+        let in_work = self
+            .task
+            .is_some_and(|task| !matches!(task.step, Step::Open | Step::Allocate | Step::Remove));
+        self.prepared.len() + self.clean.len() + usize::from(in_work) >= self.config.reserved
     }
 
     /// Takes a file back in which nothing counts, as a durable record says.
@@ -195,16 +206,17 @@ impl Segments {
             }
             Step::SyncAll => Operation::SyncAll { file },
             Step::SyncDirectory => Operation::SyncDirectory,
-            Step::Header(generation) => {
+            Step::Header(generation) | Step::HeaderCopy(generation) => {
                 let buffer = self.header(task.number, generation);
-                let length = DATA_START as usize;
-                Operation::Write { file, offset: 0, buffer, from: 0, length, durable: true }
+                let is_copy = matches!(task.step, Step::HeaderCopy(_));
+                let (offset, length) = (u64::from(is_copy) * BLOCK_BYTES as u64, BLOCK_BYTES);
+                Operation::Write { file, offset, buffer, from: 0, length, durable: true }
             }
             Step::Remove => Operation::Remove { name: segment_name(task.number) },
         }
     }
 
-    /// Both copies of a header.
+    /// One copy of a header.
     fn header(&self, number: u64, generation: u64) -> Buffer {
         let config = &self.config;
         let header = SegmentHeader::new(
@@ -216,9 +228,8 @@ impl Segments {
             config.segment_bytes,
             self.first,
         );
-        let mut block = BufferMut::allocate(DATA_START as usize);
-        header.write(&mut block[..BLOCK_BYTES]);
-        header.write(&mut block[BLOCK_BYTES..]);
+        let mut block = BufferMut::allocate(BLOCK_BYTES);
+        header.write(&mut block);
         block.freeze()
     }
 
@@ -244,7 +255,7 @@ impl Segments {
     fn expected(&self, step: Step) -> Option<u64> {
         match step {
             Step::Zero(offset) => Some((self.config.segment_bytes - offset).min(ZERO_BYTES as u64)),
-            Step::Header(_) => Some(DATA_START),
+            Step::Header(_) | Step::HeaderCopy(_) => Some(BLOCK_BYTES as u64),
             _ => None,
         }
     }
@@ -260,7 +271,8 @@ impl Segments {
             }
             Step::SyncAll => Step::SyncDirectory,
             Step::SyncDirectory => return Some(self.header_task(task.number, file)),
-            Step::Header(generation) => {
+            Step::Header(generation) => Step::HeaderCopy(generation),
+            Step::HeaderCopy(generation) => {
                 let number = task.number;
                 let seed = SegmentSeed::new(&self.config.engine_id, number, generation);
                 self.prepared.push_back(Prepared { number, generation, file, seed });
@@ -279,7 +291,7 @@ impl Segments {
         let name = segment_name(task.number);
         self.failure = Some((format!("{name}: {cause}"), now_ns + RETRY_NS));
         match (task.step, task.file) {
-            (Step::Header(_), Some(file)) => self.unfinished.push((task.number, file)),
+            (Step::Header(_) | Step::HeaderCopy(_), Some(file)) => self.unfinished.push((task.number, file)),
             (_, Some(file)) => {
                 self.task =
                     Some(Task { number: task.number, file: Some(file), step: Step::Remove });
@@ -321,10 +333,10 @@ mod tests {
     #[test]
     fn a_file_is_zeroed_and_synced_before_its_header() {
         let mut segments = segments(vec![]);
-        let steps: Vec<_> = (0..7).filter_map(|_| succeed(&mut segments)).collect();
+        let steps: Vec<_> = (0..8).filter_map(|_| succeed(&mut segments)).collect();
         assert_eq!(
             steps,
-            ["Open", "Allocate", "Write", "Write", "SyncAll", "SyncDirectory", "Write"]
+            ["Open", "Allocate", "Write", "Write", "SyncAll", "SyncDirectory", "Write", "Write"]
         );
         assert!(segments.take(false).is_none(), "the reserve is not for records");
         assert_eq!(segments.take(true).map(|prepared| prepared.generation), Some(1));
@@ -346,8 +358,8 @@ mod tests {
     #[test]
     fn freed_files_are_used_again_and_a_surplus_is_removed() {
         let mut segments = segments((0..4).map(|n| (n, FileId(n as u32))).collect());
-        let steps: Vec<_> = (0..4).filter_map(|_| succeed(&mut segments)).collect();
-        assert_eq!(steps, ["Write", "Write", "Remove"]);
+        let steps: Vec<_> = (0..6).filter_map(|_| succeed(&mut segments)).collect();
+        assert_eq!(steps, ["Write", "Write", "Write", "Write", "Remove"]);
     }
 
     #[test]

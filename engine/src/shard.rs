@@ -70,6 +70,8 @@ pub(crate) struct ShardLoop {
     streams: StreamTable,
     segments: Segments,
     open: OpenSegment,
+    /// The open segment may take records; one of the reserve may not until that is whole again.
+    open_takes_records: bool,
     previous_crc: u32,
     sealing: Sealing,
     mover: Mover,
@@ -106,6 +108,8 @@ pub(crate) struct Start {
     pub(crate) streams: StreamTable,
     pub(crate) segments: Segments,
     pub(crate) first: Prepared,
+    /// Records need not wait for the reserve.
+    pub(crate) first_takes_records: bool,
     pub(crate) end: JournalEnd,
     pub(crate) incarnation: u64,
     pub(crate) live: BTreeMap<u64, u64>,
@@ -118,7 +122,8 @@ impl ShardLoop {
         options: LoopOptions,
         start: Start,
     ) -> Self {
-        let Start { flush, streams, segments, first, end, incarnation, live } = start;
+        let Start { flush, streams, segments, first, first_takes_records, end, incarnation, live } =
+            start;
         let mut shard = Self {
             options,
             incarnation,
@@ -126,6 +131,7 @@ impl ShardLoop {
             streams,
             segments,
             open: OpenSegment::new(first, shared.segment_bytes, end.sequence + 1, end.crc),
+            open_takes_records: first_takes_records,
             previous_crc: end.crc,
             sealing: Sealing::new(shared.segment_bytes),
             mover: Mover::new(shared.segment_bytes, shared.pool.slot_bytes()),
@@ -148,7 +154,10 @@ impl ShardLoop {
             shared,
             disk,
         };
-        shard.enter_segment(first);
+        // In one batch with the checkpoint: however often a full disk is opened and its process
+        // killed, what the last one left is free.
+        let freed = shard.take_dead();
+        shard.enter_segment(first, freed);
         shard
     }
 
@@ -240,12 +249,18 @@ impl ShardLoop {
         if self.poisoned.is_some() {
             return closing || !queue.is_empty();
         }
-        let records_ready = self.held_records.is_none()
+        // What waits for a segment goes first: what is behind it is no work yet.
+        let records_ready = !self.waits_for_segment()
             && queue.oldest_records().is_some_and(|oldest| now_ns >= self.ready_at(oldest));
-        let controls_ready = self.held_controls.is_none() && queue.has_controls();
+        let controls_ready =
+            !self.outbox_blocked && self.held_controls.is_none() && queue.has_controls();
         let outbox_ready = !self.outbox_blocked && !self.outbox.is_empty();
-        let room = queue.has_waiters() && queue.has_room_now();
+        let room = queue.is_worth_waking();
         closing || records_ready || controls_ready || outbox_ready || room
+    }
+
+    fn waits_for_segment(&self) -> bool {
+        self.outbox_blocked || self.held_controls.is_some() || self.held_records.is_some()
     }
 
     /// When waiting records are sealed: at once when they fill a batch, else after the linger and
@@ -265,7 +280,7 @@ impl ShardLoop {
 
     /// When the records that wait are sealed, if a slot is free for them.
     fn records_at(&self) -> Option<u64> {
-        if !self.flush.has_slot() || self.held_records.is_some() {
+        if !self.flush.has_slot() || self.waits_for_segment() {
             return None;
         }
         self.shared.queue().oldest_records().map(|oldest| self.ready_at(oldest))
@@ -276,6 +291,8 @@ impl ShardLoop {
             .options
             .idle_seal_ns
             .filter(|_| self.needs_idle_seal && self.flush.is_idle() && self.poisoned.is_none())
+            // What keeps the seal from being written is no reason to wake up for it.
+            .filter(|_| self.outbox.is_empty() && self.ending == Ending::No)
             .map(|after| self.active_ns + after);
         [records_at, seal, self.segments.retry_at()].into_iter().flatten().min()
     }
@@ -342,6 +359,13 @@ impl ShardLoop {
     fn fill_slots(&mut self, now_ns: u64) {
         while self.poisoned.is_none() && self.flush.has_slot() {
             let Some((filling, lane)) = self.next_filling(now_ns) else { break };
+            if lane == Lane::Records && !self.open_takes_records {
+                self.open_takes_records = self.segments.reserve_is_safe();
+                if !self.open_takes_records {
+                    self.put_back(filling, lane);
+                    break;
+                }
+            }
             if !self.open.fits(filling.padded_length(), filling.frames()) {
                 self.put_back(filling, lane);
                 let rolled = self.roll(lane != Lane::Records);
@@ -369,8 +393,7 @@ impl ShardLoop {
         }
         let mut queue = self.shared.queue();
         let oldest = queue.oldest_records()?;
-        let ready =
-            now_ns >= self.ready_at(oldest) || !matches!(queue.state, QueueState::Open);
+        let ready = now_ns >= self.ready_at(oldest) || !matches!(queue.state, QueueState::Open);
         ready.then(|| queue.take_records()).flatten().map(|filling| (filling, Lane::Records))
     }
 
@@ -406,27 +429,30 @@ impl ShardLoop {
             self.flush.sealed() + 1,
             self.previous_crc,
         );
+        self.open_takes_records = !own;
         self.shared.stats().rotations += 1;
         if self.ending == Ending::Checkpoint {
             self.open.expect_last_checkpoint();
         }
-        self.enter_segment(next);
+        self.enter_segment(next, Vec::new());
         true
     }
 
-    /// Every segment starts with a checkpoint, so that nothing older is read for it.
-    fn enter_segment(&mut self, segment: Prepared) {
+    /// Every segment starts with a checkpoint, so that nothing older is read for it. `facts` go
+    /// with it.
+    fn enter_segment(&mut self, segment: Prepared, facts: Vec<u8>) {
         self.live.insert(segment.generation, segment.number);
         self.shared.index().add_open_segment(segment.generation, segment.number, segment.file);
-        self.push_checkpoint();
+        self.push_checkpoint(facts);
     }
 
-    fn push_checkpoint(&mut self) {
-        let payloads = checkpoint::payloads(
-            &self.streams,
-            &self.live,
-            crate::batch::payload_bytes_max(self.shared.pool.slot_bytes()),
-        );
+    fn push_checkpoint(&mut self, facts: Vec<u8>) {
+        let bytes_max = crate::batch::payload_bytes_max(self.shared.pool.slot_bytes());
+        let mut payloads = checkpoint::payloads(&self.streams, &self.live, bytes_max);
+        match payloads.last_mut() {
+            Some(last) if last.len() + facts.len() <= bytes_max => last.extend(facts),
+            _ => payloads.push(facts),
+        }
         for payload in payloads.into_iter().rev() {
             self.outbox.push_front(self.own_batch(&payload));
         }
@@ -524,14 +550,14 @@ impl ShardLoop {
     /// Work beside the path of records: segments, footers, moving, the idle seal, waiters for room.
     fn maintain(&mut self, now_ns: u64) {
         let mut queue = self.shared.queue();
-        if queue.has_waiters() && queue.has_room_now() {
+        if queue.is_worth_waking() {
             self.shared.notify_room(&mut queue);
         }
         drop(queue);
         if self.poisoned.is_some() {
             return;
         }
-        if matches!(self.ending, Ending::No | Ending::Draining)
+        if matches!(self.ending, Ending::No | Ending::Draining | Ending::Checkpoint)
             && let Some(operation) = self.segments.poll_operation(now_ns)
         {
             self.disk.submit(TOKEN_SEGMENTS, operation);
@@ -541,7 +567,9 @@ impl ShardLoop {
         {
             self.disk.submit(TOKEN_SEALING, operation);
         }
-        self.free_dead();
+        if matches!(self.ending, Ending::No | Ending::Draining) {
+            self.free_dead();
+        }
         if self.ending == Ending::No {
             let pressed = self.segments.failure().is_some();
             let operation = self.mover.poll_operation(&mut self.shared.index(), pressed);
@@ -570,21 +598,25 @@ impl ShardLoop {
 
     /// Says durably that dead segments are free; they are used again only after that.
     fn free_dead(&mut self) {
+        let payload = self.take_dead();
+        if !payload.is_empty() {
+            let filling = self.own_batch(&payload);
+            self.outbox.push_back(filling);
+        }
+    }
+
+    /// The facts that free the dead segments.
+    fn take_dead(&mut self) -> Vec<u8> {
+        let mut payload = Vec::new();
         let mut index = self.shared.index();
         let dead = index.take_dead();
-        if dead.is_empty() {
-            return;
-        }
-        let mut payload = Vec::new();
         for generation in dead {
             let Some(segment) = index.remove_segment(generation) else { continue };
             self.live.remove(&generation);
             self.freeing.insert(generation, (segment.number, segment.file));
             Control::Free { number: segment.number, generation }.encode(&mut payload);
         }
-        drop(index);
-        let filling = self.own_batch(&payload);
-        self.outbox.push_back(filling);
+        payload
     }
 
     fn seal_when_idle(&mut self, now_ns: u64) {
@@ -617,7 +649,10 @@ impl ShardLoop {
         let mut index = self.shared.index();
         let batches = self.mover.handle_read(result, buffer, &mut index);
         drop(index);
-        self.outbox.extend(batches);
+        // Behind the last checkpoint nothing follows: its segment is being sealed.
+        if matches!(self.ending, Ending::No | Ending::Draining) {
+            self.outbox.extend(batches);
+        }
     }
 
     /// Closing, one stage after another: drain, checkpoint, seal the open segment.
@@ -639,6 +674,14 @@ impl ShardLoop {
                 self.sealing.push(facts);
                 self.ending = Ending::Sealing;
                 self.end_sealing();
+            }
+            // No room for all of the checkpoint: the next open scans instead.
+            Ending::Checkpoint
+                if self.outbox_blocked
+                    && self.flush.is_idle()
+                    && self.segments.failure().is_some() =>
+            {
+                self.ending = Ending::Done;
             }
             Ending::Sealing => self.end_sealing(),
             _ => {}
@@ -664,14 +707,10 @@ impl ShardLoop {
         let waiting = self.held_records.is_some() || self.held_controls.is_some();
         if !waiting && self.is_drained() && self.shared.queue().is_empty() {
             self.ending = Ending::Checkpoint;
-            self.push_checkpoint();
+            self.push_checkpoint(Vec::new());
             self.open.expect_last_checkpoint();
             let now_ns = self.shared.clock.now_ns();
             self.fill_slots(now_ns);
-            if !self.outbox.is_empty() && self.flush.is_idle() {
-                // No room and no segment: the next open scans instead.
-                self.ending = Ending::Done;
-            }
             self.submit_flush();
         }
     }

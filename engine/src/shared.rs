@@ -11,7 +11,7 @@ use crate::disk::{Pool, ReadAt, Wake};
 use crate::error::AppendError;
 use crate::format::{EngineId, VerifiedFrame};
 use crate::index::Index;
-use crate::queue::{Queue, QueueState};
+use crate::queue::{Lane, Queue, QueueState};
 use crate::receipt::Place;
 use crate::stats::ShardStats;
 use crate::stream::StreamId;
@@ -133,6 +133,7 @@ impl Shared {
     /// Tries until there is room; sleeps in between (I-5).
     pub(crate) fn wait_for_room<T>(
         &self,
+        lane: Lane,
         mut attempt: impl FnMut() -> Result<T, AppendError>,
     ) -> Result<T, AppendError> {
         let mut began_ns = None;
@@ -148,18 +149,17 @@ impl Shared {
                     return outcome;
                 }
             }
-            self.sleep_until_room();
+            self.sleep_until_room(lane);
         }
     }
 
-    fn sleep_until_room(&self) {
+    fn sleep_until_room(&self, lane: Lane) {
         let mut queue = self.queue();
-        if queue.has_room_now() {
+        if queue.has_room_now(lane) {
             return;
         }
-        queue.threads_waiting += 1;
-        queue = self.room.wait(queue).unwrap_or_else(PoisonError::into_inner);
-        queue.threads_waiting -= 1;
+        queue.note_waiting(lane);
+        drop(self.room.wait(queue).unwrap_or_else(PoisonError::into_inner));
     }
 
     pub(crate) fn note_backpressure(&self, began_ns: u64) {
@@ -168,10 +168,10 @@ impl Shared {
         stats.backpressure_ns += self.clock.now_ns() - began_ns;
     }
 
-    /// Registers a task that waits for room. True when there is room already.
+    /// Registers a task that waits for room for records. True when there is room already.
     pub(crate) fn register_for_room(&self, waker: &Waker) -> bool {
         let mut queue = self.queue();
-        if queue.has_room_now() {
+        if queue.has_room_now(Lane::Records) {
             return true;
         }
         queue.wait_for_room(waker);
@@ -180,7 +180,7 @@ impl Shared {
 
     /// Wakes whoever waits for room.
     pub(crate) fn notify_room(&self, queue: &mut Queue) {
-        if queue.threads_waiting > 0 {
+        if queue.take_threads() {
             self.room.notify_all();
         }
         queue.take_tasks().into_iter().for_each(Waker::wake);

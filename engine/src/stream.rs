@@ -122,25 +122,30 @@ pub struct StreamState {
 #[derive(Clone, Debug)]
 pub struct StreamTable {
     streams: HashMap<StreamId, StreamState>,
+    /// Epochs of all streams, at least one for each.
+    epochs: usize,
     /// A checkpoint of more would not fit a segment.
-    streams_max: usize,
+    epochs_max: usize,
 }
 
 impl StreamTable {
     /// A table as recovered.
-    pub fn new(streams: HashMap<StreamId, StreamState>, streams_max: usize) -> Self {
-        Self { streams, streams_max }
+    pub fn new(streams: HashMap<StreamId, StreamState>, epochs_max: usize) -> Self {
+        let epochs = streams.values().map(|state| state.epochs.entries().len()).sum();
+        Self { streams, epochs, epochs_max }
     }
 
     /// The stream's state, made when it is new.
     fn state(&mut self, stream: StreamId) -> Result<&mut StreamState, Refusal> {
-        let count = self.streams.len();
         match self.streams.entry(stream) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
-            Entry::Vacant(_) if count >= self.streams_max => {
-                Err(Refusal::TooManyStreams { stream, max: self.streams_max })
+            Entry::Vacant(_) if self.epochs >= self.epochs_max => {
+                Err(Refusal::TooManyStreams { stream, max: self.epochs_max })
             }
-            Entry::Vacant(entry) => Ok(entry.insert(StreamState::default())),
+            Entry::Vacant(entry) => {
+                self.epochs += 1;
+                Ok(entry.insert(StreamState::default()))
+            }
         }
     }
 
@@ -218,7 +223,10 @@ impl StreamTable {
             return Err(Refusal::TrimBeyondEnd { stream, before, end: state.next });
         }
         state.trimmed = state.trimmed.max(before);
+        let before = state.epochs.entries().len();
         state.epochs.trim(state.trimmed);
+        let after = state.epochs.entries().len();
+        self.epochs -= before - after;
         Ok(())
     }
 
@@ -227,6 +235,8 @@ impl StreamTable {
     /// # Errors
     /// When the epoch is not greater than the last, or the start lies outside the stream.
     pub fn begin_epoch(&mut self, stream: StreamId, start: EpochStart) -> Result<(), Refusal> {
+        let full = self.epochs >= self.epochs_max;
+        let max = self.epochs_max;
         let state = self.state(stream)?;
         let last = state.epochs.last().epoch;
         if start.epoch <= last {
@@ -240,8 +250,15 @@ impl StreamTable {
                 end: state.next,
             });
         }
-        state.next = start.start;
-        state.epochs.begin(start);
+        let before = state.epochs.entries().len();
+        let mut epochs = state.epochs.clone();
+        epochs.begin(start);
+        if full && epochs.entries().len() > before {
+            return Err(Refusal::TooManyStreams { stream, max });
+        }
+        (state.next, state.epochs) = (start.start, epochs);
+        let after = state.epochs.entries().len();
+        self.epochs = self.epochs - before + after;
         Ok(())
     }
 }
@@ -289,6 +306,23 @@ mod tests {
         assert!(table.begin_epoch(stream, EpochStart { epoch: 1, start: 5 }).is_err());
         assert!(table.begin_epoch(stream, EpochStart { epoch: 0, start: 8 }).is_err());
         assert!(table.begin_epoch(stream, EpochStart { epoch: 1, start: 8 }).is_ok());
+    }
+
+    #[test]
+    fn streams_and_epochs_are_bounded_together() {
+        let mut table = StreamTable::new(HashMap::new(), 3);
+        let (first, second) = (StreamId::new(7), StreamId::new(8));
+        table.append(first, 10).unwrap();
+        table.begin_epoch(first, EpochStart { epoch: 1, start: 5 }).unwrap();
+        table.append(second, 1).unwrap();
+        let third = table.append(StreamId::new(9), 1).unwrap_err();
+        assert!(matches!(third, Refusal::TooManyStreams { max: 3, .. }), "{third}");
+        table.append(first, 5).unwrap();
+        let start = EpochStart { epoch: 2, start: 8 };
+        assert!(table.begin_epoch(first, start).is_err());
+        assert!(table.begin_epoch(first, EpochStart { epoch: 2, start: 5 }).is_ok(), "replaces one");
+        table.trim(first, 5).unwrap();
+        assert!(table.append(StreamId::new(9), 1).is_ok(), "the trim made room");
     }
 
     #[test]

@@ -119,12 +119,11 @@ fn open_disk(
     let (pool_bytes, read_only) = (options.pool_bytes, options.read_only);
     let blocking = || {
         BlockingDisk::open(&path, BlockingOptions { pool_bytes, slot_bytes, read_only })
-            .map(|disk| Box::new(disk) as Box<dyn Disk>)
             .map_err(OpenError::io("open", &path))
     };
     // Reading happens on the readers' threads; a ring would only cost memory.
     if options.io == Io::Blocking || read_only {
-        return blocking();
+        return Ok(Box::new(blocking()?));
     }
     let uring = UringOptions {
         pool_bytes,
@@ -135,7 +134,10 @@ fn open_disk(
     };
     match UringDisk::open(&path, uring, directory.lock()) {
         Ok(disk) => Ok(Box::new(disk)),
-        Err(_) if options.io_fallback => blocking(),
+        Err(error) if options.io_fallback => {
+            let note = format!("plain system calls in place of io_uring: {error}");
+            Ok(Box::new(blocking()?.with_note(note)))
+        }
         Err(error) => Err(error.into()),
     }
 }

@@ -6,9 +6,12 @@
 //! - `RINGWAL_MODEL_SEED=17` runs that seed alone, as it was printed by a failure.
 //! - `RINGWAL_MODEL_SEEDS=5000` runs that many seeds instead of the default.
 //! - `RINGWAL_MODEL_FIRST=100000` starts at that seed.
+//! - `RINGWAL_MODEL_TRACE=1` says what is done, for one seed.
 
 mod model {
+    pub mod corruption;
     pub mod driver;
+    pub mod journal;
     pub mod random;
     pub mod reference;
     pub mod setup;
@@ -18,6 +21,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use model::corruption::{Verdicts, astray, rot};
 use model::driver::{Counts, World};
 
 const SEEDS: u64 = 600;
@@ -28,8 +32,25 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
+/// What runs add up to.
+trait Total: Default + Send + std::fmt::Debug {
+    fn add(&mut self, other: &Self);
+}
+
+impl Total for Counts {
+    fn add(&mut self, other: &Self) {
+        self.add(other);
+    }
+}
+
+impl Total for Verdicts {
+    fn add(&mut self, other: &Self) {
+        self.add(other);
+    }
+}
+
 /// Runs seeds on all cores; a failing one is named.
-fn run_seeds(what: &str, seeds: u64, run: impl Fn(u64) -> Counts + Sync) -> Counts {
+fn run_seeds<T: Total>(what: &str, seeds: u64, run: impl Fn(u64) -> T + Sync) -> T {
     let only = number("RINGWAL_MODEL_SEED");
     let first = number("RINGWAL_MODEL_FIRST").unwrap_or(0);
     let seeds = number("RINGWAL_MODEL_SEEDS").unwrap_or(seeds);
@@ -37,14 +58,14 @@ fn run_seeds(what: &str, seeds: u64, run: impl Fn(u64) -> Counts + Sync) -> Coun
     let (next, begun) = (AtomicU64::new(range.start), Instant::now());
     let threads = std::thread::available_parallelism().map_or(2, usize::from).min(8);
     let work = || {
-        let mut counts = Counts::default();
+        let mut total = T::default();
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= range.end {
-                return counts;
+                return total;
             }
             match catch_unwind(AssertUnwindSafe(|| run(seed))) {
-                Ok(one) => counts.add(&one),
+                Ok(one) => total.add(&one),
                 Err(panic) => {
                     eprintln!("{what}: seed {seed} failed; repeat with RINGWAL_MODEL_SEED={seed}");
                     next.store(range.end, Ordering::Relaxed);
@@ -55,10 +76,10 @@ fn run_seeds(what: &str, seeds: u64, run: impl Fn(u64) -> Counts + Sync) -> Coun
     };
     let total = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let mut total = Counts::default();
+        let mut total = T::default();
         for thread in threads {
             match thread.join() {
-                Ok(counts) => total.add(&counts),
+                Ok(one) => total.add(&one),
                 Err(panic) => resume_unwind(panic),
             }
         }
@@ -76,4 +97,14 @@ fn nothing_acknowledged_is_lost_and_nothing_lost_comes_back() {
         world.run(LIVES);
         world.counts
     });
+}
+
+#[test]
+fn rot_is_named_or_does_no_harm() {
+    run_seeds("rot", 2000, rot);
+}
+
+#[test]
+fn writes_that_went_astray_are_named_or_do_no_harm() {
+    run_seeds("astray", 2000, astray);
 }

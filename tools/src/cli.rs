@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
+use crate::offline::{DumpArgs, InspectArgs, RepairArgs, TailArgs, VerifyArgs};
 use crate::report::slo::{self, Objective};
 
 /// Group commit on io_uring: measures how fast records become durable on this disk.
@@ -34,6 +35,16 @@ pub enum Command {
     Compare(CompareArgs),
     /// Check whether this machine and directory can run the engine, and how well
     Doctor(DoctorArgs),
+    /// Show what a directory holds: segments, streams, epochs; also beside a running engine
+    Inspect(InspectArgs),
+    /// Check every byte of a directory; exits 4 when it is damaged
+    Verify(VerifyArgs),
+    /// Print records: stream, offset, CRC-32C, length, payload; also beside a running engine
+    Dump(DumpArgs),
+    /// Print the newest records of a stream, and follow it; also beside a running engine
+    Tail(TailArgs),
+    /// Mend a damaged directory, after copying what changes; loses only what it is told to
+    Repair(RepairArgs),
     /// Print a completion script for a shell
     Completions {
         /// Which shell.

@@ -96,7 +96,15 @@ impl Failure {
     pub fn open(error: &OpenError) -> Failure {
         match error {
             OpenError::Ring(UringError::Setup { source, cause, advice }) => {
-                Failure::environment(format!("io_uring_setup: {source}")).cause(cause).fix(advice)
+                let failure =
+                    Failure::environment(format!("io_uring_setup: {source}")).cause(cause);
+                match source.kind() {
+                    io::ErrorKind::OutOfMemory => failure
+                        .fix("ulimit -l 8192")
+                        .fix("LimitMEMLOCK=8M")
+                        .fix("docker run --ulimit memlock=-1:-1"),
+                    _ => failure.fix(advice),
+                }
             }
             OpenError::Corrupt(corruption) => {
                 let directory = corruption.directory.display();
@@ -110,15 +118,19 @@ impl Failure {
                     failure =
                         failure.cause(format!("stream {stream} lacks offsets {start}..{end}"));
                 }
-                failure.fix("restore it from a replica or a backup")
+                failure
+                    .fix("ringwal verify shows all of it")
+                    .fix("ringwal repair --dry-run says what can be done")
+                    .fix("restore it from a replica or a backup")
             }
             other => {
                 // The engine's messages end in what to do.
                 let text = other.to_string();
-                let failure = match text.split_once("; ") {
-                    Some((what, fix)) => Failure::new(exit_of(other), what).fix(fix),
-                    None => Failure::new(exit_of(other), text.as_str()),
-                };
+                let mut parts: Vec<_> = text.split("; ").collect();
+                let fix = if parts.len() > 1 { parts.pop() } else { None };
+                let mut failure = Failure::new(exit_of(other), parts.remove(0));
+                failure.causes.extend(parts.into_iter().map(str::to_owned));
+                failure.fixes.extend(fix.map(str::to_owned));
                 match std::error::Error::source(other).map(ToString::to_string) {
                     Some(cause) if !text.contains(&cause) => failure.cause(cause),
                     _ => failure,
@@ -205,15 +217,20 @@ impl std::error::Error for StdoutClosed {}
 
 /// Writes to standard output; the error of a reader that has gone ends the program quietly.
 pub fn print(text: &str) -> anyhow::Result<()> {
+    print_bytes(text.as_bytes())
+}
+
+/// As [`print()`], for bytes.
+pub fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(StdoutClosed.into()),
         Err(error) => Err(anyhow::Error::new(error).context("writing to standard output")),
     }
 }
 
-/// As [`print`], for the last thing a program says: its exit code stays what it is when nobody
+/// As [`print()`], for the last thing a program says: its exit code stays what it is when nobody
 /// reads.
 pub fn print_last(text: &str) -> anyhow::Result<()> {
     match print(text) {

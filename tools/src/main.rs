@@ -8,6 +8,7 @@ mod doctor;
 mod environment;
 mod exit;
 mod interrupt;
+mod offline;
 mod payload;
 mod probe;
 mod progress;
@@ -41,6 +42,11 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Some(Command::Man { directory: Some(directory) }) => {
             cli::write_manual_pages(&directory)?;
             Ok(Exit::Success)
-        } // Offline tools (inspect, verify, dump, tail, repair): `offline::run(command)` goes here.
+        }
+        Some(Command::Inspect(args)) => offline::inspect(&args),
+        Some(Command::Verify(args)) => offline::verify(&args),
+        Some(Command::Dump(args)) => offline::dump(&args),
+        Some(Command::Tail(args)) => offline::tail(&args),
+        Some(Command::Repair(args)) => offline::repair(&args),
     }
 }

@@ -45,6 +45,7 @@ pub struct BlockingDisk {
     pool: Pool,
     wake: Arc<Wake>,
     completed: VecDeque<Completion>,
+    notes: Vec<String>,
 }
 
 impl BlockingDisk {
@@ -59,7 +60,14 @@ impl BlockingDisk {
             pool: Pool::new(options.pool_bytes, options.slot_bytes)?,
             wake: Arc::new(Wake::new()?),
             completed: VecDeque::with_capacity(CAPACITY),
+            notes: Vec::new(),
         })
+    }
+
+    /// Adds to its description what the operator should know.
+    pub fn with_note(mut self, note: String) -> Self {
+        self.notes.push(note);
+        self
     }
 
     fn admit(&self, operation: &Operation) -> io::Result<()> {
@@ -209,11 +217,13 @@ impl Disk for BlockingDisk {
     }
 
     fn description(&self) -> DiskDescription {
+        let mut notes = self.notes.clone();
+        notes.extend(self.directory.notes());
         DiskDescription {
             name: "blocking",
             direct: self.directory.is_direct(),
             buffers_registered: false,
-            notes: self.directory.notes(),
+            notes,
         }
     }
 }

@@ -7,9 +7,7 @@ use std::path::PathBuf;
 use crate::disk::blocking::BlockingDisk;
 use crate::disk::{BLOCK_BYTES, BufferMut, Disk, FileId, Operation, block_round_up, run};
 use crate::error::OpenError;
-use crate::format::{
-    BATCH_HEADER_BYTES, BatchHeader, DATA_START, FormatError, SegmentHeader, SegmentSeed,
-};
+use crate::format::{BatchHeader, DATA_START, FormatError, SegmentHeader};
 use crate::opening::Survey;
 use crate::segments::{segment_name, segment_number};
 
@@ -94,10 +92,8 @@ impl SegmentFile {
     /// The first batch's header, believed by the checksum of the generation that it names itself.
     /// For a file whose own header is lost.
     fn first_batch(&self, site: &Site) -> Option<BatchHeader> {
-        let bytes = self.blocks.get(DATA_START as usize..)?.get(..BATCH_HEADER_BYTES)?;
-        let generation = u64::from_le_bytes(bytes[8..16].try_into().ok()?);
-        let seed = SegmentSeed::new(&site.directory.engine_id, self.number, generation);
-        BatchHeader::verify(bytes, seed, DATA_START).ok()
+        let bytes = self.blocks.get(DATA_START as usize..)?;
+        BatchHeader::verify_itself(bytes, &site.directory.engine_id, self.number).ok()
     }
 
     /// Whether it holds a batch of a later life than `generation`.
@@ -106,11 +102,6 @@ impl SegmentFile {
             header.generation.get() > generation
                 && self.first_batch(site).is_some_and(|batch| batch.generation == header.generation)
         })
-    }
-
-    /// Whether its header is lost though it holds a batch.
-    pub(super) fn is_headless(&self, site: &Site) -> bool {
-        self.header().is_none() && self.first_batch(site).is_some()
     }
 
     /// The header as its first batch and the segment before it tell it.
@@ -169,7 +160,12 @@ pub(super) fn assumptions(
     let mut assumed = HashMap::new();
     for file in files {
         let header = match file.owner(site, shard) {
-            Owner::Unknown => file.rebuilt_header(site, shard, survey),
+            // A file that nobody misses will be prepared again.
+            Owner::Unknown => {
+                let mut damages = survey.recovered.damages.iter();
+                let is_missed = damages.any(|damage| damage.file == file.name);
+                file.rebuilt_header(site, shard, survey).filter(|_| is_missed)
+            }
             Owner::Misplaced { shard: its, number } => {
                 let name_is_free = files.iter().all(|other| other.number != number);
                 file.header().filter(|_| its == shard && name_is_free)

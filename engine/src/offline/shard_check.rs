@@ -185,22 +185,16 @@ impl ShardCheck<'_> {
     }
 
     fn check_headless(&self, file: &SegmentFile) -> Option<Finding> {
-        let header_bytes = 0..crate::format::DATA_START;
-        if let Some(header) = self.examined.assumed.get(&file.name) {
-            let what = "both copies of its header are damaged; its batches tell it";
-            let mut finding = self.finding(Severity::Repairable, &file.name, what);
-            finding.bytes = header_bytes;
-            finding.remedy = Some(Remedy::Write {
-                file: self.path(&file.name),
-                writes: vec![(0, header_blocks(header))],
-                what: "write its header again, from its batches",
-            });
-            return Some(finding);
-        }
-        file.is_headless(self.site).then(|| {
-            let what = "both copies of its header are damaged, though it holds batches";
-            Finding { bytes: header_bytes, ..self.finding(Severity::Corrupt, &file.name, what) }
-        })
+        let header = self.examined.assumed.get(&file.name)?;
+        let what = "both copies of its header are damaged; its batches tell it";
+        let mut finding = self.finding(Severity::Repairable, &file.name, what);
+        finding.bytes = 0..crate::format::DATA_START;
+        finding.remedy = Some(Remedy::Write {
+            file: self.path(&file.name),
+            writes: vec![(0, header_blocks(header))],
+            what: "write its header again, from its batches",
+        });
+        Some(finding)
     }
 
     /// Reads every live segment.

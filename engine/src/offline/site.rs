@@ -4,18 +4,18 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Options;
-use crate::directory::{Directory, ENGINE_FILE, lock};
+use crate::directory::{Directory, ENGINE_FILE, corrupt, lock, segment_files, shard_folders};
 use crate::disk::BLOCK_BYTES;
 use crate::disk::blocking::{BlockingDisk, BlockingOptions};
 use crate::error::OpenError;
 use crate::format::{DATA_START, EngineHeader, FormatError, JournalEnd, SegmentHeader};
 use crate::opening::{Identity, Survey, survey};
-use crate::recovery::{Corruption, Damage};
-use crate::segments::segment_number;
 
 /// How a directory is held meanwhile.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -37,8 +37,6 @@ pub(super) struct Site {
     pub(super) header: EngineHeader,
     /// What is wrong with each of the two copies in the engine file.
     pub(super) copies: [Option<FormatError>; 2],
-    /// Length of the engine file.
-    pub(super) engine_file_bytes: u64,
 }
 
 impl Site {
@@ -51,16 +49,25 @@ impl Site {
         let lock = match hold {
             Hold::Not => None,
             Hold::Shared | Hold::Exclusive => {
-                let options =
-                    Options::new().read_only(hold == Hold::Shared).lock_wait(LOCK_WAIT);
+                let options = Options::new().read_only(hold == Hold::Shared).lock_wait(LOCK_WAIT);
                 lock(path, &options)?
             }
         };
+        Self::read(path, lock)
+    }
+
+    /// The directory again, with what a repair has changed; the lock stays.
+    pub(super) fn again(&self) -> Result<Self, OpenError> {
+        Self::read(&self.directory.path, self.directory.lock())
+    }
+
+    fn read(path: &Path, lock: Option<Arc<OwnedFd>>) -> Result<Self, OpenError> {
         let bytes = match fs::read(path.join(ENGINE_FILE)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             bytes => bytes.map_err(OpenError::io("read", path.join(ENGINE_FILE)))?,
         };
-        let copies = [0, BLOCK_BYTES].map(|at| EngineHeader::verify(bytes.get(at..).unwrap_or(&[])));
+        let copies =
+            [0, BLOCK_BYTES].map(|at| EngineHeader::verify(bytes.get(at..).unwrap_or(&[])));
         for copy in &copies {
             if let Err(error @ FormatError::Newer(..)) = copy {
                 let (file, found) = (path.join(ENGINE_FILE), error.to_string());
@@ -73,15 +80,8 @@ impl Site {
                         contents; restore it from a backup";
             corrupt(path, ENGINE_FILE, what)
         })?;
-        let directory = Directory {
-            path: path.to_owned(),
-            lock,
-            engine_id: header.engine_id,
-            shards: header.shards.get() as u16,
-            segment_bytes: header.segment_bytes.get(),
-        };
-        let copies = copies.map(Result::err);
-        Ok(Self { directory, header, copies, engine_file_bytes: bytes.len() as u64 })
+        let directory = Directory::held(path, lock, &header);
+        Ok(Self { directory, header, copies: copies.map(Result::err) })
     }
 
     /// Whether an engine has the directory now.
@@ -110,17 +110,17 @@ impl Site {
     pub(super) fn disk(&self, shard: u16) -> Result<Option<BlockingDisk>, OpenError> {
         let path = self.directory.shard_path(shard);
         if !path.exists() {
-            if shard_folders(&self.directory.path).iter().all(|folder| !holds_segments(folder)) {
+            if shard_folders(&self.directory.path)
+                .iter()
+                .all(|folder| segment_files(folder).is_empty())
+            {
                 return Ok(None);
             }
             let what = "the folder of this shard is missing; restore it from a backup";
             return Err(corrupt(&self.directory.path, &Self::shard_name(shard), what));
         }
-        let options = BlockingOptions {
-            pool_bytes: BLOCK_BYTES,
-            slot_bytes: BLOCK_BYTES,
-            read_only: true,
-        };
+        let options =
+            BlockingOptions { pool_bytes: BLOCK_BYTES, slot_bytes: BLOCK_BYTES, read_only: true };
         BlockingDisk::open(&path, options).map(Some).map_err(OpenError::io("open", path))
     }
 
@@ -136,34 +136,6 @@ impl Site {
         let survey = survey(&mut disk, &path, shard, &self.identity(), forced, assumed)?;
         Ok(Some((disk, survey)))
     }
-}
-
-fn corrupt(path: &Path, file: &str, what: &str) -> OpenError {
-    OpenError::Corrupt(Box::new(Corruption {
-        directory: path.to_owned(),
-        damages: vec![Damage { file: file.to_owned(), bytes: 0..0, what: what.to_owned() }],
-        missing: Vec::new(),
-    }))
-}
-
-/// Folders of shards, in order.
-fn shard_folders(path: &Path) -> Vec<PathBuf> {
-    (0..=u16::from(u8::MAX))
-        .map(|shard| path.join(Site::shard_name(shard)))
-        .filter(|folder| folder.is_dir())
-        .collect()
-}
-
-fn segment_files(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .filter(|entry| entry.file_name().to_str().is_some_and(|name| segment_number(name).is_some()))
-        .map(|entry| entry.path())
-        .collect()
-}
-
-fn holds_segments(folder: &Path) -> bool {
-    !segment_files(folder).is_empty()
 }
 
 /// What the engine file said, from the headers of the segments; they must agree.

@@ -157,7 +157,9 @@ impl Snapshot {
                 for (stream, range) in spans {
                     by_stream.entry(*stream).or_default().push(range.clone());
                 }
-                if self.visit_segment(shard, segment, &by_stream, &mut damages, &mut each)?.is_break()
+                if self
+                    .visit_segment(shard, segment, &by_stream, &mut damages, &mut each)?
+                    .is_break()
                 {
                     return Ok(damages);
                 }
@@ -216,9 +218,8 @@ impl Snapshot {
         let mut reopen = self.shards.is_empty();
         for shard in &mut self.shards {
             let path = self.directory.join(Site::shard_name(shard.shared.shard));
-            let extended = shard.extend().map_err(OpenError::io("read", path))?;
-            grew |= extended;
-            reopen |= !extended && shard.has_successor(&self.directory)?;
+            grew |= shard.extend().map_err(OpenError::io("read", path))?;
+            reopen |= shard.has_successor(&self.directory)?;
         }
         if reopen {
             let shards = Self::open(&self.directory)?.shards;
@@ -323,8 +324,8 @@ impl ShardSnapshot {
         self.source(segment).places(end.offset..shared.segment_bytes, |place| {
             let Found::Batch(batch) = &place.found else { return false };
             let header = &batch.header;
-            let follows = header.sequence.get() == end.sequence + 1
-                && header.previous_crc.get() == end.crc;
+            let follows =
+                header.sequence.get() == end.sequence + 1 && header.previous_crc.get() == end.crc;
             if follows {
                 let (offset, sequence) = (batch.end_offset(), header.sequence.get());
                 end = JournalEnd { offset, sequence, crc: header.crc.get(), ..end };

@@ -79,7 +79,7 @@ pub struct Totals {
     pub batches: u64,
     /// Records in those, also trimmed and moved ones.
     pub records: u64,
-    /// Payload bytes of those records with their length prefixes.
+    /// Payload bytes of those records.
     pub payload_bytes: u64,
     /// Bytes of those batches on disk.
     pub bytes: u64,

@@ -71,6 +71,8 @@ pub struct World {
     /// The next open must say that the shard was closed.
     closed: bool,
     crashes_seen: u64,
+    /// Say what is done.
+    tells: bool,
 }
 
 impl World {
@@ -94,16 +96,28 @@ impl World {
             poisoned: false,
             closed: false,
             crashes_seen: 0,
+            tells: std::env::var_os("RINGWAL_MODEL_TRACE").is_some(),
         }
     }
 
-    /// The whole run: lives, then healing.
-    pub fn run(&mut self, lives: u64) {
+    fn tell(&self, what: impl FnOnce() -> String) {
+        if self.tells {
+            eprintln!("{:>8} {}", self.sim.operations(), what());
+        }
+    }
+
+    /// Lives, each with its open and its end.
+    pub fn lives(&mut self, lives: u64) {
         for _ in 0..lives {
             self.open();
             self.live();
             self.end();
         }
+    }
+
+    /// The whole run: lives, then healing.
+    pub fn run(&mut self, lives: u64) {
+        self.lives(lives);
         self.heal();
         self.counts.acknowledged = self.reference.acknowledged;
         self.counts.refused = self.reference.refused;
@@ -117,6 +131,7 @@ impl World {
 
     /// Opens, however often the machine goes down meanwhile, and checks what is there.
     pub fn open(&mut self) {
+        self.tell(|| super::journal::describe(&self.sim, self.setup.segment_bytes));
         for attempt in 0.. {
             let unlucky = attempt < 5 && self.random.chance(300);
             self.sim.crash_at(u64::MAX);
@@ -153,6 +168,7 @@ impl World {
 
     fn open_failed(&mut self, error: &OpenError) {
         let crashed = self.note_crashes();
+        self.tell(|| format!("open failed after {crashed} power cuts: {error}"));
         self.counts.while_opening += crashed;
         self.closed = false;
         match error {
@@ -180,6 +196,7 @@ impl World {
         assert_eq!(self.note_crashes(), 0, "a dead machine was opened");
         self.counts.opens += 1;
         let report = shard.recovery();
+        self.tell(|| format!("open: {report:?}"));
         self.counts.torn += u64::from(report.torn.is_some());
         if std::mem::take(&mut self.closed) {
             assert!(report.clean, "it was closed: {report:?}");
@@ -252,6 +269,7 @@ impl World {
         let result = self.shard().run_once(Some(TURN));
         self.reference.settle();
         if let Err(error) = result {
+            self.tell(|| format!("{error}"));
             if !self.poisoned {
                 self.counts.poisoned += u64::from(!self.is_down());
             }
@@ -313,6 +331,7 @@ impl World {
     }
 
     fn begin(&mut self, command: Command, outcome: Result<Token, AppendError>) -> bool {
+        self.tell(|| format!("{command:?} {:?}", outcome.as_ref().err()));
         match outcome {
             Ok(token) => {
                 self.reference.begin(command, token);
@@ -395,25 +414,33 @@ impl World {
     /// Lets the shard do what it was asked for. False when it died or has no space.
     pub fn drain(&mut self) -> bool {
         for _ in 0..TURNS_MAX {
+            if self.poisoned {
+                return false;
+            }
             if self.reference.is_settled() {
                 self.check_memory();
                 return true;
-            }
-            if self.poisoned {
-                return false;
             }
             if (self.full || self.fault_armed) && self.random.chance(5) {
                 return false;
             }
             self.turn();
         }
-        panic!("no progress: {:?}", self.shard().stats());
+        let stats = self.shard().stats();
+        panic!("no progress: {:?} {:?}", stats.segments, stats.no_space);
     }
 
     /// Nothing is under way, so every slot is back.
     fn check_memory(&self) {
         let pool = self.pool.as_ref().expect("the shard is open");
         assert_eq!(pool.slots_free(), pool.slots(), "a batch buffer leaked");
+    }
+
+    /// Long enough for an idle seal, and for footers.
+    pub fn idle_until_sealed(&mut self) {
+        for _ in 0..30 {
+            self.turn();
+        }
     }
 
     fn idle(&mut self) {
@@ -426,6 +453,7 @@ impl World {
     }
 
     fn make_fault(&mut self) {
+        self.tell(|| "a fault is armed".into());
         self.fault_armed = true;
         let kinds = [Kind::Write, Kind::Sync, Kind::SyncAll, Kind::Allocate, Kind::Open];
         let more = [Kind::Remove, Kind::SyncDirectory, Kind::Read];
@@ -470,7 +498,9 @@ impl World {
         self.counts.moved += stats.moved_records;
         self.counts.rotations += stats.rotations;
         self.counts.idle_seals += stats.idle_seals;
-        match self.random.below(10) {
+        let way = self.random.below(10);
+        self.tell(|| format!("end {way}: {:?} down {}", stats.segments, self.is_down()));
+        match way {
             _ if self.is_down() => shard.abandon(),
             0..3 => self.close(shard),
             3..6 => {

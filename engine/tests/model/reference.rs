@@ -270,6 +270,18 @@ impl Reference {
         assert!(next >= range.end.min(facts.end()), "stream {stream} {range:?} ended at {next}");
     }
 
+    /// Reads one record. False when the shard does not know it; wrong bytes are never excused.
+    pub fn read_one(&self, shard: &Shard, stream: usize, offset: u64) -> Result<bool, ReadError> {
+        let written = self.streams[stream].records[&offset];
+        let Some(record) = shard.read(self.ids[stream], offset..offset + 1)?.next() else {
+            return Ok(false);
+        };
+        let record = record?;
+        assert_eq!((record.offset(), record.epoch()), (offset, written.epoch), "{stream}");
+        self.check_bytes(record.payload(), Some(written.id));
+        Ok(true)
+    }
+
     /// The id in a payload, when every byte of it is right.
     fn check_bytes(&self, bytes: &[u8], expected: Option<u64>) -> Option<u64> {
         let id = bytes.first_chunk::<8>().map(|id| u64::from_le_bytes(*id));

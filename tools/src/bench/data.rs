@@ -1,6 +1,7 @@
 //! The directory that is measured in: made, kept or removed, with room for what is measured
 //! beside the main engine.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -11,6 +12,13 @@ use crate::exit::Failure;
 
 /// Free space without which nothing is begun: the probe's file and the segments of one shard.
 const FREE_BYTES_MIN: u64 = 768 << 20;
+
+/// Why nothing can be measured in that directory.
+pub fn unusable(path: &Path, error: &io::Error) -> Failure {
+    Failure::environment(format!("cannot use {} for data", path.display()))
+        .cause(error.to_string())
+        .fix("--dir DIR with a directory that can be written to")
+}
 
 /// The data directory. Dropping it removes what was made only for this measurement.
 #[derive(Debug)]
@@ -45,8 +53,7 @@ impl DataDirectory {
                 .fix("--dir DIR on another file system")
                 .into());
         }
-        std::fs::create_dir_all(&path)
-            .with_context(|| format!("creating the data directory {}", path.display()))?;
+        std::fs::create_dir_all(&path).map_err(|error| unusable(&path, &error))?;
         let temporary = settings.directory.is_none() && !settings.keep;
         Ok(DataDirectory { path, temporary })
     }

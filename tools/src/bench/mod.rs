@@ -71,9 +71,7 @@ struct Bench {
 /// Runs the subcommand.
 pub fn run(args: BenchArgs) -> Result<Exit> {
     let settings = Settings::new(args)?;
-    if let Some(folder) = &settings.out {
-        results::check_writable(folder)?;
-    }
+    results::check_writable(&settings)?;
     let mut bench = Bench::prepare(settings)?;
     let runs = bench.settings.runs.clone();
     for run in runs {
@@ -92,11 +90,8 @@ impl Bench {
     fn prepare(settings: Settings) -> Result<Bench> {
         let interrupt = Interrupt::install().context("catching signals")?;
         let place = DataDirectory::place(&settings);
-        let surroundings = environment::look(&place).map_err(|error| {
-            Failure::environment(format!("cannot use {} for data", place.display()))
-                .cause(error.to_string())
-                .fix("--dir DIR with a directory that can be written to")
-        })?;
+        let surroundings =
+            environment::look(&place).map_err(|error| data::unusable(&place, &error))?;
         let data = DataDirectory::create(&settings, &surroundings)?;
         let receipts = settings.receipts.as_deref().map(ReceiptFile::open).transpose()?;
         let progress = Progress::new(settings.planned());
@@ -106,7 +101,8 @@ impl Bench {
         let mut bench = Bench {
             disk: surroundings.device.as_ref().map(|device| device.disk.clone()),
             warnings: warnings::before(&surroundings),
-            probe: DeviceProbe::prepare(data.path(), PROBE_BYTES, started)?,
+            probe: DeviceProbe::prepare(data.path(), PROBE_BYTES, started)
+                .map_err(|error| data::unusable(data.path(), &error))?,
             started_unix_ns: since_epoch.as_nanos() as u64,
             receipts: receipts.map(Arc::new),
             engines: Vec::new(),

@@ -33,8 +33,10 @@ const SWEEP_STEP: f64 = 1.3;
 const SWEEP_STEPS_MAX: u32 = 16;
 /// The knee is passed when p99 is so many times that of the best rate,
 const KNEE_P99: f64 = 4.0;
-/// or when so little of the rate is reached.
+/// or when so little of the rate is reached;
 const KNEE_REACHED: f64 = 0.97;
+/// so many times in a row, because one stall of the machine is no knee.
+const KNEE_MISSES: u32 = 2;
 
 /// Measures at one rate, and with `--sweep` at rising ones.
 pub fn run(bench: &mut Bench) -> Result<()> {
@@ -119,7 +121,7 @@ fn sweep(
 ) -> Result<(f64, Vec<Measured>)> {
     let length = (bench.settings.duration / 4).max(Duration::from_millis(300));
     let mut rate = (capacity * SWEEP_FIRST).max(1.0);
-    let (mut knee, mut best_p99) = (0.0, u64::MAX);
+    let (mut knee, mut best_p99, mut misses) = (0.0, u64::MAX, 0);
     let mut steps = Vec::new();
     for _ in 0..SWEEP_STEPS_MAX {
         let name = format!("open-{rate:.0}{suffix}");
@@ -133,10 +135,15 @@ fn sweep(
         }
         best_p99 = best_p99.min(p99_ns.max(1));
         let kept = reached >= rate * KNEE_REACHED && p99_ns as f64 <= best_p99 as f64 * KNEE_P99;
-        if !kept || interrupted {
+        if kept {
+            knee = rate;
+            misses = 0;
+        } else {
+            misses += 1;
+        }
+        if misses == KNEE_MISSES || interrupted {
             break;
         }
-        knee = rate;
         rate *= SWEEP_STEP;
     }
     Ok((knee, steps))

@@ -6,11 +6,15 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 
+use super::settings::Settings;
 use super::{Bench, warnings};
+use crate::environment::nearest_existing;
 use crate::exit::{self, Exit, Failure};
 use crate::progress::colour_allowed;
 use crate::report::{HistogramData, Report, complete, slo, terminal, to_json, write_all};
 
+/// Folder of all reports.
+const RESULTS: &str = "ringwal-results";
 /// Columns where standard output does not say.
 const WIDTH: usize = 100;
 
@@ -87,7 +91,7 @@ pub fn screen(report: &Report) -> String {
 fn results_folder(unix_ns: u64) -> PathBuf {
     let time = UNIX_EPOCH + Duration::from_nanos(unix_ns);
     let name = humantime::format_rfc3339_seconds(time).to_string().replace(':', "");
-    let parent = Path::new("ringwal-results");
+    let parent = Path::new(RESULTS);
     let numbered = (2..).map(|number| parent.join(format!("{name}-{number}")));
     std::iter::once(parent.join(&name))
         .chain(numbered)
@@ -111,13 +115,35 @@ fn command_line(arguments: impl Iterator<Item = String>) -> String {
 }
 
 /// Fails early when the report could not be written in the end.
-pub fn check_writable(folder: &Path) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(|error| {
-        Failure::new(Exit::Failure, format!("the folder of the report {}", folder.display()))
+pub fn check_writable(settings: &Settings) -> Result<(), Failure> {
+    let folder = settings.out.clone().unwrap_or_else(|| PathBuf::from(RESULTS));
+    check_writable_directory(&folder, "--out DIR")?;
+    match &settings.json {
+        Some(json) if json != Path::new("-") => {
+            let parent = json.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let parent = parent.unwrap_or(Path::new("."));
+            if !parent.is_dir() {
+                return Err(Failure::usage(format!("cannot write {}", json.display()))
+                    .cause(format!("{} is not a directory", parent.display()))
+                    .fix("--json FILE in a directory that exists"));
+            }
+            check_writable_directory(parent, "--json FILE")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_writable_directory(directory: &Path, flag: &str) -> Result<(), Failure> {
+    nearest_existing(directory)
+        .and_then(|existing| Ok(rustix::fs::access(existing, rustix::fs::Access::WRITE_OK)?))
+        .map_err(|error| {
+            Failure::new(
+                Exit::Failure,
+                format!("cannot write the report to {}", directory.display()),
+            )
             .cause(error.to_string())
-            .fix("--out DIR with a folder that can be written to")
-            .into()
-    })
+            .fix(format!("{flag} where this user may write"))
+        })
 }
 
 #[cfg(test)]

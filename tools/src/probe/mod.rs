@@ -97,17 +97,14 @@ pub struct DeviceProbe {
 
 impl DeviceProbe {
     /// Writes a file of `bytes` in `directory`; times in slices count from `started`.
-    pub fn prepare(directory: &Path, bytes: u64, started: Instant) -> Result<DeviceProbe> {
-        let file = scratch_file(directory, true)
-            .or_else(|_| scratch_file(directory, false))
-            .with_context(|| format!("the probe's file in {}", directory.display()))?;
+    pub fn prepare(directory: &Path, bytes: u64, started: Instant) -> io::Result<DeviceProbe> {
+        let file = scratch_file(directory, true).or_else(|_| scratch_file(directory, false))?;
         let buffer =
             AlignedBuffer::filled(SEQUENTIAL_BLOCK_BYTES, started.elapsed().as_nanos() as u64);
         for offset in (0..bytes).step_by(SEQUENTIAL_BLOCK_BYTES) {
-            write_at(&file, buffer.bytes(), offset, false)
-                .with_context(|| format!("writing the probe's file in {}", directory.display()))?;
+            write_at(&file, buffer.bytes(), offset, false)?;
         }
-        rustix::fs::fsync(&file).context("syncing the probe's file")?;
+        rustix::fs::fsync(&file)?;
         let mut methods = vec![Method::Dsync, Method::Fdatasync];
         methods.retain(|method| {
             !matches!(

@@ -14,7 +14,7 @@ const TICKS_PER_HALF_DISTANCE: u32 = 5;
 const HEAT_ROWS_PER_OCTAVE: u32 = 8;
 /// A run has at most so many heat map columns.
 const HEAT_COLUMNS_MAX: usize = 160;
-/// A run has at most so many blocks, unless the caller made its own.
+/// A run has at most so many blocks.
 const BLOCKS_MAX: usize = 48;
 
 /// A histogram as every part of the report expects it: nanoseconds, three digits,
@@ -82,17 +82,6 @@ impl RunBuilder {
         self
     }
 
-    /// A block measured apart, as interleaved runs do. Without any, intervals become blocks.
-    pub fn block(
-        mut self,
-        start_ns: u64,
-        duration_ns: u64,
-        response: &Histogram<u64>,
-    ) -> RunBuilder {
-        self.run.blocks.push(block_of(start_ns, duration_ns, response));
-        self
-    }
-
     /// Processor time of the whole process while measuring.
     pub fn cpu_time(mut self, cpu_ns: u64) -> RunBuilder {
         let records = self.run.records.max(self.histograms.response.len());
@@ -119,9 +108,7 @@ impl RunBuilder {
             histograms.service.as_ref().map(percentile_curve).unwrap_or_default();
         run.intervals = histograms.intervals.iter().map(interval_of).collect();
         run.heat_map = heat_map_of(&histograms.intervals);
-        if run.blocks.is_empty() {
-            run.blocks = blocks_of(run.start_ns, &histograms.intervals);
-        }
+        run.blocks = blocks_of(run.start_ns, &histograms.intervals);
         (run, histograms)
     }
 }
@@ -227,7 +214,7 @@ pub(super) fn choose_primary(runs: &[Run]) -> Option<&Run> {
 }
 
 /// Summary of a histogram of nanoseconds.
-pub fn latency_of(histogram: &Histogram<u64>) -> Latency {
+fn latency_of(histogram: &Histogram<u64>) -> Latency {
     Latency {
         p50_ns: histogram.value_at_quantile(0.5),
         p90_ns: histogram.value_at_quantile(0.9),

@@ -24,7 +24,7 @@ mod sample;
 #[cfg(test)]
 mod schema;
 
-pub use build::{ProbeSliceHistogram, RunBuilder, complete, latency_of, new_histogram, probe_of};
+pub use build::{ProbeSliceHistogram, RunBuilder, complete, new_histogram, probe_of};
 pub use files::{read, redraw, to_json, write_all};
 pub use histogram_files::{HistogramData, RunHistograms};
 pub use model::{Report, Run};

@@ -31,17 +31,6 @@ fn misfits_are_found() {
     assert_eq!(misfits.len(), 3, "{misfits:#?}");
 }
 
-#[test]
-#[ignore = "writes a results folder to look at, into RINGWAL_SAMPLE_DIR"]
-fn a_sample_to_look_at() {
-    let dir = std::env::var_os("RINGWAL_SAMPLE_DIR").expect("RINGWAL_SAMPLE_DIR is set");
-    let (report, data) = sample::report();
-    super::write_all(dir.as_ref(), &report, &data).unwrap();
-    print!("{}", super::terminal::screen(&report, false, 80));
-    let (other, _) = sample::report_with(2, 1.3);
-    print!("{}", super::compare::compare(&report, &other, 1).table(false));
-}
-
 fn check(root: &Value, schema: &Value, value: &Value, at: &str, misfits: &mut Vec<String>) {
     if let Some(name) = schema["$ref"].as_str() {
         let definition = &root["$defs"][name.trim_start_matches("#/$defs/")];

@@ -97,7 +97,7 @@ impl Device {
     fn cut_directory(&mut self, fate: Option<Fate>) {
         for change in std::mem::take(&mut self.directory_log) {
             if happens(fate, &mut self.random) {
-                apply_change(&mut self.durable_entries, change);
+                apply_change(&mut self.durable_entries, &change);
             }
         }
         self.entries = self.durable_entries.clone();

@@ -309,7 +309,14 @@ impl Device {
         for change in self.directory_log.drain(..covered) {
             // After a failed flush each change is there or not, and will not be tried again.
             if errno.is_none() || self.random.coin() {
-                apply_change(&mut self.durable_entries, change);
+                apply_change(&mut self.durable_entries, &change);
+            }
+        }
+        if errno.is_some() {
+            // As with data: what is seen afterwards is what the device has.
+            self.entries = self.durable_entries.clone();
+            for change in &self.directory_log {
+                apply_change(&mut self.entries, change);
             }
         }
         errno.map_or(Ok(0), |errno| Err(io::Error::from_raw_os_error(errno)))
@@ -414,10 +421,10 @@ impl Device {
     }
 }
 
-/// Makes one change of the directory durable.
-pub(super) fn apply_change(entries: &mut BTreeMap<String, usize>, change: DirectoryChange) {
+/// Makes one change of a directory.
+pub(super) fn apply_change(entries: &mut BTreeMap<String, usize>, change: &DirectoryChange) {
     match change.inode {
-        Some(inode) => entries.insert(change.name, inode),
+        Some(inode) => entries.insert(change.name.clone(), inode),
         None => entries.remove(&change.name),
     };
 }

@@ -59,12 +59,12 @@ pub enum UringError {
     },
 }
 
-/// What the process and the kernel say about themselves; `None` is what cannot be read.
+/// What the calling thread and the kernel say about themselves; `None` is what cannot be read.
 #[derive(Copy, Clone, Default, Debug)]
 pub(super) struct Environment {
     /// /proc/sys/kernel/io_uring_disabled.
     pub io_uring_disabled: Option<u32>,
-    /// `Seccomp:` of /proc/self/status; 2 is a filter.
+    /// `Seccomp:` of /proc/thread-self/status; 2 is a filter.
     pub seccomp: Option<u32>,
     /// RLIMIT_MEMLOCK in bytes; `None` is unlimited.
     pub memlock_bytes: Option<u64>,
@@ -74,7 +74,7 @@ impl Environment {
     pub fn read() -> Self {
         let number = |text: &str| text.trim().parse().ok();
         let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
         Self {
             io_uring_disabled: disabled.as_deref().and_then(number),
             seccomp: status.lines().find_map(|line| line.strip_prefix("Seccomp:")).and_then(number),

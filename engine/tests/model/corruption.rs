@@ -1,0 +1,249 @@
+//! Rot, lost and misdirected writes: what was acknowledged comes back right, or is named as
+//! damaged. The one exception is the newest batches, which nothing that is still valid declares
+//! durable: to lose them looks like a torn tail. Those losses are counted, and nothing else is.
+
+use ringwal_engine::disk::sim::{Fault, Kind, SimDisk, SimHandle};
+use ringwal_engine::{Clock, OpenError, ReadError, Shard};
+
+use super::driver::World;
+use super::journal::{Segment, segments};
+use super::random::Random;
+use super::setup::Setup;
+
+const BLOCK: u64 = 4096;
+
+/// What became of the damages.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
+pub struct Verdicts {
+    /// Runs.
+    pub damages: u64,
+    /// Everything was there and right.
+    pub harmless: u64,
+    /// Opening named the damage.
+    pub refused: u64,
+    /// Opening went on, and reading named it.
+    pub named_by_reading: u64,
+    /// Silently gone, as the exception allows.
+    pub excepted: u64,
+    /// Records that a read-only open still gave, and did not give.
+    pub readable: u64,
+    pub unreadable: u64,
+}
+
+impl Verdicts {
+    pub fn add(&mut self, other: &Self) {
+        self.damages += other.damages;
+        self.harmless += other.harmless;
+        self.refused += other.refused;
+        self.named_by_reading += other.named_by_reading;
+        self.excepted += other.excepted;
+        self.readable += other.readable;
+        self.unreadable += other.unreadable;
+    }
+}
+
+/// Where it was damaged.
+#[derive(Clone, Debug)]
+struct Damaged {
+    file: String,
+    offset: u64,
+    /// Byte at which the batch starts that was hit, its sequence and its length.
+    batch: Option<(u64, u64, u64)>,
+    /// Something that is still valid says that this batch was durable.
+    covered: bool,
+}
+
+/// Rot in a journal at rest.
+pub fn rot(seed: u64) -> Verdicts {
+    let mut world = lived(seed);
+    world.drain();
+    world.end();
+    let mut random = Random::new(seed ^ 0xdead);
+    let damaged = flip(&world, &mut random);
+    judge(&world, Some(&damaged))
+}
+
+/// A write that the device lost, or put in another place, and acknowledged all the same; what
+/// comes after it declares it durable.
+pub fn astray(seed: u64) -> Verdicts {
+    let mut world = lived(seed);
+    let mut random = Random::new(seed ^ 0xbeef);
+    world.drain();
+    let blocks = world.setup.segment_bytes / BLOCK;
+    let fault = match random.below(2) {
+        0 => Fault::Lost,
+        _ => Fault::Misdirected(random.below(blocks) * BLOCK),
+    };
+    world.sim.fault_next(Kind::Write, fault);
+    for _ in 0..random.within(4..=60) {
+        world.append();
+        assert!(world.drain());
+    }
+    // The last batches say of those before them that they were durable.
+    world.idle_until_sealed();
+    world.end();
+    judge(&world, None)
+}
+
+/// A world without faults, with a few lives behind it, open.
+fn lived(seed: u64) -> World {
+    let mut random = Random::new(seed);
+    let setup = Setup { wild: false, faulty: false, ..Setup::new(seed, &mut random) };
+    let mut world = World::with(seed, setup, random);
+    world.lives(1 + seed % 4);
+    world.open();
+    world.sim.crash_at(u64::MAX);
+    for _ in 0..40 {
+        world.append();
+        world.turn();
+    }
+    world
+}
+
+/// Turns one or more bits of one block over.
+fn flip(world: &World, random: &mut Random) -> Damaged {
+    let before = segments(&world.sim, world.setup.segment_bytes);
+    let used: Vec<&Segment> = before.iter().filter(|s| !s.batches.is_empty()).collect();
+    let (file, offset) = if used.is_empty() || random.chance(50) {
+        let files = world.sim.list();
+        let entry = &files[random.below(files.len() as u64) as usize];
+        (entry.name.clone(), random.below(entry.length))
+    } else {
+        let segment = used[random.below(used.len() as u64) as usize];
+        let last = segment.batches.last().expect("it has one");
+        let offset = match random.below(10) {
+            // Headers, and the index and footer.
+            0 => random.below(2 * BLOCK),
+            1 => world.setup.segment_bytes - 1 - random.below(4 * BLOCK),
+            // The newest batches.
+            2 | 3 => last.offset + random.below(last.length),
+            _ => 2 * BLOCK + random.below(last.offset + last.length - 2 * BLOCK),
+        };
+        (segment.name.clone(), offset)
+    };
+    world.sim.flip(&file, offset, random.below(8) as u32);
+    for _ in 0..random.pick(&[0, 0, 1, 40]) {
+        let other = offset / BLOCK * BLOCK + random.below(BLOCK);
+        world.sim.flip(&file, other, random.below(8) as u32);
+    }
+    let after = segments(&world.sim, world.setup.segment_bytes);
+    let hit = before.iter().find(|segment| segment.name == file).and_then(|segment| {
+        let batch =
+            segment.batches.iter().find(|b| b.offset <= offset && offset < b.offset + b.length)?;
+        Some((batch.offset, batch.sequence, batch.length))
+    });
+    let covered = hit.is_some_and(|(_, sequence, _)| is_covered(&after, sequence));
+    Damaged { file, offset, batch: hit, covered }
+}
+
+/// Whether a batch behind `sequence`, a footer or the start of an incarnation that is still valid
+/// says that it was durable.
+fn is_covered(segments: &[Segment], sequence: u64) -> bool {
+    segments.iter().any(|segment| {
+        let by_batch = segment
+            .batches
+            .iter()
+            .any(|batch| batch.sequence > sequence && batch.durable_sequence >= sequence);
+        let by_footer =
+            segment.footer.is_some_and(|(first, last, _)| first <= sequence && sequence <= last);
+        let by_open = segment.predecessor.is_some_and(|(_, _, end)| end >= sequence);
+        by_batch || by_footer || by_open
+    })
+}
+
+fn judge(world: &World, damaged: Option<&Damaged>) -> Verdicts {
+    let mut verdicts = Verdicts { damages: 1, ..Verdicts::default() };
+    let (missing, named) = look(world, true, damaged, &mut verdicts);
+    let unread = missing.len() as u64;
+    let looked = open(&world.sim, world, false);
+    let shard = match looked {
+        Ok(shard) => shard,
+        Err(OpenError::Corrupt(corruption)) => {
+            verdicts.refused += 1;
+            for damage in &corruption.damages {
+                assert!(!damage.file.is_empty() && !damage.what.is_empty(), "{damage:?}");
+            }
+            check_named(&corruption.damages, damaged);
+            verdicts.unreadable += unread;
+            return verdicts;
+        }
+        Err(error) => panic!("{damaged:?}: {error}"),
+    };
+    assert!(missing.is_empty() || named || is_excepted(damaged), "{damaged:?} {missing:?}");
+    shard.abandon();
+    let mut again = Verdicts::default();
+    let (missing, named) = look(world, false, damaged, &mut again);
+    if missing.is_empty() {
+        verdicts.harmless += 1;
+    } else if named {
+        verdicts.named_by_reading += 1;
+    } else {
+        assert!(is_excepted(damaged), "silently lost: {missing:?} after {damaged:?}");
+        verdicts.excepted += 1;
+    }
+    verdicts
+}
+
+/// The exception: a batch that nothing valid behind it declares durable.
+fn is_excepted(damaged: Option<&Damaged>) -> bool {
+    damaged.is_some_and(|damaged| damaged.batch.is_some() && !damaged.covered)
+}
+
+/// Rot in a batch is named by its file, and by bytes that touch it.
+fn check_named(damages: &[ringwal_engine::Damage], damaged: Option<&Damaged>) {
+    let Some(damaged) = damaged else { return };
+    let Some((start, _, length)) = damaged.batch else { return };
+    let touches = damages.iter().any(|damage| {
+        damage.file == damaged.file
+            && damage.bytes.start < start + length
+            && damaged.offset / BLOCK * BLOCK < damage.bytes.end.max(start + 1)
+            || damage.bytes.is_empty() && damage.file == damaged.file
+    });
+    assert!(touches, "{damages:?} do not name {damaged:?}");
+}
+
+fn open(sim: &SimHandle, world: &World, read_only: bool) -> Result<Shard, OpenError> {
+    let mut random = Random::new(1);
+    let options = world.setup.options(&mut random).read_only(read_only);
+    let disk = Box::new(SimDisk::new(sim.clone()));
+    let clock = Clock::Manual(sim.clock());
+    options.open_on(disk, world.setup.engine_id, world.setup.segment_bytes, clock)
+}
+
+/// Reads every acknowledged record, one by one. What is not right, and whether errors name all of
+/// it.
+fn look(
+    world: &World,
+    read_only: bool,
+    damaged: Option<&Damaged>,
+    verdicts: &mut Verdicts,
+) -> (Vec<(usize, u64)>, bool) {
+    let shard = open(&world.sim, world, read_only);
+    let shard = shard.unwrap_or_else(|error| panic!("{damaged:?}: {error}"));
+    let reported = !shard.recovery().damages.is_empty();
+    let (mut missing, mut named) = (Vec::new(), true);
+    for (stream, facts) in world.reference.streams.iter().enumerate() {
+        for offset in facts.records.keys() {
+            match world.reference.read_one(&shard, stream, *offset) {
+                Ok(true) => {}
+                Ok(false) => {
+                    missing.push((stream, *offset));
+                    named &= reported;
+                }
+                Err(ReadError::Corrupt { file, .. }) => {
+                    assert!(damaged.is_none_or(|damaged| damaged.file == file));
+                    missing.push((stream, *offset));
+                }
+                Err(ReadError::Missing { .. } | ReadError::Trimmed { .. }) => {
+                    missing.push((stream, *offset));
+                    named &= reported;
+                }
+                Err(error) => panic!("{damaged:?}: {error}"),
+            }
+        }
+        verdicts.readable += facts.records.len() as u64;
+    }
+    verdicts.readable -= missing.len() as u64;
+    shard.abandon();
+    (missing, named)
+}
