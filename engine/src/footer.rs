@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::disk::{BLOCK_BYTES, Buffer, BufferMut, block_round_up};
 use crate::format::{
-    ENTRY_BYTES, EntryRecord, FooterHeader, FormatError, RUN_BYTES, RunRecord, SegmentSeed,
+    DATA_START, ENTRY_BYTES, EntryRecord, FRAME_HEADER_BYTES, FooterHeader, FormatError, RUN_BYTES, RunRecord, SegmentSeed,
 };
 use crate::index::Entry;
 
@@ -146,13 +146,35 @@ pub(crate) fn read_runs(
     .collect()
 }
 
-/// Entries, from a slice that holds only whole ones.
-pub(crate) fn read_entries(bytes: &[u8]) -> Vec<Entry> {
-    bytes
-        .chunks_exact(ENTRY_BYTES)
-        .filter_map(|bytes| EntryRecord::read_from_bytes(bytes).ok())
-        .map(Entry::from)
-        .collect()
+/// The entries of a run, which follow one another without a gap, from the bytes that they begin.
+///
+/// # Errors
+/// When they are not what was written. A part of the entries has no checksum of its own, so this
+/// finds what a reader could stumble over; the frame itself tells the rest.
+pub(crate) fn read_entries(
+    run: &RunRecord,
+    bytes: &[u8],
+    segment_bytes: u64,
+) -> Result<Vec<Entry>, FormatError> {
+    let length = run.entries.get() as usize * ENTRY_BYTES;
+    let bytes = bytes.get(..length).ok_or(FormatError::Short)?;
+    let mut next = run.base_offset.get();
+    let mut entries = Vec::with_capacity(run.entries.get() as usize);
+    for bytes in bytes.chunks_exact(ENTRY_BYTES) {
+        let record = EntryRecord::read_from_bytes(bytes).map_err(|_| FormatError::Short)?;
+        let entry = Entry::from(record);
+        let places = DATA_START..segment_bytes - FRAME_HEADER_BYTES as u64;
+        let follows = entry.base == next && entry.count > 0;
+        if !follows || !places.contains(&u64::from(entry.position)) {
+            return Err(FormatError::Length);
+        }
+        next = next.checked_add(u64::from(entry.count)).ok_or(FormatError::Length)?;
+        entries.push(entry);
+    }
+    if next != run.end_offset.get() {
+        return Err(FormatError::Length);
+    }
+    Ok(entries)
 }
 
 #[cfg(test)]
@@ -197,8 +219,13 @@ mod tests {
         let at = (footer.runs_offset.get() - blocks.body_offset) as usize;
         let runs = read_runs(&footer, &blocks.body[at..]).unwrap();
         assert_eq!((runs[0].stream.get(), runs[0].entries.get()), (7, 2));
-        let length = footer.entries.get() as usize * ENTRY_BYTES;
-        assert_eq!(read_entries(&blocks.body[..length]), entries);
+        assert_eq!(read_entries(&runs[0], &blocks.body, 1 << 20).unwrap(), entries);
+        for byte in 0..16 {
+            let mut rotten = blocks.body.to_vec();
+            rotten[byte] ^= 0x80;
+            let found = read_entries(&runs[0], &rotten, 1 << 20);
+            assert!(found.is_err() || (12..16).contains(&byte), "byte {byte}");
+        }
         assert!(read_runs(&footer, &blocks.body[at + 1..]).is_err());
     }
 

@@ -35,7 +35,7 @@ pub(crate) struct Entry {
 
 impl Entry {
     pub(crate) fn end(&self) -> u64 {
-        self.base + u64::from(self.count)
+        self.base.saturating_add(u64::from(self.count))
     }
 }
 

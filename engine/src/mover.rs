@@ -180,13 +180,16 @@ impl Mover {
             self.segment_bytes,
         )
         .ok()?;
+        let entries = bytes.get(..footer.entries.get() as usize * ENTRY_BYTES)?;
+        if crc32c::crc32c(entries) != footer.entries_crc.get() {
+            return None;
+        }
         let runs = read_runs(&footer, bytes.get(runs_at..)?).ok()?;
         let spans = index.spans_of(self.generation);
         let mut positions = Vec::new();
         for run in runs {
-            let first = run.entry.get() as usize * ENTRY_BYTES;
-            let length = run.entries.get() as usize * ENTRY_BYTES;
-            for entry in read_entries(bytes.get(first..first + length)?) {
+            let bytes = entries.get(run.entry.get() as usize * ENTRY_BYTES..)?;
+            for entry in read_entries(&run, bytes, self.segment_bytes).ok()? {
                 let is_live = spans.iter().any(|(stream, span)| {
                     stream.get() == run.stream.get()
                         && span.base < entry.end()

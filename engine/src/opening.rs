@@ -578,18 +578,21 @@ impl Opening<'_> {
                 .is_ok_and(|free| free >= wanted * self.identity.segment_bytes);
         let incarnation = plan.incarnation + 1;
         let mut segments = self.segments(plan, recovered, incarnation, options);
+        let mut refusal = None;
         let first = loop {
             if let Some(first) = segments.take(true) {
                 break first;
             }
             let Some(operation) = segments.poll_operation(0) else {
-                return Err(OpenError::NoSpace {
-                    directory: self.directory.clone(),
-                    segment_bytes: self.identity.segment_bytes,
-                    free_bytes: self.disk.free_bytes().unwrap_or(0),
-                });
+                return Err(self.no_segment(refusal));
             };
             let result = run(self.disk, operation).map(|(value, _)| value);
+            if let (Err(error), None) = (&result, &refusal) {
+                refusal = Some(match error.raw_os_error() {
+                    Some(errno) => io::Error::from_raw_os_error(errno),
+                    None => io::Error::other(error.to_string()),
+                });
+            }
             segments.handle_completion(result, 0);
         };
         self.write_anchor(anchor_file, incarnation, first.number, first.generation)?;
@@ -609,6 +612,20 @@ impl Opening<'_> {
             incarnation,
             live,
         })
+    }
+
+    /// Why there is no first segment.
+    fn no_segment(&self, refusal: Option<io::Error>) -> OpenError {
+        match refusal {
+            Some(error) if !matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => {
+                self.io("preparing a segment in", "")(error)
+            }
+            _ => OpenError::NoSpace {
+                directory: self.directory.clone(),
+                segment_bytes: self.identity.segment_bytes,
+                free_bytes: self.disk.free_bytes().unwrap_or(0),
+            },
+        }
     }
 
     /// Gives a recovered tail its index and footer, so that no later open scans it.

@@ -15,7 +15,7 @@ use crate::disk::{BLOCK_BYTES, Buffer, BufferMut, FileId, block_round_up};
 use crate::error::ReadError;
 use crate::footer::{read_entries, read_runs};
 use crate::format::{
-    ENTRY_BYTES, FRAME_HEADER_BYTES, FooterHeader, FormatError, FrameHeader, FrameKind,
+    DATA_START, ENTRY_BYTES, FRAME_HEADER_BYTES, FooterHeader, FormatError, FrameHeader, FrameKind,
     RECORD_PREFIX_BYTES, RUN_BYTES, SegmentSeed, VerifiedFrame,
 };
 use crate::index::{Entry, LocatedFrames, Location, NoLocation, SealedIndex};
@@ -198,6 +198,9 @@ impl Reader {
             return Ok(true);
         }
         let Some(entry) = self.entries.pop_front() else { return Ok(true) };
+        if u64::from(entry.position) >= self.shared.segment_bytes {
+            return Err(self.corrupt(&location, 0, "its index does not lead to the record"));
+        }
         let frame = self.read_frame(&location, entry)?;
         self.frame_bytes = frame.bytes.len();
         self.check_still_there(&location)?;
@@ -226,9 +229,17 @@ impl Reader {
             LocatedFrames::Entries(entries) => entries.clone().into(),
             LocatedFrames::Sealed(sealed) => self.load_entries(&location, *sealed)?.into(),
         };
-        if self.entries.is_empty() {
+        // Entries of a sealed segment come from the device: one that is damaged leads nowhere.
+        let places = DATA_START..self.shared.segment_bytes;
+        let leads_to_record = self.entries.front().is_some_and(|entry| {
+            entry.base <= self.next
+                && self.next < entry.end()
+                && places.contains(&u64::from(entry.position))
+        });
+        if !leads_to_record {
+            self.entries.clear();
             self.check_still_there(&location)?;
-            return Err(self.corrupt(&location, 0, "its index lacks the record"));
+            return Err(self.corrupt(&location, 0, "its index does not lead to the record"));
         }
         self.location = Some(location);
         Ok(true)
@@ -248,14 +259,15 @@ impl Reader {
                 && self.next < run.end_offset.get()
         });
         let Some(run) = run else { return Ok(Vec::new()) };
+        // Only the blocks that hold the run's entries.
         let first = run.entry.get() as usize * ENTRY_BYTES;
         let length = run.entries.get() as usize * ENTRY_BYTES;
-        let from = sealed.entries_offset + first as u64;
-        let aligned = from / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
-        let skip = (from - aligned) as usize;
-        let bytes = self.read(location, aligned, skip + length)?;
-        let entries = bytes.get(skip..skip + length).unwrap_or_default();
-        let mut entries = read_entries(entries);
+        let skip = first / BLOCK_BYTES * BLOCK_BYTES;
+        let from = sealed.entries_offset + skip as u64;
+        let bytes = self.read(location, from, first - skip + length)?;
+        let bytes = bytes.get(first - skip..).unwrap_or_default();
+        let mut entries = read_entries(run, bytes, self.shared.segment_bytes)
+            .map_err(|error| self.damaged(location, from, error))?;
         let before = entries.partition_point(|entry| entry.end() <= self.next);
         entries.drain(..before);
         Ok(entries)

@@ -316,6 +316,15 @@ impl Facts {
     }
 }
 
+/// Which sealed segments are read for facts, by their place among the sealed ones.
+#[derive(Copy, Clone, Debug)]
+struct StateSearch {
+    first: usize,
+    next: usize,
+    /// From their first batch, not from the last checkpoint.
+    whole: bool,
+}
+
 /// Walks the journal from its oldest segment to its end.
 #[derive(Debug)]
 pub(crate) struct Walk {
@@ -338,6 +347,7 @@ pub(crate) struct Walk {
     facts: Facts,
     /// Generation of the sealed segment that is scanned for facts only.
     state_source: Option<u64>,
+    state_search: Option<StateSearch>,
     damages: Vec<Damage>,
     scanned_records: u64,
     last_segment_found_nothing: bool,
@@ -384,6 +394,7 @@ impl Walk {
             islands: Vec::new(),
             facts: Facts::default(),
             state_source: None,
+            state_search: None,
             damages: Vec::new(),
             scanned_records: 0,
             last_segment_found_nothing: true,
@@ -560,6 +571,10 @@ impl Walk {
             .iter()
             .find(|segment| Some(segment.found.generation()) == source)
             .map_or_else(String::new, |segment| segment.found.name.clone());
+        let known = |damage: &Damage| damage.file == name && damage.bytes.contains(&offset);
+        if self.damages.iter().any(known) {
+            return;
+        }
         match self.damages.last_mut() {
             Some(last) if last.file == name && last.bytes.end == offset => {
                 last.bytes.end = offset + BLOCK_BYTES as u64;
@@ -649,28 +664,45 @@ impl Walk {
         }
     }
 
-    /// A sealed segment that must be read for the state of the streams: its position in the walk,
-    /// and the bytes. Answered by a scan of just these.
+    /// A sealed segment that must be read for the state of the streams, and the bytes. Answered by
+    /// a scan of just these. Where a checkpoint is damaged, the one before it and all that was
+    /// said since are asked for, so that what is readable can be found.
     pub(crate) fn poll_state_source(&mut self) -> Option<(FoundSegment, Range<u64>)> {
-        if self.state_source.is_some() {
-            return None;
-        }
-        let last = self
-            .segments
-            .iter()
-            .rev()
-            .find(|segment| matches!(segment.contents, WalkedContents::Sealed(..)))?;
-        let generation = last.found.generation();
-        if self.facts.checkpoint.is_some_and(|checkpoint| checkpoint > generation) {
-            return None;
-        }
-        let WalkedContents::Sealed(footer, _) = &last.contents else { return None };
-        let from = match footer.checkpoint_offset.get() {
-            0 => DATA_START,
-            offset => offset,
+        let is_sealed =
+            |segment: &&WalkedSegment| matches!(segment.contents, WalkedContents::Sealed(..));
+        let sealed: Vec<_> = self.segments.iter().filter(is_sealed).collect();
+        let newest = sealed.len().checked_sub(1)?;
+        let search = match self.state_search {
+            None => {
+                let generation = sealed[newest].found.generation();
+                if self.facts.checkpoint.is_some_and(|checkpoint| checkpoint > generation) {
+                    return None;
+                }
+                StateSearch { first: newest, next: newest, whole: false }
+            }
+            Some(search) if search.next <= newest => search,
+            Some(_) if self.facts.checkpoint.is_some() => return None,
+            Some(search) => {
+                let first = if search.whole { search.first.checked_sub(1)? } else { newest };
+                StateSearch { first, next: first, whole: true }
+            }
         };
-        self.state_source = Some(generation);
-        Some((last.found.clone(), from..last.end_offset))
+        let source = sealed[search.next];
+        let from = match &source.contents {
+            WalkedContents::Sealed(footer, _)
+                if !search.whole && footer.checkpoint_offset.get() != 0 =>
+            {
+                footer.checkpoint_offset.get()
+            }
+            _ => DATA_START,
+        };
+        let (found, end) = (source.found.clone(), source.end_offset);
+        if search.next == search.first {
+            self.facts = Facts::default();
+        }
+        self.state_source = Some(found.generation());
+        self.state_search = Some(StateSearch { next: search.next + 1, ..search });
+        Some((found, from..end))
     }
 
     /// Decides what the break means and builds the trusted state.

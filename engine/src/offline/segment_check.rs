@@ -44,6 +44,8 @@ pub(super) struct SegmentCheck {
     pub(super) bytes: u64,
     pub(super) bad: Vec<BadPart>,
     pub(super) padding: Vec<BadPadding>,
+    /// What is bad holds nothing that counts.
+    pub(super) is_harmless: bool,
     /// The last batch before anything bad.
     pub(super) good_end: Option<JournalEnd>,
     pub(super) last: JournalEnd,

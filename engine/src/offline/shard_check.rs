@@ -1,7 +1,6 @@
 //! Checks one shard: its files, its journal as recovery sees it, every batch of it, its anchor.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::path::PathBuf;
 
 use crate::disk::blocking::BlockingDisk;
@@ -9,8 +8,7 @@ use crate::disk::{BLOCK_BYTES, Disk};
 use crate::error::OpenError;
 use crate::format::{AnchorHeader, JournalEnd, SegmentHeader};
 use crate::opening::{ANCHOR, Survey};
-use crate::recovery::{Damage, WalkedSegment};
-use crate::stream::StreamId;
+use crate::recovery::{Damage, WalkedContents, WalkedSegment};
 
 use super::files::{
     Owner, SegmentFile, assumptions, header_blocks, put_back, read_file, segment_files,
@@ -20,8 +18,8 @@ use super::places::Source;
 use super::remedy::Remedy;
 use super::segment_check::{SegmentCheck, check_segment};
 use super::site::Site;
-use super::spans_by_generation;
 use super::verify::{Finding, Severity, Verification};
+use super::{StreamRange, spans_by_generation};
 
 /// A shard as it is, or would be with its headers repaired.
 pub(super) struct Examined {
@@ -215,7 +213,7 @@ impl ShardCheck<'_> {
                 seed: found.header.seed(),
                 generation: found.generation(),
             };
-            let check = check_segment(segment, source).map_err(OpenError::io("read", &path))?;
+            let mut check = check_segment(segment, source).map_err(OpenError::io("read", &path))?;
             let totals = &mut verification.totals;
             totals.segments += 1;
             totals.batches += check.batches;
@@ -223,7 +221,11 @@ impl ShardCheck<'_> {
             totals.payload_bytes += check.payload_bytes;
             totals.bytes += check.bytes;
             let spans = spans.get(&found.generation()).map_or(&[][..], Vec::as_slice);
-            findings.extend(self.segment_findings(segment, &check, spans));
+            let lost = check.lost(spans, &self.examined.survey.recovered.index);
+            // Nobody reads the batches of a sealed segment but for their records.
+            check.is_harmless =
+                lost.is_empty() && matches!(segment.contents, WalkedContents::Sealed(..));
+            findings.extend(self.segment_findings(segment, &check, &lost));
             if check.is_complete() {
                 let wrong = check
                     .check_footer(segment, source, segment_bytes)
@@ -251,15 +253,21 @@ impl ShardCheck<'_> {
         &self,
         segment: &WalkedSegment,
         check: &SegmentCheck,
-        spans: &[(StreamId, Range<u64>)],
+        lost: &[StreamRange],
     ) -> Vec<Finding> {
         let name = &segment.found.name;
-        let lost = check.lost(spans, &self.examined.survey.recovered.index);
+        let (severity, note) = match check.is_harmless {
+            true => (
+                Severity::Repairable,
+                "; nothing that counts is in it, and it goes with its segment",
+            ),
+            false => (Severity::Corrupt, ""),
+        };
         let bad = check.bad.iter().enumerate().map(|(index, part)| Finding {
             bytes: part.bytes.clone(),
             // What a segment lost cannot be told apart by its parts.
-            lost: if index == 0 { lost.clone() } else { Vec::new() },
-            ..self.finding(Severity::Corrupt, name, part.what.clone())
+            lost: if index == 0 { lost.to_vec() } else { Vec::new() },
+            ..self.finding(severity, name, format!("{}{note}", part.what))
         });
         let padding = check.padding.iter().map(|padding| Finding {
             bytes: padding.bytes.clone(),
@@ -281,20 +289,21 @@ impl ShardCheck<'_> {
             .iter()
             .flat_map(|(stream, range)| {
                 let epochs = &recovered.index.streams[stream].epochs;
-                super::StreamRange::split(*stream, epochs, range.clone())
+                StreamRange::split(*stream, epochs, range.clone())
             })
             .collect();
         let mut more = Vec::new();
         for Damage { file, bytes, what } in &recovered.damages {
             let path = self.path(file);
             let known = self.findings.iter_mut().find(|finding| {
-                finding.severity == Severity::Corrupt
+                finding.remedy.is_none()
                     && finding.file == path
                     && finding.bytes.start < bytes.end
                     && bytes.start < finding.bytes.end
             });
             match known {
                 Some(known) => {
+                    known.severity = Severity::Corrupt;
                     known.what = format!("{}; {what}", known.what);
                     known.lost.append(&mut missing);
                 }
@@ -388,7 +397,9 @@ pub(super) fn good_end(
 ) -> (Option<JournalEnd>, usize) {
     for (index, segment) in segments.iter().enumerate() {
         match checks.get(&segment.found.generation()) {
-            Some(check) if !check.is_complete() => return (check.good_end, index),
+            Some(check) if !check.is_complete() && !check.is_harmless => {
+                return (check.good_end, index);
+            }
             _ => {}
         }
     }

@@ -18,7 +18,8 @@ use super::{Cut, StreamRange};
 pub enum Severity {
     /// What a crash leaves: nothing acknowledged can have been there. No damage.
     Torn,
-    /// Damaged, but another copy, or the batches, tell the same: nothing is lost.
+    /// Damaged, but nothing is lost: another copy, or the batches, tell the same, or nothing that
+    /// counts is in it. The last has no remedy: it is gone when its segment is used again.
     Repairable,
     /// Acknowledged data is not as it was written.
     Corrupt,

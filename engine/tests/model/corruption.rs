@@ -49,6 +49,8 @@ struct Damaged {
     offset: u64,
     /// Byte at which the batch starts that was hit, its sequence and its length.
     batch: Option<(u64, u64, u64)>,
+    /// Stream, epoch, first offset and offset behind the last of each data frame in it.
+    frames: Vec<(u64, u64, u64, u64)>,
     /// Something that is still valid says that this batch was durable.
     covered: bool,
 }
@@ -128,12 +130,12 @@ fn flip(world: &World, random: &mut Random) -> Damaged {
     }
     let after = segments(&world.sim, world.setup.segment_bytes);
     let hit = before.iter().find(|segment| segment.name == file).and_then(|segment| {
-        let batch =
-            segment.batches.iter().find(|b| b.offset <= offset && offset < b.offset + b.length)?;
-        Some((batch.offset, batch.sequence, batch.length))
+        segment.batches.iter().find(|b| b.offset <= offset && offset < b.offset + b.length)
     });
-    let covered = hit.is_some_and(|(_, sequence, _)| is_covered(&after, sequence));
-    Damaged { file, offset, batch: hit, covered }
+    let covered = hit.is_some_and(|batch| is_covered(&after, batch.sequence));
+    let frames = hit.map_or_else(Vec::new, |batch| batch.frames.clone());
+    let batch = hit.map(|batch| (batch.offset, batch.sequence, batch.length));
+    Damaged { file, offset, batch, frames, covered }
 }
 
 /// Whether a batch behind `sequence`, a footer or the start of an incarnation that is still valid
@@ -154,6 +156,7 @@ fn is_covered(segments: &[Segment], sequence: u64) -> bool {
 fn judge(world: &World, damaged: Option<&Damaged>) -> Verdicts {
     let mut verdicts = Verdicts { damages: 1, ..Verdicts::default() };
     let (missing, named) = look(world, true, damaged, &mut verdicts);
+    check_rest(world, damaged, &missing);
     let unread = missing.len() as u64;
     let looked = open(&world.sim, world, false);
     let shard = match looked {
@@ -182,6 +185,23 @@ fn judge(world: &World, damaged: Option<&Damaged>) -> Verdicts {
         verdicts.excepted += 1;
     }
     verdicts
+}
+
+/// Rot in a batch that is known to have been durable takes no record of another batch with it.
+fn check_rest(world: &World, damaged: Option<&Damaged>, missing: &[(usize, u64)]) {
+    let Some(damaged) = damaged.filter(|damaged| damaged.covered) else { return };
+    for (stream, offset) in missing {
+        let id = world.reference.ids[*stream].get();
+        let is_hit = |frame: &&(u64, u64, u64, u64)| {
+            frame.0 == id && frame.2 <= *offset && *offset < frame.3
+        };
+        let hit = damaged.frames.iter().find(is_hit);
+        assert!(
+            hit.is_some(),
+            "offset {offset} of stream {id} is gone too: {damaged:?}\n{}",
+            super::journal::describe(&world.sim, world.setup.segment_bytes)
+        );
+    }
 }
 
 /// The exception: a batch that nothing valid behind it declares durable.

@@ -173,7 +173,7 @@ impl World {
         self.closed = false;
         match error {
             OpenError::Io { .. } if crashed > 0 || self.fault_armed => {}
-            OpenError::NoSpace { .. } if crashed > 0 || self.fault_armed => {}
+            OpenError::NoSpace { .. } if self.fault_armed && !self.full => {}
             OpenError::NoSpace { .. } if self.full => {
                 self.counts.full += 1;
                 self.heal_device();

@@ -1,0 +1,235 @@
+//! Faults that the random runs found, each as the shortest story that shows it.
+
+use std::time::Duration;
+
+use ringwal_engine::disk::sim::{Kind, SimDisk, SimHandle, SimOptions};
+use ringwal_engine::disk::{BufferMut, Disk, FileId, Operation, run};
+use ringwal_engine::format::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
+use ringwal_engine::{Clock, OpenError, OpenErrorKind, Options, ReadError, Shard, StreamId};
+use zerocopy::IntoBytes;
+
+use super::journal::segments;
+
+const ENGINE: [u8; 16] = [9; 16];
+const SEGMENT_BYTES: u64 = 64 << 10;
+const STREAM: StreamId = StreamId::new(7);
+
+/// A device and how its shards are opened.
+pub struct Story {
+    pub sim: SimHandle,
+    pub options: Options,
+}
+
+impl Story {
+    pub fn new(seed: u64) -> Self {
+        let (slot_bytes, pool_bytes) = (8 << 10, 96 << 10);
+        let options = SimOptions { seed, slot_bytes, pool_bytes, ..SimOptions::default() };
+        let options = SimHandle::with_options(options);
+        Self { sim: options, options: Options::new().batch_bytes_max(slot_bytes).idle_seal(None) }
+    }
+
+    pub fn open(&self) -> Result<Shard, OpenError> {
+        let disk = Box::new(SimDisk::new(self.sim.clone()));
+        self.options.open_on(disk, ENGINE, SEGMENT_BYTES, Clock::Manual(self.sim.clock()))
+    }
+
+    pub fn kill(&self, shard: Shard) {
+        self.sim.kill();
+        shard.abandon();
+    }
+
+    /// Appends a record and waits for its receipt.
+    pub fn append(&self, shard: &mut Shard, stream: StreamId, record: &[u8]) -> u64 {
+        let token = shard.append(stream, record).expect("taken");
+        loop {
+            shard.run_once(Some(Duration::from_millis(5))).expect("healthy");
+            if let Some(receipt) = token.try_receipt() {
+                return receipt.expect("durable").offset();
+            }
+        }
+    }
+
+    pub fn trim(&self, shard: &mut Shard, stream: StreamId, before: u64) {
+        let token = shard.trim(stream, before).expect("taken");
+        while token.try_receipt().is_none() {
+            shard.run_once(Some(Duration::from_millis(5))).expect("healthy");
+        }
+    }
+
+    pub fn turn(&self, shard: &mut Shard, turns: usize) {
+        for _ in 0..turns {
+            shard.run_once(Some(Duration::from_millis(5))).expect("healthy");
+        }
+    }
+}
+
+/// Incarnations leave prepared segments that they never used. Those lie between the segments of
+/// later ones, and are neither an end nor a gap.
+pub fn unused_segments_of_older_incarnations() {
+    let mut story = Story::new(1);
+    story.options = story.options.segments_ahead(3).segments_free_max(8);
+    let mut end = 0;
+    for life in 0..12 {
+        let mut shard = story.open().unwrap_or_else(|error| panic!("life {life}: {error}"));
+        let found: u64 = shard.streams().iter().map(|summary| summary.end).sum();
+        assert_eq!(found, end, "life {life}");
+        for _ in 0..6 + 7 * (life % 3) {
+            end = story.append(&mut shard, STREAM, &[life; 3000]) + 1;
+        }
+        if life % 2 == 1 {
+            story.trim(&mut shard, STREAM, end - 2);
+            story.turn(&mut shard, 40);
+        }
+        story.kill(shard);
+    }
+}
+
+/// The footer that a killed process had under way is durable before anything relies on it.
+pub fn a_footer_in_the_page_cache_is_synced() {
+    for seed in 0..60 {
+        let story = Story::new(seed);
+        let mut shard = story.open().unwrap();
+        while shard.stats().rotations < 1 {
+            story.append(&mut shard, STREAM, &[1; 2000]);
+        }
+        story.kill(shard);
+        let shard = story.open().unwrap();
+        for segment in segments(&story.sim, SEGMENT_BYTES) {
+            if segment.footer.is_some() {
+                let name = &segment.name;
+                let (seen, safe) = (story.sim.bytes(name), story.sim.durable_bytes(name));
+                assert!(seen == safe, "seed {seed}: {name} is not durable");
+            }
+        }
+        story.kill(shard);
+    }
+}
+
+/// An open that dies between its first segment header and its anchor used the file that the old
+/// anchor names.
+pub fn the_anchor_is_older_than_the_newest_header() {
+    for at in 0..60 {
+        let story = Story::new(at);
+        let shard = story.open().unwrap();
+        story.kill(shard);
+        for _ in 0..3 {
+            story.sim.crash_at(story.sim.operations() + at);
+            match story.open() {
+                Ok(shard) => {
+                    story.sim.crash();
+                    shard.abandon();
+                }
+                Err(error) => assert_ne!(error.kind(), OpenErrorKind::Corrupt, "{at}: {error}"),
+            }
+            story.sim.crash_at(u64::MAX);
+        }
+        story.open().unwrap_or_else(|error| panic!("{at}: {error}")).close().unwrap();
+    }
+}
+
+/// A header write that fails leaves the header that the file had.
+pub fn a_failed_header_write_leaves_the_old_header() {
+    for copy in 0..2 {
+        let story = Story::new(copy);
+        let shard = story.open().unwrap();
+        story.kill(shard);
+        let read_only = story.options.clone().read_only(true);
+        let disk = Box::new(SimDisk::new(story.sim.clone()));
+        let clock = Clock::Manual(story.sim.clock());
+        let look = read_only.open_on(disk, ENGINE, SEGMENT_BYTES, clock).unwrap();
+        assert!(look.recovery().damages.is_empty());
+        drop(look);
+        if copy == 0 {
+            story.sim.fail_next(Kind::Write, libc::EIO);
+        } else {
+            // The first copy is written, the second is not.
+            story.sim.fault_next(Kind::Write, ringwal_engine::disk::sim::Fault::Short(4096));
+            story.sim.fail_next(Kind::Write, libc::EIO);
+        }
+        let _ = story.open();
+        story.sim.clear_faults();
+        story.open().unwrap_or_else(|error| panic!("copy {copy}: {error}")).close().unwrap();
+    }
+}
+
+/// While the engine's own batch waits for a segment, records behind it are no work: the loop
+/// sleeps until the segment is there instead of turning on the spot.
+pub fn waiting_for_a_segment_is_not_work() {
+    let mut story = Story::new(3);
+    story.options = story.options.idle_seal(Some(Duration::ZERO));
+    story.sim.set_delay_ns(1_000_000, 2_000_000);
+    let mut shard = story.open().unwrap();
+    let mut tokens = Vec::new();
+    let mut turns = 0;
+    while tokens.len() < 200 {
+        match shard.append(STREAM, [2; 3000]) {
+            Ok(token) => tokens.push(token),
+            Err(_) => {
+                shard.run_once(Some(Duration::from_millis(5))).unwrap();
+                turns += 1;
+            }
+        }
+        assert!(turns < 5_000, "it turns on the spot");
+    }
+    shard.close().unwrap();
+    assert!(tokens.iter().all(|token| matches!(token.try_receipt(), Some(Ok(_)))));
+}
+
+/// Records that are being moved when the shard closes: the segment's index names all of them.
+pub fn closing_while_records_move() {
+    for turns in 0..40 {
+        let mut story = Story::new(turns);
+        story.options = story.options.segments_free_max(0);
+        let cold = StreamId::new(4);
+        let mut shard = story.open().unwrap();
+        let (mut colds, mut end) = (0, 0);
+        for _ in 0..6 {
+            colds = story.append(&mut shard, cold, &[3; 50]) + 1;
+            let rotations = shard.stats().rotations;
+            while shard.stats().rotations == rotations {
+                end = story.append(&mut shard, STREAM, &[4; 3000]) + 1;
+            }
+        }
+        let trimmed = shard.trim(STREAM, end).unwrap();
+        story.turn(&mut shard, turns as usize);
+        drop(trimmed);
+        shard.close().unwrap();
+        let shard = story.open().unwrap_or_else(|error| panic!("{turns} turns: {error}"));
+        assert!(shard.recovery().clean, "{turns} turns: {:?}", shard.recovery());
+        assert_eq!(shard.read(cold, ..).unwrap().filter(Result::is_ok).count() as u64, colds);
+        story.kill(shard);
+    }
+}
+
+/// A valid frame with the same stream, epoch and offsets is not the record, when its bytes are
+/// others: such a one is left by a write that was never acknowledged, in the same place of a
+/// recycled file, and shows when the device loses the write over it.
+pub fn another_valid_frame_in_the_same_place() {
+    let story = Story::new(5);
+    let mut shard = story.open().unwrap();
+    story.append(&mut shard, STREAM, b"right");
+    shard.close().unwrap();
+    let segment = segments(&story.sim, SEGMENT_BYTES).pop().expect("one segment");
+    let batch = segment.batches.iter().find(|batch| !batch.frames.is_empty()).expect("a record");
+    let payload = [5u32.to_le_bytes().as_slice(), b"wrong"].concat();
+    let header = FrameHeader::new(FrameKind::Data, STREAM.get(), 0, 0, 1, 0, &payload);
+    overwrite(&story.sim, &segment.name, batch.offset, |block| {
+        block[64..64 + FRAME_HEADER_BYTES].copy_from_slice(header.as_bytes());
+        block[64 + FRAME_HEADER_BYTES..][..payload.len()].copy_from_slice(&payload);
+    });
+    let shard = story.open().expect("a sealed segment is not scanned");
+    let record = shard.read(STREAM, 0..1).unwrap().next().expect("it was acknowledged");
+    assert!(matches!(record, Err(ReadError::Corrupt { .. })), "{record:?}");
+}
+
+fn overwrite(sim: &SimHandle, name: &str, offset: u64, change: impl FnOnce(&mut [u8])) {
+    let mut disk = SimDisk::new(sim.clone());
+    let open = Operation::Open { name: name.into(), create: false };
+    let file = FileId(run(&mut disk as &mut dyn Disk, open).unwrap().0 as u32);
+    let mut buffer = BufferMut::allocate(4096);
+    buffer.copy_from_slice(&sim.bytes(name).unwrap()[offset as usize..][..4096]);
+    change(&mut buffer);
+    let (buffer, length) = (buffer.freeze(), 4096);
+    let write = Operation::Write { file, offset, buffer, from: 0, length, durable: true };
+    run(&mut disk, write).unwrap();
+}
