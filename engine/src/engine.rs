@@ -348,9 +348,8 @@ impl Stream {
         if !is_ours {
             return Err(AppendError::BadFrame(crate::format::FormatError::Magic));
         }
-        self.shared.wait_for_room(Lane::Records, || {
-            self.shared.try_append_frame(&frame).map(AppendBatch)
-        })
+        self.shared
+            .wait_for_room(Lane::Records, || self.shared.try_append_frame(&frame).map(AppendBatch))
     }
 
     /// The durable records of a range of offsets. An open end means the durable end of now; an
@@ -395,7 +394,9 @@ impl Stream {
     }
 
     fn change(&self, change: Control) -> Result<Change, AppendError> {
-        self.shared.wait_for_room(Lane::Controls, || self.shared.try_change(self.stream, change.clone()).map(Change))
+        self.shared.wait_for_room(Lane::Controls, || {
+            self.shared.try_change(self.stream, change.clone()).map(Change)
+        })
     }
 
     /// First offset that is not trimmed.

@@ -5,7 +5,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::disk::{BLOCK_BYTES, Buffer, BufferMut, block_round_up};
 use crate::format::{
-    DATA_START, ENTRY_BYTES, EntryRecord, FRAME_HEADER_BYTES, FooterHeader, FormatError, RUN_BYTES, RunRecord, SegmentSeed,
+    DATA_START, ENTRY_BYTES, EntryRecord, FRAME_HEADER_BYTES, FooterHeader, FormatError, RUN_BYTES,
+    RunRecord, SegmentSeed,
 };
 use crate::index::Entry;
 

@@ -207,7 +207,7 @@ layout! {
 pub enum FrameKind {
     /// Records of a stream: each a 32-bit length and the bytes.
     Data = 1,
-    /// Facts about streams and segments (see [`crate::control`]).
+    /// Facts about streams and segments (trims, cuts, freed segments, checkpoints).
     Control = 2,
     /// Nothing: a command that was refused when its batch was sealed.
     Void = 3,

@@ -205,7 +205,12 @@ impl Mover {
     }
 
     /// Copies the frames at hand into a batch; at least the first, or the segment is damaged.
-    fn carry_on(&self, bytes: &[u8], from: u64, positions: &mut VecDeque<Place>) -> Option<Filling> {
+    fn carry_on(
+        &self,
+        bytes: &[u8],
+        from: u64,
+        positions: &mut VecDeque<Place>,
+    ) -> Option<Filling> {
         let mut filling = Filling::new(BufferMut::allocate(self.batch_bytes), 0);
         filling.flags |= batch_flags::MOVED;
         while let Some((position, crc)) = positions.front() {

@@ -418,10 +418,7 @@ impl Opening<'_> {
 
     /// The newest complete checkpoint at the start of a segment: its generation, and the
     /// generations that it lists.
-    fn newest_checkpoint(
-        &mut self,
-        plan: &Plan,
-    ) -> Result<Option<(u64, HashSet<u64>)>, OpenError> {
+    fn newest_checkpoint(&mut self, plan: &Plan) -> Result<Option<(u64, HashSet<u64>)>, OpenError> {
         for found in plan.segments.iter().rev() {
             let limit = plan.limit(found).unwrap_or(self.identity.segment_bytes);
             let left = limit.saturating_sub(DATA_START) as usize;
@@ -550,9 +547,8 @@ impl Opening<'_> {
         options: &Options,
     ) -> Result<Start, OpenError> {
         // Footers are written one after another, so only the newest may have been under way.
-        let is_sealed = |segment: &WalkedSegment| {
-            matches!(segment.contents, WalkedContents::Sealed(..))
-        };
+        let is_sealed =
+            |segment: &WalkedSegment| matches!(segment.contents, WalkedContents::Sealed(..));
         let newest_sealed = recovered.live.iter().rposition(is_sealed);
         for (at, segment) in recovered.live.iter().enumerate() {
             if !is_sealed(segment) || Some(at) == newest_sealed {

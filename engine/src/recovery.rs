@@ -736,11 +736,7 @@ impl Walk {
             index,
             end,
             live,
-            unused: empty
-                .into_iter()
-                .map(|segment| segment.found)
-                .chain(self.left_out)
-                .collect(),
+            unused: empty.into_iter().map(|segment| segment.found).chain(self.left_out).collect(),
             damages: self.damages,
             missing,
             torn,

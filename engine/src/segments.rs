@@ -291,7 +291,9 @@ impl Segments {
         let name = segment_name(task.number);
         self.failure = Some((format!("{name}: {cause}"), now_ns + RETRY_NS));
         match (task.step, task.file) {
-            (Step::Header(_) | Step::HeaderCopy(_), Some(file)) => self.unfinished.push((task.number, file)),
+            (Step::Header(_) | Step::HeaderCopy(_), Some(file)) => {
+                self.unfinished.push((task.number, file))
+            }
             (_, Some(file)) => {
                 self.task =
                     Some(Task { number: task.number, file: Some(file), step: Step::Remove });

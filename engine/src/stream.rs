@@ -320,7 +320,10 @@ mod tests {
         table.append(first, 5).unwrap();
         let start = EpochStart { epoch: 2, start: 8 };
         assert!(table.begin_epoch(first, start).is_err());
-        assert!(table.begin_epoch(first, EpochStart { epoch: 2, start: 5 }).is_ok(), "replaces one");
+        assert!(
+            table.begin_epoch(first, EpochStart { epoch: 2, start: 5 }).is_ok(),
+            "replaces one"
+        );
         table.trim(first, 5).unwrap();
         assert!(table.append(StreamId::new(9), 1).is_ok(), "the trim made room");
     }

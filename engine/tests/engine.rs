@@ -100,8 +100,7 @@ fn many_threads_get_their_own_offsets() {
         let engine = options.open(directory).unwrap();
         for stream in 4..7 {
             let read = payloads(&engine, stream);
-            let mine: Vec<_> =
-                receipts.iter().filter(|(id, ..)| id.get() == stream).collect();
+            let mine: Vec<_> = receipts.iter().filter(|(id, ..)| id.get() == stream).collect();
             assert_eq!(read.len(), mine.len());
             for (_, offset, payload) in mine {
                 assert_eq!(&read[*offset as usize], payload);
@@ -200,8 +199,7 @@ fn trimming_gives_space_back_and_moves_stragglers() {
         assert!(stats.segments.live <= 4, "{:?}", stats.segments);
         assert!(stats.rotations >= 3);
         assert!(stats.moved_records > 0, "the quiet stream keeps old segments alive");
-        let expected: Vec<Vec<u8>> =
-            (0..10u64).map(|n| (n * 20).to_le_bytes().to_vec()).collect();
+        let expected: Vec<Vec<u8>> = (0..10u64).map(|n| (n * 20).to_le_bytes().to_vec()).collect();
         assert_eq!(payloads(&engine, quiet.id().get()), expected);
         assert!(matches!(busy.read(0..1), Err(ReadError::Trimmed { .. })));
         assert!(matches!(
@@ -242,8 +240,7 @@ fn sealed_frames_are_the_very_bytes_that_are_written() {
         let subscription = engine.subscribe(64);
         let stream = engine.stream(StreamId::new(7));
         stream.append_batch([b"one", b"two"]).unwrap().wait().unwrap();
-        let Some(SealedFrames::Batch(frames)) =
-            subscription.next_timeout(Duration::from_secs(10))
+        let Some(SealedFrames::Batch(frames)) = subscription.next_timeout(Duration::from_secs(10))
         else {
             panic!("a batch was sealed");
         };
@@ -294,10 +291,7 @@ fn a_cut_starts_an_epoch_and_old_records_never_return() {
         stream.truncate(1, 5).unwrap().wait().unwrap();
         assert_eq!(stream.end(), 1);
         let refused = stream.truncate(1, 5).unwrap().wait();
-        assert!(matches!(
-            refused,
-            Err(CommitError::Refused(Refusal::EpochNotGreater { .. }))
-        ));
+        assert!(matches!(refused, Err(CommitError::Refused(Refusal::EpochNotGreater { .. }))));
         let receipt = stream.append(b"d").unwrap().wait().unwrap();
         assert_eq!((receipt.offset(), receipt.epoch()), (1, 5));
         engine.close().unwrap();

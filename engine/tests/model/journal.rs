@@ -2,7 +2,9 @@
 
 use ringwal_engine::disk::BLOCK_BYTES;
 use ringwal_engine::disk::sim::SimHandle;
-use ringwal_engine::format::{BatchHeader, DATA_START, FooterHeader, FrameKind, SegmentHeader, VerifiedFrame, verify_frames};
+use ringwal_engine::format::{
+    BatchHeader, DATA_START, FooterHeader, FrameKind, SegmentHeader, VerifiedFrame, verify_frames,
+};
 
 /// A batch whose checksums are right.
 #[derive(Clone, Debug)]
@@ -56,17 +58,18 @@ fn segment(sim: &SimHandle, name: &str, segment_bytes: u64) -> Option<Segment> {
     let mut offset = DATA_START as usize;
     while offset < bytes.len() {
         let mut frames = Vec::new();
-        let valid = BatchHeader::verify(&bytes[offset..], seed, offset as u64).ok().filter(|batch| {
-            let each = |_, frame: VerifiedFrame<'_>| {
-                if frame.kind == FrameKind::Data {
-                    let (header, end) = (frame.header, frame.header.end_offset());
-                    let (stream, epoch) = (header.stream.get(), header.epoch.get());
-                    frames.push((stream, epoch, header.base_offset.get(), end));
-                }
-            };
-            verify_frames(batch, &bytes[offset..], each).is_ok()
-                && batch.generation == header.generation
-        });
+        let valid =
+            BatchHeader::verify(&bytes[offset..], seed, offset as u64).ok().filter(|batch| {
+                let each = |_, frame: VerifiedFrame<'_>| {
+                    if frame.kind == FrameKind::Data {
+                        let (header, end) = (frame.header, frame.header.end_offset());
+                        let (stream, epoch) = (header.stream.get(), header.epoch.get());
+                        frames.push((stream, epoch, header.base_offset.get(), end));
+                    }
+                };
+                verify_frames(batch, &bytes[offset..], each).is_ok()
+                    && batch.generation == header.generation
+            });
         let Some(batch) = valid else {
             offset += BLOCK_BYTES;
             continue;
@@ -90,9 +93,7 @@ fn segment(sim: &SimHandle, name: &str, segment_bytes: u64) -> Option<Segment> {
             (footer.first_sequence.get(), footer.last_sequence.get(), footer.end_offset.get())
         }),
         successor: footer.map_or(0, |footer| footer.successor_generation.get()),
-        predecessor: header
-            .predecessor()
-            .map(|end| (end.generation, end.offset, end.sequence)),
+        predecessor: header.predecessor().map(|end| (end.generation, end.offset, end.sequence)),
         batches,
     })
 }

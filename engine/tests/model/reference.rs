@@ -96,9 +96,8 @@ impl Token {
     fn outcome(&self) -> Option<Outcome> {
         match self {
             Self::One(token) => token.try_receipt().map(|outcome| {
-                outcome.map(|receipt| {
-                    Some((receipt.epoch(), receipt.offset()..receipt.offset() + 1))
-                })
+                outcome
+                    .map(|receipt| Some((receipt.epoch(), receipt.offset()..receipt.offset() + 1)))
             }),
             Self::Many(token) => token.try_receipt().map(|outcome| {
                 outcome.map(|receipts| {

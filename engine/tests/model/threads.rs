@@ -46,11 +46,7 @@ pub fn append_from_threads(path: &Path, streams: &[u64]) -> Written {
     written
 }
 
-fn call(
-    caller: u64,
-    streams: &[u64],
-    stream: impl Fn(u64) -> Stream,
-) -> Vec<(u64, u64, u64)> {
+fn call(caller: u64, streams: &[u64], stream: impl Fn(u64) -> Stream) -> Vec<(u64, u64, u64)> {
     let mut random = Random::new(caller);
     let mut receipts = Vec::new();
     for record in 0..RECORDS {
