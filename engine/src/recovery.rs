@@ -882,7 +882,64 @@ fn build_index(streams: &HashMap<StreamId, StreamState>, live: &[WalkedSegment])
 
 #[cfg(test)]
 mod tests {
+    use zerocopy::FromZeros;
+
     use super::*;
+
+    fn found(generation: u64, incarnation: u64, footer: Option<FooterHeader>) -> FoundSegment {
+        let header =
+            SegmentHeader::new([1; 16], 0, generation, generation, incarnation, 1 << 20, None);
+        let name = crate::segments::segment_name(generation);
+        FoundSegment { name, file: FileId(generation as u32), header, footer }
+    }
+
+    fn footer(first: u64, last: u64, successor: u64) -> FooterHeader {
+        let mut footer = FooterHeader::new_zeroed();
+        footer.first_sequence = first.into();
+        footer.last_sequence = last.into();
+        footer.successor_generation = successor.into();
+        footer
+    }
+
+    #[test]
+    fn what_older_incarnations_left_unused_is_no_part_of_the_journal() {
+        let sealed = Some(footer(1, 2, 0));
+        let found = [
+            found(3, 1, None),
+            found(4, 1, None),
+            found(5, 1, sealed),
+            found(6, 2, None),
+            found(7, 2, None),
+        ];
+        let mut plan = Plan::new(found.to_vec(), None, None);
+        plan.leave_out_stale(6, &HashSet::from([3, 6]));
+        let generations = |segments: &[FoundSegment]| -> Vec<_> {
+            segments.iter().map(FoundSegment::generation).collect()
+        };
+        assert_eq!(generations(&plan.segments), [3, 5, 6, 7]);
+        assert_eq!(generations(&plan.unused), [4]);
+    }
+
+    #[test]
+    fn behind_a_named_end_an_incarnation_has_no_segment() {
+        let plan = Plan::default();
+        let mut walk = Walk::new(&plan, None);
+        walk.handle_sealed(&found(1, 1, None), footer(1, 2, 2), Vec::new());
+        assert!(!walk.is_behind_the_end(&found(2, 1, None)), "its successor was named");
+        walk.handle_sealed(&found(2, 1, None), footer(3, 4, 0), Vec::new());
+        assert!(walk.is_behind_the_end(&found(3, 1, None)), "cut by an earlier recovery");
+        assert!(!walk.is_behind_the_end(&found(4, 2, None)));
+    }
+
+    #[test]
+    fn an_anchor_older_than_the_newest_header_says_nothing() {
+        let plan = Plan::new(vec![found(5, 2, None)], None, None);
+        let damages = |incarnation| {
+            let anchor = AnchorHeader::new([1; 16], 0, incarnation, 4, 4);
+            Walk::new(&plan, Some(anchor)).finish().damages.len()
+        };
+        assert_eq!((damages(1), damages(2)), (0, 1));
+    }
 
     #[test]
     fn the_table() {

@@ -28,7 +28,7 @@ use model::driver::{Counts, World};
 use model::scenarios;
 use model::threads::{append_from_threads, reopen_and_compare};
 
-const SEEDS: u64 = 1000;
+const SEEDS: u64 = 2000;
 const LIVES: u64 = 24;
 const SEEDS_DAMAGED: u64 = 1500;
 const SEEDS_TWICE: u64 = 20;

@@ -13,7 +13,6 @@ pub struct Batch {
     pub length: u64,
     pub sequence: u64,
     pub durable_sequence: u64,
-    pub incarnation: u64,
     /// Stream, epoch, first offset and offset behind the last of each data frame.
     pub frames: Vec<(u64, u64, u64, u64)>,
 }
@@ -22,7 +21,6 @@ pub struct Batch {
 #[derive(Clone, Debug)]
 pub struct Segment {
     pub name: String,
-    pub number: u64,
     pub generation: u64,
     pub incarnation: u64,
     /// First and last sequence, and where the batches end, as its footer says.
@@ -79,14 +77,12 @@ fn segment(sim: &SimHandle, name: &str, segment_bytes: u64) -> Option<Segment> {
             length: batch.padded_length() as u64,
             sequence: batch.sequence.get(),
             durable_sequence: batch.durable_sequence.get(),
-            incarnation: batch.incarnation.get(),
             frames,
         });
         offset += batch.padded_length();
     }
     Some(Segment {
         name: name.to_owned(),
-        number: header.number.get(),
         generation: header.generation.get(),
         incarnation: header.incarnation.get(),
         footer: footer.map(|footer| {
