@@ -337,6 +337,11 @@ impl Filling {
             FrameHeader::verify(&buffer[draft.position..]).expect("it was verified when pushed").0
         };
         let outcome = match &draft.kind {
+            // A caller's iterator that panicked leaves a frame without a record.
+            DraftKind::Own if draft.count == 0 => {
+                self.write_unplaced(FrameKind::Void, draft, timestamp_ns);
+                return FrameOutcome::Placed { base: 0, epoch: 0 };
+            }
             DraftKind::Own => {
                 let (base, epoch) = match streams.append(draft.stream, draft.count) {
                     Ok(place) => place,

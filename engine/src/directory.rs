@@ -74,8 +74,9 @@ impl Directory {
             }
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound && !read_only => {
+                let new: Vec<_> = path.ancestors().take_while(|path| !path.exists()).collect();
                 fs::create_dir_all(path).map_err(OpenError::io("create", path))?;
-                sync_directory(path.parent().unwrap_or(path))
+                new.iter().try_for_each(|path| sync_directory(path.parent().unwrap_or(path)))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(OpenError::Missing { directory: path.to_owned() })
@@ -146,7 +147,6 @@ impl Directory {
         if options.read_only {
             return Ok(());
         }
-        let mut created = false;
         let used = shard_folders(&self.path).iter().any(|folder| !segment_files(folder).is_empty());
         for shard in 0..self.shards {
             let path = self.shard_path(shard);
@@ -156,7 +156,7 @@ impl Directory {
                 return Err(corrupt(&self.path, &name, "the folder of this shard is missing"));
             }
             match fs::create_dir(&path) {
-                Ok(()) => created = true,
+                Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(OpenError::io("create", path)(error)),
             }
@@ -171,7 +171,8 @@ impl Directory {
                 })?;
             }
         }
-        if created { sync_directory(&self.path) } else { Ok(()) }
+        // Also what an earlier open made and did not live to sync.
+        sync_directory(&self.path)
     }
 
     /// The lock, for a ring to hold on to.

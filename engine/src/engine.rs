@@ -307,8 +307,9 @@ impl Stream {
     }
 
     fn try_batch<R: AsRef<[u8]>>(&self, records: &[R]) -> Result<AppendBatch, AppendError> {
-        let records = records.iter().map(AsRef::as_ref);
-        self.shared.try_append(self.stream, records).map(AppendBatch)
+        // The caller's code runs once, and not under the queue's lock.
+        let records: Vec<&[u8]> = records.iter().map(AsRef::as_ref).collect();
+        self.shared.try_append(self.stream, records.iter().copied()).map(AppendBatch)
     }
 
     fn when_room<T>(

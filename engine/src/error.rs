@@ -262,6 +262,9 @@ pub enum ReadError {
         /// What it said.
         cause: Arc<io::Error>,
     },
+    /// There is no such record yet, and none will come: a write failed.
+    #[error("{0}")]
+    Poisoned(Poisoned),
     /// The engine has been closed.
     #[error("the engine is closed; open the directory again")]
     Closed,

@@ -11,6 +11,7 @@ use std::task::Waker;
 
 use crate::batch::SealedFrame;
 use crate::disk::FileId;
+use crate::error::Poisoned;
 use crate::format::{EngineId, FooterHeader, RunRecord};
 use crate::stream::{EpochStart, EpochTable, StreamId};
 
@@ -166,6 +167,8 @@ pub(crate) struct Index {
     /// There may be such a segment that the mover has not looked at.
     pub(crate) has_straggler: bool,
     pub(crate) closed: bool,
+    /// No record will come any more.
+    pub(crate) poisoned: Option<Poisoned>,
 }
 
 /// Entries that one lookup copies out of an unsealed segment.

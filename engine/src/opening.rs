@@ -154,7 +154,10 @@ pub(crate) fn open_shard(
     shared.stats().segments.reserved = options.segments_reserved;
     let driven = match start {
         Some(start) => {
-            let nanoseconds = |duration: Duration| duration.as_nanos() as u64;
+            // Far beyond any run, and far from overflowing when added to a time.
+            let nanoseconds = |time: Duration| {
+                u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).min(u64::MAX / 4)
+            };
             let loop_options = LoopOptions {
                 linger_ns: nanoseconds(options.linger),
                 idle_seal_ns: options.idle_seal.map(nanoseconds),
@@ -459,11 +462,12 @@ impl Opening<'_> {
             }
             walk.begin_scan(found);
             let incarnation = found.header.incarnation.get();
+            let mut limit = limit.unwrap_or(self.identity.segment_bytes);
             if untouched == Some(incarnation) {
-                // An incarnation uses its segments in order: behind an unused one is no batch.
-                continue;
+                // An incarnation uses its segments in order: behind an unused one there is no
+                // batch, or else the beginning shows that the unused one was not unused.
+                limit = limit.min(DATA_START + CHUNK_BYTES as u64);
             }
-            let limit = limit.unwrap_or(self.identity.segment_bytes);
             self.scan(found, DATA_START..limit, &mut walk)?;
             if walk.last_segment_is_untouched() {
                 untouched = Some(incarnation);

@@ -126,7 +126,8 @@ impl Shard {
         stream: StreamId,
         records: &[R],
     ) -> Result<AppendBatch, AppendError> {
-        self.shared.try_append(stream, records.iter().map(AsRef::as_ref)).map(AppendBatch)
+        let records: Vec<&[u8]> = records.iter().map(AsRef::as_ref).collect();
+        self.shared.try_append(stream, records.iter().copied()).map(AppendBatch)
     }
 
     /// Queues a trim; never waits.
@@ -162,6 +163,8 @@ impl Shard {
         let wait = match (turning.next_wait(), timeout) {
             (Wait::Forever, Some(timeout)) => Wait::For(timeout),
             (Wait::For(wait), Some(timeout)) => Wait::For(wait.min(timeout)),
+            // Nothing more will happen to a shard that has stopped writing.
+            (Wait::Forever, None) if turning.poisoned().is_some() => Wait::No,
             (wait, _) => wait,
         };
         let released = turning.step(wait);

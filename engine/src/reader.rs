@@ -6,7 +6,7 @@ use std::future::poll_fn;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake as TaskWake, Waker};
-use std::thread::Thread;
+use std::thread::{Thread, ThreadId};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -494,11 +494,13 @@ impl Iterator for Records {
 /// durable end, registers, and looks again before it sleeps.
 pub struct Tail {
     reader: Reader,
+    /// Wakes the thread that waited last.
+    waker: Option<(ThreadId, Waker)>,
 }
 
 impl Tail {
     pub(crate) fn new(shared: Arc<Shared>, stream: StreamId, from: u64) -> Self {
-        Self { reader: Reader::new(shared, stream, from) }
+        Self { reader: Reader::new(shared, stream, from), waker: None }
     }
 
     /// Offset of the record that comes next.
@@ -528,11 +530,28 @@ impl Tail {
     /// # Errors
     /// As [`Tail::next_blocking`].
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Record>, ReadError> {
-        self.next_until(Some(Instant::now() + timeout))
+        match Instant::now().checked_add(timeout) {
+            Some(deadline) => self.next_until(Some(deadline)),
+            None => self.next_blocking().map(Some),
+        }
+    }
+
+    /// The same for every call of one thread, so that waiting again registers nothing anew.
+    fn thread_waker(&mut self) -> Waker {
+        let current = std::thread::current();
+        match &self.waker {
+            Some((thread, waker)) if *thread == current.id() => waker.clone(),
+            _ => {
+                let id = current.id();
+                let waker = Waker::from(Arc::new(ThreadWaker(current)));
+                self.waker = Some((id, waker.clone()));
+                waker
+            }
+        }
     }
 
     fn next_until(&mut self, deadline: Option<Instant>) -> Result<Option<Record>, ReadError> {
-        let waker = Waker::from(Arc::new(ThreadWaker(std::thread::current())));
+        let waker = self.thread_waker();
         let mut context = Context::from_waker(&waker);
         loop {
             if let Poll::Ready(record) = self.poll_next(&mut context) {
@@ -567,6 +586,9 @@ impl Tail {
             let mut index = self.reader.shared.index();
             if index.closed {
                 return Poll::Ready(Err(ReadError::Closed));
+            }
+            if let Some(cause) = &index.poisoned {
+                return Poll::Ready(Err(ReadError::Poisoned(cause.clone())));
             }
             index.wait_for(self.reader.stream, context.waker());
         }

@@ -142,7 +142,8 @@ impl Segments {
 
     /// When a failed preparation is tried again.
     pub(crate) fn retry_at(&self) -> Option<u64> {
-        self.failure.as_ref().filter(|_| self.needs_more()).map(|(_, at)| *at)
+        let waits = self.task.is_none() && self.needs_more();
+        self.failure.as_ref().filter(|_| waits).map(|(_, at)| *at)
     }
 
     /// Segments prepared, kept for reuse, and failures so far.
@@ -246,7 +247,9 @@ impl Segments {
                     let cause = format!("a write ended after {value} bytes");
                     return self.fail(task, &cause, now_ns);
                 }
-                task.file = task.file.or(Some(FileId(value as u32)));
+                if step == Step::Open {
+                    task.file = Some(FileId(value as u32));
+                }
                 self.task = self.after(task);
             }
         }
@@ -261,6 +264,9 @@ impl Segments {
     }
 
     fn after(&mut self, mut task: Task) -> Option<Task> {
+        if task.step == Step::Remove {
+            return None;
+        }
         let file = task.file?;
         task.step = match task.step {
             Step::Open => Step::Allocate,
@@ -294,11 +300,10 @@ impl Segments {
             (Step::Header(_) | Step::HeaderCopy(_), Some(file)) => {
                 self.unfinished.push((task.number, file))
             }
-            (_, Some(file)) => {
-                self.task =
-                    Some(Task { number: task.number, file: Some(file), step: Step::Remove });
+            // A file that could not be opened may have been created.
+            (_, file) => {
+                self.task = Some(Task { number: task.number, file, step: Step::Remove });
             }
-            (_, None) => {}
         }
     }
 }

@@ -294,7 +294,9 @@ impl ShardLoop {
             // What keeps the seal from being written is no reason to wake up for it.
             .filter(|_| self.outbox.is_empty() && self.ending == Ending::No)
             .map(|after| self.active_ns + after);
-        [records_at, seal, self.segments.retry_at()].into_iter().flatten().min()
+        let prepares = matches!(self.ending, Ending::No | Ending::Draining | Ending::Checkpoint);
+        let retry = self.segments.retry_at().filter(|_| prepares && self.poisoned.is_none());
+        [records_at, seal, retry].into_iter().flatten().min()
     }
 
     fn handle_completion(&mut self, completion: Completion, now_ns: u64) {
@@ -699,6 +701,11 @@ impl ShardLoop {
             let waiting = [self.held_records.take(), self.held_controls.take()];
             let mut fillings: Vec<_> = waiting.into_iter().flatten().collect();
             fillings.extend(std::iter::from_fn(|| queue.take_records()));
+            if self.outbox_blocked && self.flush.is_idle() {
+                // Nor can a trim be written, nor what the engine had to say itself.
+                fillings.extend(std::iter::from_fn(|| queue.take_controls()));
+                self.outbox.clear();
+            }
             drop(queue);
             for filling in fillings {
                 filling.into_ticket().complete(Err(CommitError::Closed));
@@ -748,6 +755,12 @@ impl ShardLoop {
                 _ => stats.errors.write += 1,
             }
         }
+        let tails = {
+            let mut index = self.shared.index();
+            index.poisoned = Some(cause.clone());
+            index.take_all_waiting()
+        };
+        tails.into_iter().for_each(std::task::Waker::wake);
         let mut queue = self.shared.queue();
         if matches!(queue.state, QueueState::Open) {
             queue.state = QueueState::Poisoned(cause.clone());

@@ -82,8 +82,13 @@ fn thread(
     };
     let Opened { shared, driven, report } = opened;
     shared.stats().thread_id = rustix::thread::gettid().as_raw_nonzero().get() as u32;
-    let _ = ready.send(Ok((shared, report)));
+    let nobody_waits = ready.send(Ok((shared, report))).is_err();
     match driven {
+        // Another shard failed to start: the directory is not open.
+        Driven::Loop(mut shard) if nobody_waits => {
+            shard.abandon();
+            None
+        }
         Driven::Loop(mut shard) => {
             while !shard.is_done() {
                 let wait = shard.next_wait();
@@ -129,6 +134,7 @@ fn open_disk(
         pool_bytes,
         slot_bytes,
         sqpoll_idle: options.sqpoll,
+        files_max: files_max(),
         read_only,
         ..UringOptions::default()
     };
@@ -140,6 +146,12 @@ fn open_disk(
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Files that a ring can know: as many as the process may open, within reason. 8 bytes each.
+fn files_max() -> u32 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.unwrap_or(u64::MAX).min(1 << 16) as u32
 }
 
 fn pin(shard: u16) -> io::Result<()> {
