@@ -220,6 +220,11 @@ impl ShardLoop {
             return Wait::No;
         }
         let now_ns = self.shared.clock.now_ns();
+        let spins = self.flush.is_idle() && now_ns < self.active_ns + self.options.spin_ns;
+        if spins && self.poisoned.is_none() {
+            // Not announced as asleep: whoever brings work need not wake it.
+            return Wait::No;
+        }
         let takes_work = self.poisoned.is_some() || self.flush.has_slot();
         if takes_work {
             self.shared.wake.park();
@@ -232,10 +237,6 @@ impl ShardLoop {
         if records_at.is_some() && self.options.linger_ns == 0 {
             // Woken by the first record of a paced batch: the others need not wake again.
             self.shared.wake.unpark();
-        }
-        let spins = self.flush.is_idle() && now_ns < self.active_ns + self.options.spin_ns;
-        if spins {
-            return Wait::No;
         }
         match self.deadline(records_at) {
             Some(at) => Wait::For(Duration::from_nanos(at.saturating_sub(now_ns).max(1_000))),
@@ -416,7 +417,7 @@ impl ShardLoop {
         let mut queue = self.shared.queue();
         if queue.no_space != cause {
             queue.no_space = cause;
-            self.shared.notify_room(&mut queue);
+            self.shared.notify_room(queue);
         }
     }
 
@@ -551,11 +552,12 @@ impl ShardLoop {
 
     /// Work beside the path of records: segments, footers, moving, the idle seal, waiters for room.
     fn maintain(&mut self, now_ns: u64) {
-        let mut queue = self.shared.queue();
+        let queue = self.shared.queue();
         if queue.is_worth_waking() {
-            self.shared.notify_room(&mut queue);
+            self.shared.notify_room(queue);
+        } else {
+            drop(queue);
         }
-        drop(queue);
         if self.poisoned.is_some() {
             return;
         }
@@ -770,8 +772,7 @@ impl ShardLoop {
         waiting.extend(self.held_controls.take());
         waiting.extend(std::iter::from_fn(|| queue.take_records()));
         waiting.extend(std::iter::from_fn(|| queue.take_controls()));
-        self.shared.notify_room(&mut queue);
-        drop(queue);
+        self.shared.notify_room(queue);
         for batch in self.flush.take_unknown() {
             batch.ticket.complete(Err(CommitError::Unknown(cause.clone())));
         }

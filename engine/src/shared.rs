@@ -178,20 +178,21 @@ impl Shared {
         false
     }
 
-    /// Wakes whoever waits for room.
-    pub(crate) fn notify_room(&self, queue: &mut Queue) {
+    /// Wakes whoever waits for room. Wakers are other people's code: they run without the lock.
+    pub(crate) fn notify_room(&self, mut queue: MutexGuard<'_, Queue>) {
         if queue.take_threads() {
             self.room.notify_all();
         }
-        queue.take_tasks().into_iter().for_each(Waker::wake);
+        let tasks = queue.take_tasks();
+        drop(queue);
+        tasks.into_iter().for_each(Waker::wake);
     }
 
     /// Changes the queue's state and tells everyone who waits on it.
     pub(crate) fn set_state(&self, state: QueueState) {
         let mut queue = self.queue();
         queue.state = state;
-        self.notify_room(&mut queue);
-        drop(queue);
+        self.notify_room(queue);
         self.wake.wake();
     }
 }
