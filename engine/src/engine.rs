@@ -63,7 +63,8 @@ impl Options {
     /// Opens a directory, or creates it, and starts its shards.
     ///
     /// # Errors
-    /// See [`OpenError`]; nothing has been changed when the directory is damaged, newer, or in use.
+    /// See [`OpenError`]. A directory in use and a shard that is damaged or newer stay as they are;
+    /// of several shards, a sound one may have begun a new incarnation by then.
     pub fn open(&self, directory: impl AsRef<Path>) -> Result<Engine, OpenError> {
         self.check()?;
         let directory = Arc::new(Directory::open(directory.as_ref(), self)?);
