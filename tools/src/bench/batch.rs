@@ -73,15 +73,15 @@ impl Caller {
     /// The next batch is made while this one is under way: the bare writer has its bytes ready too.
     fn work(&self, part: &Part<'_>) -> Result<()> {
         let receipts = self.receipts.clone();
-        let mut writer = Writer::new(&self.engine, 0, self.seed, self.record_bytes, receipts);
+        let mut writer = Writer::new(&self.engine, 0, self.seed, self.record_bytes, receipts)
+            .in_batches_of(self.count);
         let mut recorder = part.recorder(0, 1);
-        let mut records = Vec::new();
-        writer.make_batch(&mut records, self.count);
+        writer.make_batch(self.count);
         let mut now = Instant::now();
         while !part.is_over(now) {
             let start = Instant::now();
-            let append = writer.append_batch(&records, self.count)?;
-            writer.make_batch(&mut records, self.count);
+            let append = writer.append_batch(self.count)?;
+            writer.make_batch(self.count);
             let receipts = append.wait().context("waiting for a batch")?;
             now = Instant::now();
             recorder.record_many(now, now - start, self.count as u64);

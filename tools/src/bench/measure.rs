@@ -194,6 +194,7 @@ impl<'a> Progressing<'a> {
         };
         let work = &self.variant.work;
         let keep = bench.settings.receipts.is_some();
+        let record_bytes = self.variant.run.record_bytes;
         let over = AtomicBool::new(false);
         let (outcome, before, after, duration, stalls) = thread::scope(|scope| {
             let worker = named(scope, "bench", || work(&part));
@@ -202,9 +203,9 @@ impl<'a> Progressing<'a> {
                 return (joined(worker), None, None, Duration::ZERO, SchedulerStalls::default());
             };
             let engine = self.variant.engine.as_ref().or(part.engine.get());
-            let trimmer = engine
-                .filter(|_| !keep)
-                .map(|engine| named(scope, "trimmer", || trimmer::run(engine, &over)));
+            let trimmer = engine.filter(|_| !keep).map(|engine| {
+                named(scope, "trimmer", || trimmer::run(engine, record_bytes, &over))
+            });
             while sleep_until(window.from, &worker, bench) {}
             let watcher = named(scope, "stalls", || stalls::watch(&over));
             let before = Snapshot::take(bench, engine);

@@ -11,7 +11,7 @@ use super::counters::Counters;
 use super::measure::{Part, Tally, Variant, Yardstick, measure};
 use super::writer::FIRST_STREAM;
 use crate::exit::Failure;
-use crate::payload;
+use crate::payload::Records;
 use crate::report::Run;
 
 /// How long the loop may sleep when nothing happens.
@@ -63,7 +63,7 @@ impl Caller {
         let mut shard =
             self.options.clone().open_shard(directory).map_err(|error| Failure::open(&error))?;
         let stream = StreamId::new(FIRST_STREAM);
-        let mut record = vec![0; self.record_bytes];
+        let mut records = Records::new(self.seed, FIRST_STREAM, self.record_bytes, 1);
         let mut recorder = part.recorder(0, 1);
         let window = part.begin();
         let mut before = None;
@@ -73,10 +73,10 @@ impl Caller {
             if before.is_none() && now >= window.from {
                 before = Some(counters(&shard));
             }
-            payload::fill(&mut record, self.seed, FIRST_STREAM, offset);
+            let record = records.make(offset);
             offset += 1;
             let start = Instant::now();
-            append_durably(&mut shard, stream, &record)?;
+            append_durably(&mut shard, stream, record)?;
             now = Instant::now();
             recorder.record(now, now - start);
         }

@@ -16,7 +16,7 @@ use super::writer::{FIRST_STREAM, Writer};
 use crate::cli::{self, Io, RecoveryWriterArgs};
 use crate::exit::{self, Exit, Failure};
 use crate::interrupt::Interrupt;
-use crate::payload;
+use crate::payload::Records;
 use crate::probe::{histogram, median, record};
 use crate::report::{Run, RunBuilder};
 
@@ -103,7 +103,7 @@ fn open(bench: &Bench, io: Io, directory: &Path) -> Result<(Duration, u64)> {
     let start = Instant::now();
     let engine =
         bench.settings.options(io).open(directory).map_err(|error| Failure::open(&error))?;
-    let mut expected = vec![0; bench.settings.record_bytes];
+    let (seed, record_bytes) = (bench.settings.seed, bench.settings.record_bytes);
     let mut found = 0;
     for index in 0..STREAMS as u64 {
         let stream = engine.stream(StreamId::new(FIRST_STREAM + index));
@@ -115,8 +115,8 @@ fn open(bench: &Bench, io: Io, directory: &Path) -> Result<(Duration, u64)> {
             .and_then(|mut records| records.next().transpose())
             .with_context(|| format!("reading stream {} after recovery", stream.id()))?
             .with_context(|| format!("stream {} has no record {last}", stream.id()))?;
-        payload::fill(&mut expected, bench.settings.seed, stream.id().get(), last);
-        if record.payload() != expected {
+        let mut expected = Records::new(seed, stream.id().get(), record_bytes, 1);
+        if record.payload() != expected.make(last) {
             bail!("stream {}, record {last}: other bytes than were written", stream.id());
         }
     }

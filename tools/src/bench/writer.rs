@@ -8,7 +8,7 @@ use ringwal_engine::{
 };
 
 use super::receipts::{Lines, ReceiptFile};
-use crate::payload;
+use crate::payload::Records;
 
 /// Number of the first stream that the bench writes: the smallest ones are reserved.
 pub const FIRST_STREAM: u64 = 16;
@@ -17,12 +17,11 @@ pub const FIRST_STREAM: u64 = 16;
 pub struct Writer {
     stream: Stream,
     id: u64,
-    seed: u64,
+    records: Records,
     /// Offset of the next record to be made.
     next: u64,
     /// Offset of the next receipt.
     acknowledged: u64,
-    payload: Vec<u8>,
     receipts: Option<Arc<ReceiptFile>>,
     lines: Lines,
 }
@@ -42,20 +41,25 @@ impl Writer {
         Writer {
             stream,
             id,
-            seed,
+            records: Records::new(seed, id, record_bytes, 1),
             next: end,
             acknowledged: end,
-            payload: vec![0; record_bytes],
             receipts,
             lines: Lines::default(),
         }
     }
 
+    /// Makes room for batches of `count` records: one under way, and the next.
+    pub fn in_batches_of(mut self, count: usize) -> Writer {
+        self.records = self.records.with_room_for(2 * count);
+        self
+    }
+
     /// Makes the next record; returns its checksum when receipts are noted.
     pub fn make(&mut self) -> Option<u32> {
-        payload::fill(&mut self.payload, self.seed, self.id, self.next);
+        let record = self.records.make(self.next);
         self.next += 1;
-        self.receipts.as_ref().map(|_| crc32c::crc32c(&self.payload))
+        self.receipts.as_ref().map(|_| crc32c::crc32c(record))
     }
 
     /// Forgets the record that was made last and could not be appended.
@@ -65,40 +69,38 @@ impl Writer {
 
     /// Appends the record that was made last.
     pub fn append(&self) -> Result<Append> {
-        self.stream.append(&self.payload).with_context(|| format!("append to stream {}", self.id))
+        let record = self.records.made(self.next - 1);
+        self.stream.append(record).with_context(|| format!("append to stream {}", self.id))
     }
 
     /// As [`Writer::append`], but `None` when there is no room for it now.
     pub fn try_append(&self) -> Result<Option<Append>> {
-        match self.stream.try_append(&self.payload) {
+        match self.stream.try_append(self.records.made(self.next - 1)) {
             Ok(append) => Ok(Some(append)),
             Err(AppendError::Full { .. }) => Ok(None),
             Err(error) => Err(error).with_context(|| format!("append to stream {}", self.id)),
         }
     }
 
-    /// Makes the next `count` records, one behind the other.
-    pub fn make_batch(&mut self, records: &mut Vec<u8>, count: usize) {
-        let record_bytes = self.payload.len();
-        records.resize(count * record_bytes, 0);
-        for index in 0..count {
-            let record = &mut records[index * record_bytes..][..record_bytes];
-            payload::fill(record, self.seed, self.id, self.next + index as u64);
+    /// Makes the next `count` records.
+    pub fn make_batch(&mut self, count: usize) {
+        for _ in 0..count {
+            self.records.make(self.next);
+            self.next += 1;
         }
-        self.next += count as u64;
     }
 
     /// Appends the `count` records that were made last, as one batch.
-    pub fn append_batch(&mut self, records: &[u8], count: usize) -> Result<AppendBatch> {
-        let record_bytes = self.payload.len();
-        let slices = (0..count).map(|index| &records[index * record_bytes..][..record_bytes]);
+    pub fn append_batch(&mut self, count: usize) -> Result<AppendBatch> {
+        let offsets = self.next - count as u64..self.next;
+        let records = &self.records;
         let token = self
             .stream
-            .append_batch(slices.clone())
+            .append_batch(offsets.clone().map(|offset| records.made(offset)))
             .with_context(|| format!("append_batch to stream {}", self.id))?;
         if self.receipts.is_some() {
-            for (offset, record) in (self.acknowledged..).zip(slices) {
-                self.lines.push(self.id, offset, crc32c::crc32c(record));
+            for offset in offsets {
+                self.lines.push(self.id, offset, crc32c::crc32c(records.made(offset)));
             }
         }
         Ok(token)

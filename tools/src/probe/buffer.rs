@@ -18,7 +18,7 @@ impl AlignedBuffer {
         let mut storage = vec![0; length + ALIGNMENT];
         let address = storage.as_ptr().addr();
         let start = address.next_multiple_of(ALIGNMENT) - address;
-        crate::payload::fill(&mut storage[start..start + length], seed, 0, 0);
+        crate::payload::fill(&mut storage[start..start + length], seed);
         AlignedBuffer { storage, start, length }
     }
 
