@@ -63,8 +63,8 @@ pub enum Command {
 /// Flags of `ringwal bench`.
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
-    /// Measure in this directory and keep what is written there [default: a directory of its own
-    /// in the current folder, removed at the end]
+    /// Measure in this directory and keep what is written there; it must hold no records, except
+    /// with --receipts [default: a directory of its own in the current folder, removed at the end]
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
 
@@ -94,7 +94,7 @@ pub struct BenchArgs {
           value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     pub window: u32,
 
-    /// Payload of a record, at most 1 MiB
+    /// Payload of a record, at most 1 MB (1,000,000 bytes)
     #[arg(long, value_name = "SIZE", default_value = "128B", value_parser = record_size)]
     pub record_size: ByteSize,
 
@@ -145,7 +145,8 @@ pub struct BenchArgs {
     pub seed: Option<u64>,
 
     /// Upper bounds on response latency, such as 'p99<2ms' or 'open:p99.9<5ms,max<50ms'; exits 5
-    /// when one is missed
+    /// when one is missed. A bound without a run holds for all but batch, window and recovery,
+    /// whose callers do not wait for each record
     #[arg(long, value_name = "BOUND", value_parser = objectives)]
     pub slo: Option<Objectives>,
 }
@@ -289,8 +290,8 @@ fn duration_or_zero(text: &str) -> Result<Duration, String> {
 
 fn record_size(text: &str) -> Result<ByteSize, String> {
     match text.parse::<ByteSize>() {
-        Ok(size) if size <= ByteSize::mib(1) => Ok(size),
-        Ok(_) => Err("at most 1 MiB".to_owned()),
+        Ok(size) if size <= ByteSize::mb(1) => Ok(size),
+        Ok(_) => Err("at most 1 MB, 1,000,000 bytes".to_owned()),
         Err(error) => Err(format!("{error}; write a number with a unit, such as 128B or 4KiB")),
     }
 }

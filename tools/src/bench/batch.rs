@@ -84,7 +84,7 @@ impl Caller {
             writer.make_batch(self.count);
             let receipts = append.wait().context("waiting for a batch")?;
             now = Instant::now();
-            recorder.record_many(now, now - start, self.count as u64);
+            recorder.record_many(start, now - start, self.count as u64);
             writer.received_batch(&receipts, self.count)?;
         }
         Ok(())

@@ -112,7 +112,7 @@ impl Clients {
             let start = Instant::now();
             let receipt = writer.append()?.wait().context("waiting for a receipt")?;
             now = Instant::now();
-            recorder.record(now, now - start);
+            recorder.record(start, now - start);
             writer.received(receipt, crc)?;
             writer.note()?;
         }

@@ -20,6 +20,7 @@ mod warnings;
 mod window;
 mod writer;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -170,6 +171,7 @@ impl Bench {
                 _ => failure,
             }
         })?;
+        self.refuse_records_of_others(&path, &engine)?;
         let record_bytes_max = engine.record_bytes_max();
         if self.settings.record_bytes > record_bytes_max {
             return Err(Failure::usage(format!(
@@ -181,6 +183,22 @@ impl Bench {
             .into());
         }
         Ok(engine)
+    }
+
+    /// What is measured is trimmed as it goes, and records that were there before would go with it.
+    fn refuse_records_of_others(&self, path: &Path, engine: &Engine) -> Result<(), Failure> {
+        let streams = engine.streams();
+        let records: u64 = streams.iter().map(|stream| stream.end - stream.trimmed).sum();
+        if records == 0 || self.receipts.is_some() {
+            return Ok(());
+        }
+        Err(Failure::environment(format!("{} holds records already", path.display()))
+            .cause(format!(
+                "{records} records in {} streams, which would be trimmed",
+                streams.len()
+            ))
+            .fix("--dir DIR with a directory that is new, or without records")
+            .or("--receipts FILE, which trims nothing"))
     }
 
     fn close_engines(&mut self) -> Result<()> {

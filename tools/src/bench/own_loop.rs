@@ -78,7 +78,7 @@ impl Caller {
             let start = Instant::now();
             append_durably(&mut shard, stream, record)?;
             now = Instant::now();
-            recorder.record(now, now - start);
+            recorder.record(start, now - start);
         }
         let after = counters(&shard);
         drop(recorder);

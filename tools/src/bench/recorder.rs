@@ -60,7 +60,7 @@ impl Collector {
     }
 }
 
-/// The stretch of time whose receipts count.
+/// The stretch of time whose appends count.
 #[derive(Debug, Clone, Copy)]
 pub struct Window {
     /// Its beginning.
@@ -110,17 +110,18 @@ impl<'a> Recorder<'a> {
         }
     }
 
-    /// One receipt that came at `received`, `latency` after its append.
-    pub fn record(&mut self, received: Instant, latency: Duration) {
-        self.record_many(received, latency, 1);
+    /// One append at `start`, or meant for then, whose receipt came `latency` later. It belongs to
+    /// the moment of its start: what a stall delayed counts, however late it came.
+    pub fn record(&mut self, start: Instant, latency: Duration) {
+        self.record_many(start, latency, 1);
     }
 
-    /// As many receipts at once.
-    pub fn record_many(&mut self, received: Instant, latency: Duration, count: u64) {
-        if received < self.window.from || received >= self.window.until {
+    /// As many appends at once.
+    pub fn record_many(&mut self, start: Instant, latency: Duration, count: u64) {
+        if start < self.window.from || start >= self.window.until {
             return;
         }
-        let at_ns = self.window.base_ns + (received - self.window.from).as_nanos() as u64;
+        let at_ns = self.window.base_ns + (start - self.window.from).as_nanos() as u64;
         if at_ns >= self.due_ns {
             self.turn(at_ns);
         }
@@ -148,7 +149,8 @@ impl<'a> Recorder<'a> {
     fn hand_over(&mut self) {
         if !self.full.is_empty() {
             self.collector.add(self.full_index, &self.full);
-            self.full.clear();
+            // Not `clear`, which would leave its smallest and largest value to the next interval.
+            self.full.reset();
         }
     }
 }
@@ -169,7 +171,7 @@ mod tests {
     const MILLISECOND: Duration = Duration::from_millis(1);
 
     #[test]
-    fn every_receipt_in_the_window_lands_in_its_interval() {
+    fn every_append_in_the_window_lands_in_its_interval() {
         let collector = Collector::new(1000 * MILLISECOND, 2);
         let from = Instant::now() + 50 * MILLISECOND;
         for part in 0..2_u32 {
@@ -191,6 +193,27 @@ mod tests {
             assert_eq!(*duration_ns, 100_000_000);
             assert_eq!(latencies.len(), 300);
         }
+    }
+
+    #[test]
+    fn a_maximum_stays_in_its_interval() {
+        let collector = Collector::new(1000 * MILLISECOND, 1);
+        let from = Instant::now();
+        let window = Window { from, until: from + 1000 * MILLISECOND, base_ns: 0 };
+        let mut recorder = Recorder::new(&collector, window, 0, 1);
+        recorder.record(from + 10 * MILLISECOND, 500 * MILLISECOND);
+        for millisecond in 100..1000 {
+            recorder.record(from + millisecond * MILLISECOND, MILLISECOND);
+        }
+        // Begun in time, however late its receipt.
+        recorder.record(from + 999 * MILLISECOND, 3000 * MILLISECOND);
+        drop(recorder);
+        let maxima: Vec<u64> = collector
+            .finish(1_000_000_000)
+            .iter()
+            .map(|(_, _, latencies)| latencies.max() / 100_000_000)
+            .collect();
+        assert_eq!(maxima, [5, 0, 0, 0, 0, 0, 0, 0, 0, 30]);
     }
 
     #[test]

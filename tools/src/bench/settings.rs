@@ -91,6 +91,8 @@ impl Settings {
             )
             .fix("name one of uring and blocking"));
         }
+        let objectives = args.slo.map(|objectives| objectives.0).unwrap_or_default();
+        refuse_objectives_of_others(&objectives, &runs, &io)?;
         Ok(Settings {
             duration: args.duration,
             warmup: args.warmup,
@@ -111,7 +113,7 @@ impl Settings {
             receipts: args.receipts,
             out: args.out,
             json: args.json,
-            objectives: args.slo.map(|objectives| objectives.0).unwrap_or_default(),
+            objectives,
         })
     }
 
@@ -161,7 +163,7 @@ impl Settings {
 
     /// Suffix of the names of runs on this I/O: the first one has none.
     pub fn suffix(&self, io: Io) -> String {
-        if self.io.first() == Some(&io) { String::new() } else { format!("-{}", cli::name_of(&io)) }
+        suffix(&self.io, io)
     }
 
     /// "dsync" or "fdatasync".
@@ -172,6 +174,32 @@ impl Settings {
     /// "uring", "blocking" or both.
     pub fn io_names(&self) -> String {
         self.io.iter().map(cli::name_of).collect::<Vec<_>>().join(",")
+    }
+}
+
+fn suffix(all: &[Io], io: Io) -> String {
+    if all.first() == Some(&io) { String::new() } else { format!("-{}", cli::name_of(&io)) }
+}
+
+/// Found out before anything is measured, not after.
+fn refuse_objectives_of_others(
+    objectives: &[Objective],
+    runs: &[RunName],
+    io: &[Io],
+) -> Result<(), Failure> {
+    let names: Vec<String> = io
+        .iter()
+        .flat_map(|&one| runs.iter().map(move |run| cli::name_of(run) + &suffix(io, one)))
+        .collect();
+    let unknown = objectives.iter().filter_map(|objective| objective.run.as_ref()).find(|name| {
+        // The steps of a sweep have names of their own.
+        !names.contains(name) && !(name.starts_with("open-") && runs.contains(&RunName::Open))
+    });
+    match unknown {
+        None => Ok(()),
+        Some(name) => Err(Failure::usage(format!("--slo is about {name}, which is not run"))
+            .cause(format!("these are: {}", names.join(", ")))
+            .fix(format!("one of these, or {name} in --only"))),
     }
 }
 
@@ -238,6 +266,10 @@ mod tests {
         assert!(settings(&["--receipts", "f", "--io", "uring,blocking"]).is_err());
         assert!(settings(&["--rate", "5k", "--only", "idle"]).is_err());
         assert!(settings(&["--receipts", "f"]).unwrap().keep);
+        assert!(settings(&["--slo", "foo:p99<2ms"]).is_err());
+        assert!(settings(&["--slo", "recovery:p99<2ms"]).is_err());
+        assert!(settings(&["--slo", "open:p99<2ms,max<1s"]).is_ok());
+        assert!(settings(&["--slo", "idle-blocking:p99<2ms", "--io", "uring,blocking"]).is_ok());
     }
 
     #[test]

@@ -161,7 +161,7 @@ fn reap(
     let receipt = oldest.append.wait().context("waiting for a receipt")?;
     let mut now = Instant::now();
     let mut take = |start: Instant, stream: usize, crc, receipt: Receipt, now| {
-        recorder.record(now, now - start);
+        recorder.record(start, now - start);
         writers[stream].received(receipt, crc)
     };
     take(start, stream, crc, receipt, now)?;

@@ -120,7 +120,7 @@ pub fn evaluate(objectives: &[Objective], report: &Report) -> Vec<Miss> {
             .filter(|run| run.records > 0)
             .filter(|run| match &objective.run {
                 Some(name) => run.name == *name,
-                None => run.rate.is_some() || run.in_flight <= 1,
+                None => run.rate.is_some() || run.in_flight == 1,
             })
             .collect();
         if runs.is_empty() {
