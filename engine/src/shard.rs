@@ -78,7 +78,7 @@ pub(crate) struct ShardLoop {
     disk_broken: bool,
     poisoned: Option<Poisoned>,
     completions: Vec<Completion>,
-    finished: Vec<DurableBatch>,
+    finished: VecDeque<DurableBatch>,
     /// Live, prepared, free, failures: as the counters say.
     published: (usize, usize, usize, u64),
 }
@@ -130,7 +130,7 @@ impl ShardLoop {
             disk_broken: false,
             poisoned: None,
             completions: Vec::with_capacity(64),
-            finished: Vec::with_capacity(32),
+            finished: VecDeque::with_capacity(32),
             published: (0, 0, 0, 0),
             shared,
             disk,
@@ -222,7 +222,7 @@ impl ShardLoop {
         self.outbox_blocked = false;
         let first = self.finished.len();
         while let Some(batch) = self.flush.poll_durable() {
-            self.finished.push(batch);
+            self.finished.push_back(batch);
         }
         if self.finished.len() == first {
             return;
@@ -230,7 +230,7 @@ impl ShardLoop {
         self.active_ns = self.shared.clock.now_ns();
         let mut wakers = Vec::new();
         let mut index = self.shared.index();
-        for durable in &self.finished[first..] {
+        for durable in self.finished.range(first..) {
             let batch = &durable.batch;
             for control in &batch.controls {
                 match control {
@@ -307,9 +307,7 @@ impl ShardLoop {
             return 0;
         }
         let mut released = 0;
-        while !self.finished.is_empty() {
-            let durable = self.finished.remove(0);
-            let DurableBatch { batch, sealed_ns, .. } = durable;
+        while let Some(DurableBatch { batch, sealed_ns, .. }) = self.finished.pop_front() {
             let flush_ns = now_ns.saturating_sub(sealed_ns);
             self.flush_mean_ns = (self.flush_mean_ns * 7 + flush_ns) / 8;
             let Sealed { buffer, ticket, outcomes, records, payload_bytes, padded_length, .. } =
