@@ -189,8 +189,9 @@ impl Options {
         self
     }
 
-    /// How long after its last batch an idle shard writes an empty one, which says that the last
-    /// records are durable, so that their loss would be noticed. Default 5 ms; `None` is never.
+    /// How long after its last batch became durable an idle shard writes an empty one, which says
+    /// so: the loss of that batch, whatever frames it held, would then be noticed. Default 5 ms;
+    /// `None` is never.
     pub fn idle_seal(mut self, idle_seal: Option<Duration>) -> Self {
         self.idle_seal = idle_seal;
         self

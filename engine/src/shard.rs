@@ -65,7 +65,7 @@ pub(crate) struct ShardLoop {
     live: BTreeMap<u64, u64>,
     /// Segments whose freeing is not durable yet.
     freeing: HashMap<u64, (u64, FileId)>,
-    /// A batch with records came after the last one that said what is durable.
+    /// The last batch has frames, of records or facts: none behind it says that it is durable.
     needs_idle_seal: bool,
     active_ns: u64,
     /// When the last batch of records was sealed, and how long a flush takes on average: batches

@@ -46,7 +46,7 @@ pub const BATCH_HEADER_BYTES: usize = size_of::<BatchHeader>();
 pub mod batch_flags {
     /// Data frames in it were copied from older segments and keep their offsets.
     pub const MOVED: u32 = 1;
-    /// Written because the shard was idle or closing; carries no record.
+    /// Written because the shard was idle; has no frame.
     pub const SEAL: u32 = 2;
 }
 
