@@ -369,7 +369,7 @@ impl Stream {
     }
 
     /// Drops the records below `before` and waits until that is durable. A trim has a way of its
-    /// own through the queue: it may overtake records that wait.
+    /// own through the queue: it may overtake records that wait (see [`Stream::truncate`]).
     ///
     /// # Errors
     /// When the stream is shorter, or the write fails.
@@ -387,6 +387,13 @@ impl Stream {
 
     /// Starts `epoch` at offset `start` and cuts the records from there on. For replication: what
     /// is cut must be kept elsewhere first.
+    ///
+    /// Trims and cuts of a shard travel in a lane of their own, and take effect in the order in
+    /// which they were queued. Between them and appends there is no order, in either direction,
+    /// until a token has told the outcome of one: a cut applies to what is sealed when its turn
+    /// comes, so it may overtake records that wait, which then carry the new epoch, and a record
+    /// that was appended behind it may be sealed first and be cut. Wait for the first token where
+    /// the order matters.
     ///
     /// # Errors
     /// Everything of [`AppendError`] but `Full`; the token says whether the cut was allowed.
