@@ -137,7 +137,8 @@ impl Engine {
     }
 
     /// Sealed frames of all shards, as slices of the buffers that are written: `batches` messages
-    /// wait at most. Nobody waits for a subscriber; one that is too slow is told so.
+    /// wait at most. Only the order of each shard is kept. Nobody waits for a subscriber; one that
+    /// is too slow is told so.
     pub fn subscribe(&self, batches: usize) -> Subscription {
         let (subscription, subscribers) = subscribe(batches, self.inner.shards.len());
         for (shared, subscriber) in self.inner.shards.iter().zip(subscribers) {
