@@ -105,7 +105,11 @@ pub(crate) fn open_shard(
         Some(begun)
     };
     report.duration = began.elapsed();
-    let stats = ShardStats::new(shard, disk.description());
+    let mut description = disk.description();
+    if start.is_some() {
+        description.notes.extend(options.batch_bytes_note(identity.segment_bytes));
+    }
+    let stats = ShardStats::new(shard, description);
     let state = if start.is_some() { QueueState::Open } else { QueueState::ReadOnly };
     let shared = Arc::new(Shared::new(
         shard,

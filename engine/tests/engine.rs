@@ -402,3 +402,16 @@ fn one_wake_up_reaches_all_tasks_of_a_batch() {
     assert_eq!(count.0.load(Ordering::SeqCst), 1);
     assert!(tokens.iter().all(|token| token.try_receipt().is_some()));
 }
+
+#[test]
+fn a_batch_limit_above_a_quarter_of_a_segment_is_lowered_and_told() {
+    for (asked, told) in [(None, false), (Some(MIB / 4), false), (Some(MIB), true)] {
+        let directory = tempfile::tempdir().unwrap();
+        let options = asked.map_or(options(1), |bytes| options(1).batch_bytes_max(bytes as usize));
+        let engine = options.open(directory.path()).unwrap();
+        assert!(engine.record_bytes_max() < MIB as usize / 4);
+        let notes = engine.stats().shards.swap_remove(0).disk.notes;
+        let tells = notes.iter().any(|note| note.contains("batch_bytes_max"));
+        assert_eq!(tells, told, "{asked:?}: {notes:?}");
+    }
+}
