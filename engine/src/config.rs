@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::disk::BLOCK_BYTES;
 use crate::error::OpenError;
 pub use crate::flush::SyncMode;
+use crate::format::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SHARDS_MAX};
 
 /// Which way the engine talks to the device.
 #[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
@@ -84,8 +85,6 @@ impl Default for Options {
 pub(crate) const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
 /// Longest batch when nothing else is asked for.
 const BATCH_BYTES_DEFAULT: usize = 1 << 20;
-/// Shortest segment.
-pub(crate) const SEGMENT_BYTES_MIN: u64 = 64 << 10;
 /// Batches that may be in flight at most.
 pub(crate) const FLUSH_SLOTS_MAX: usize = 32;
 
@@ -235,8 +234,8 @@ impl Options {
         };
         let block = BLOCK_BYTES as u64;
         let segment_bytes = self.segment_bytes.unwrap_or(SEGMENT_BYTES_DEFAULT);
-        bounds("shards", u64::from(self.shards.unwrap_or(1)), 1, 64, 1)?;
-        bounds("segment_bytes", segment_bytes, SEGMENT_BYTES_MIN, 2 << 30, block)?;
+        bounds("shards", u64::from(self.shards.unwrap_or(1)), 1, u64::from(SHARDS_MAX), 1)?;
+        bounds("segment_bytes", segment_bytes, SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX, block)?;
         bounds("flush_slots", self.flush_slots as u64, 1, FLUSH_SLOTS_MAX as u64, 1)?;
         let batch_bytes_max = self.batch_bytes_max.unwrap_or(BATCH_BYTES_DEFAULT) as u64;
         bounds("batch_bytes_max", batch_bytes_max, 2 * block, 16 << 20, block)?;

@@ -18,7 +18,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::disk::BLOCK_BYTES;
 pub use anchor::AnchorHeader;
 pub use batch::{BATCH_HEADER_BYTES, BatchHeader, batch_flags, verify_frames};
-pub use engine::EngineHeader;
+pub use engine::{EngineHeader, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SHARDS_MAX};
 pub use footer::{ENTRY_BYTES, EntryRecord, FooterHeader, RUN_BYTES, RunRecord, index_bytes};
 pub use frame::{
     FRAME_HEADER_BYTES, FrameHeader, FrameKind, RECORD_PREFIX_BYTES, Records, VerifiedFrame,
@@ -56,6 +56,9 @@ pub enum FormatError {
     /// Written by a newer version: major, minor, incompatible bits.
     #[error("format {0}.{1} with incompatible features {2:#x}")]
     Newer(u32, u32, u64),
+    /// Numbers that no directory can have: shards, bytes of a segment.
+    #[error("{0} shards with segments of {1} bytes are outside of the format's limits")]
+    Geometry(u32, u64),
 }
 
 /// Defines a structure of the format: its fields in order, without gaps, and its size.

@@ -2,7 +2,7 @@
 
 use zerocopy::little_endian::{U32, U64};
 
-use super::{FormatError, SegmentSeed, layout, verify_block, write_block};
+use super::{DATA_START, FormatError, SegmentSeed, layout, verify_block, write_block};
 use crate::disk::{BLOCK_BYTES, block_round_up};
 
 const FOOTER_MAGIC: [u8; 8] = *b"RWFOOTER";
@@ -107,7 +107,7 @@ impl FooterHeader {
         write_block(self, seed.at(Self::offset(segment_bytes)), block);
     }
 
-    /// Reads and checks it, lengths included.
+    /// Reads and checks it, every place and length in it included.
     ///
     /// # Errors
     /// What is wrong with the bytes.
@@ -117,20 +117,73 @@ impl FooterHeader {
         segment_bytes: u64,
     ) -> Result<Self, FormatError> {
         let footer: Self = verify_block(bytes, FOOTER_MAGIC, seed.at(Self::offset(segment_bytes)))?;
-        let entries_end =
-            footer.entries_offset.get() + u64::from(footer.entries.get()) * ENTRY_BYTES as u64;
-        let runs_end = footer.runs_offset.get() + u64::from(footer.runs.get()) * RUN_BYTES as u64;
-        if entries_end > segment_bytes
-            || runs_end > segment_bytes
-            || footer.end_offset.get() > segment_bytes
-        {
-            return Err(FormatError::Length);
-        }
-        Ok(footer)
+        footer.is_laid_out(segment_bytes).then_some(footer).ok_or(FormatError::Length)
+    }
+
+    /// Whether batches, entries, runs and footer follow one another at whole blocks, and a later
+    /// batch can be counted.
+    fn is_laid_out(&self, segment_bytes: u64) -> bool {
+        let (end, checkpoint) = (self.end_offset.get(), self.checkpoint_offset.get());
+        let (entries, runs) = (self.entries_offset.get(), self.runs_offset.get());
+        let entries_end = entries.checked_add(u64::from(self.entries.get()) * ENTRY_BYTES as u64);
+        let runs_end = runs.checked_add(u64::from(self.runs.get()) * RUN_BYTES as u64);
+        [end, checkpoint, entries, runs].iter().all(|at| at.is_multiple_of(BLOCK_BYTES as u64))
+            && (DATA_START..=entries).contains(&end)
+            && (checkpoint == 0 || (DATA_START..end).contains(&checkpoint))
+            && entries_end.is_some_and(|entries_end| entries_end <= runs)
+            && runs_end.is_some_and(|runs_end| runs_end <= Self::offset(segment_bytes))
+            && self.last_sequence.get() < u64::MAX
     }
 }
 
 /// Bytes at the end of a segment that its index and footer need.
 pub fn index_bytes(entries: usize, runs: usize) -> u64 {
     (block_round_up(entries * ENTRY_BYTES) + block_round_up(runs * RUN_BYTES) + BLOCK_BYTES) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::FromZeros;
+
+    use super::*;
+
+    const SEGMENT_BYTES: u64 = 1 << 20;
+
+    /// The verdict on a footer that is whole but for what `change` does before its CRC is made.
+    fn verified(change: impl Fn(&mut FooterHeader)) -> Result<(), FormatError> {
+        let mut footer = FooterHeader::new_zeroed();
+        footer.magic = FooterHeader::MAGIC;
+        (footer.first_sequence, footer.last_sequence) = (1.into(), 4.into());
+        (footer.entries, footer.runs) = (10.into(), 2.into());
+        footer.end_offset = (64 << 10).into();
+        footer.checkpoint_offset = DATA_START.into();
+        footer.runs_offset = (FooterHeader::offset(SEGMENT_BYTES) - 4096).into();
+        footer.entries_offset = (FooterHeader::offset(SEGMENT_BYTES) - 8192).into();
+        change(&mut footer);
+        let seed = SegmentSeed::new(&[3; 16], 1, 2);
+        let mut block = [0; BLOCK_BYTES];
+        footer.write(seed, SEGMENT_BYTES, &mut block);
+        FooterHeader::verify(&block, seed, SEGMENT_BYTES).map(drop)
+    }
+
+    #[test]
+    fn a_footer_with_impossible_places_is_refused_whatever_its_checksum() {
+        assert_eq!(verified(|_| {}), Ok(()));
+        let changes: [fn(&mut FooterHeader); 11] = [
+            |footer| footer.entries_offset = u64::MAX.into(),
+            |footer| footer.entries_offset = (u64::MAX - 4095).into(),
+            |footer| footer.runs_offset = (u64::MAX - 4095).into(),
+            |footer| footer.runs_offset = (64 << 10).into(),
+            |footer| footer.runs_offset = (footer.runs_offset.get() + 1).into(),
+            |footer| footer.entries = u32::MAX.into(),
+            |footer| footer.runs = u32::MAX.into(),
+            |footer| footer.end_offset = 0.into(),
+            |footer| footer.end_offset = SEGMENT_BYTES.into(),
+            |footer| footer.checkpoint_offset = SEGMENT_BYTES.into(),
+            |footer| footer.last_sequence = u64::MAX.into(),
+        ];
+        for (number, change) in changes.into_iter().enumerate() {
+            assert_eq!(verified(change), Err(FormatError::Length), "change {number}");
+        }
+    }
 }
