@@ -42,7 +42,7 @@ pub(crate) fn start(
     let (sender, ready) = sync_channel(1);
     let (directory, options) = (directory.clone(), options.clone());
     let handle = std::thread::Builder::new()
-        .name(format!("ringwal-shard-{shard}"))
+        .name(thread_name(shard))
         .spawn(move || thread(&directory, shard, &options, clock, &sender))
         .map_err(|source| OpenError::Thread { shard, source })?;
     Ok(Starting { shard, handle, ready })
@@ -114,6 +114,14 @@ pub(crate) fn open(
     open_shard(disk, &path, shard, &identity, options, clock)
 }
 
+/// The kernel keeps 15 bytes of a name, which must tell the shards apart.
+fn thread_name(shard: u16) -> String {
+    match shard {
+        0..=9 => format!("ringwal-shard-{shard}"),
+        10.. => format!("ringwal-shard{shard}"),
+    }
+}
+
 fn open_disk(
     directory: &Directory,
     shard: u16,
@@ -162,4 +170,19 @@ fn pin(shard: u16) -> io::Result<()> {
     wanted.set(*core.ok_or_else(|| io::Error::other("no core is allowed"))?);
     rustix::thread::sched_setaffinity(None, &wanted)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::SHARDS_MAX;
+
+    #[test]
+    fn every_shard_has_a_name_that_the_kernel_keeps_whole() {
+        let names: Vec<_> = (0..SHARDS_MAX as u16).map(thread_name).collect();
+        assert_eq!((names[3].as_str(), names[42].as_str()), ("ringwal-shard-3", "ringwal-shard42"));
+        assert!(names.iter().all(|name| name.len() <= 15), "{names:?}");
+        let distinct: std::collections::HashSet<_> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len());
+    }
 }
