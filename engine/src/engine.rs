@@ -6,6 +6,7 @@ use std::ops::RangeBounds;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
+use std::thread::ThreadId;
 
 use crate::clock::Clock;
 use crate::config::Options;
@@ -35,6 +36,8 @@ struct Inner {
     shards: Vec<Arc<Shared>>,
     reports: Vec<RecoveryReport>,
     threads: Mutex<Vec<ShardThread>>,
+    /// Of the same threads: who of them closes the engine must not wait for itself.
+    thread_ids: Vec<ThreadId>,
 }
 
 /// What a stream holds.
@@ -80,6 +83,7 @@ impl Options {
             directory,
             shards: threads.iter().map(|thread| thread.shared.clone()).collect(),
             reports: threads.iter().map(|thread| thread.report.clone()).collect(),
+            thread_ids: threads.iter().filter_map(ShardThread::id).collect(),
             threads: Mutex::new(threads),
         };
         match errors.into_iter().find_map(Result::err) {
@@ -148,7 +152,9 @@ impl Engine {
     }
 
     /// Writes what is queued, seals the journal, ends the threads and gives up the lock. Other
-    /// handles get `Closed` from then on.
+    /// handles get `Closed` from then on. In a waker that a shard's own thread runs, this (and
+    /// dropping the last handle) only begins it: the threads end by themselves, and the lock is
+    /// given up when the last of them and the last handle are gone.
     ///
     /// # Errors
     /// The first write error, or a panic of a shard's thread.
@@ -185,14 +191,19 @@ pub(crate) fn shard_stats(shared: &Shared) -> crate::stats::ShardStats {
 
 impl Inner {
     fn close(&self) -> Result<(), CloseError> {
-        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         for shared in &self.shards {
             let read_only = matches!(shared.queue().state, QueueState::ReadOnly);
             if !read_only {
                 shared.set_state(QueueState::Closing);
             }
         }
+        if self.thread_ids.contains(&std::thread::current().id()) {
+            // A waker that a shard runs: its loop goes on when this returns, and ends the readers
+            // itself. The lock goes with the last thread.
+            return Ok(());
+        }
         let mut outcome = Ok(());
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         for thread in threads.iter_mut() {
             let Some(handle) = thread.handle.take() else { continue };
             let result = match handle.join() {
@@ -205,6 +216,7 @@ impl Inner {
             };
             outcome = outcome.and(result);
         }
+        drop(threads);
         for shared in &self.shards {
             end_readers(shared);
         }

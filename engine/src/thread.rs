@@ -4,7 +4,7 @@ use std::io;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, ThreadId};
 
 use crate::clock::Clock;
 use crate::config::{Io, Options};
@@ -12,6 +12,7 @@ use crate::directory::Directory;
 use crate::disk::Disk;
 use crate::disk::blocking::{BlockingDisk, BlockingOptions};
 use crate::disk::uring::{UringDisk, UringOptions};
+use crate::engine::end_readers;
 use crate::error::{OpenError, Poisoned};
 use crate::opening::{Driven, Identity, Opened, RecoveryReport, open_shard};
 use crate::shared::Shared;
@@ -21,6 +22,13 @@ pub(crate) struct ShardThread {
     pub(crate) shared: Arc<Shared>,
     pub(crate) report: RecoveryReport,
     pub(crate) handle: Option<JoinHandle<Option<Poisoned>>>,
+}
+
+impl ShardThread {
+    /// The thread, unless it has been joined.
+    pub(crate) fn id(&self) -> Option<ThreadId> {
+        self.handle.as_ref().map(|handle| handle.thread().id())
+    }
 }
 
 type Ready = Result<(Arc<Shared>, RecoveryReport), OpenError>;
@@ -82,7 +90,7 @@ fn thread(
     };
     let Opened { shared, driven, report } = opened;
     shared.stats().thread_id = rustix::thread::gettid().as_raw_nonzero().get() as u32;
-    let nobody_waits = ready.send(Ok((shared, report))).is_err();
+    let nobody_waits = ready.send(Ok((shared.clone(), report))).is_err();
     match driven {
         // Another shard failed to start: the directory is not open.
         Driven::Loop(mut shard) if nobody_waits => {
@@ -94,6 +102,8 @@ fn thread(
                 let wait = shard.next_wait();
                 shard.step(wait);
             }
+            // Also when nobody joins this thread.
+            end_readers(&shared);
             shard.poisoned().cloned()
         }
         Driven::ReadOnly { .. } => None,
