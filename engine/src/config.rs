@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::disk::BLOCK_BYTES;
 use crate::error::OpenError;
 pub use crate::flush::SyncMode;
+use crate::format::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SHARDS_MAX};
 
 /// Which way the engine talks to the device.
 #[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
@@ -44,7 +45,7 @@ pub struct Options {
     pub(crate) pin: bool,
     pub(crate) segment_bytes: Option<u64>,
     pub(crate) pool_bytes: usize,
-    pub(crate) batch_bytes_max: usize,
+    pub(crate) batch_bytes_max: Option<usize>,
     pub(crate) segments_ahead: usize,
     pub(crate) segments_reserved: usize,
     pub(crate) segments_free_max: usize,
@@ -68,7 +69,7 @@ impl Default for Options {
             pin: false,
             segment_bytes: None,
             pool_bytes: 32 << 20,
-            batch_bytes_max: 1 << 20,
+            batch_bytes_max: None,
             segments_ahead: 1,
             segments_reserved: 2,
             segments_free_max: 2,
@@ -82,8 +83,8 @@ impl Default for Options {
 
 /// Length of a segment when nothing else is asked for.
 pub(crate) const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
-/// Shortest segment.
-pub(crate) const SEGMENT_BYTES_MIN: u64 = 64 << 10;
+/// Longest batch when nothing else is asked for.
+const BATCH_BYTES_DEFAULT: usize = 1 << 20;
 /// Batches that may be in flight at most.
 pub(crate) const FLUSH_SLOTS_MAX: usize = 32;
 
@@ -163,9 +164,11 @@ impl Options {
     }
 
     /// Longest batch in bytes, a multiple of 4096; bounds the longest record too. Default 1 MiB,
-    /// 8 KiB to a quarter of a segment (a smaller segment lowers the default).
+    /// 8 KiB to 16 MiB. Never more than a quarter of a segment: where more is asked for, that
+    /// quarter holds, and the notes of the shard's disk description say so.
+    /// [`crate::Engine::record_bytes_max`] tells what it comes to.
     pub fn batch_bytes_max(mut self, batch_bytes_max: usize) -> Self {
-        self.batch_bytes_max = batch_bytes_max;
+        self.batch_bytes_max = Some(batch_bytes_max);
         self
     }
 
@@ -189,8 +192,9 @@ impl Options {
         self
     }
 
-    /// How long after its last batch an idle shard writes an empty one, which says that the last
-    /// records are durable, so that their loss would be noticed. Default 5 ms; `None` is never.
+    /// How long after its last batch became durable an idle shard writes an empty one, which says
+    /// so: the loss of that batch, whatever frames it held, would then be noticed. Default 5 ms;
+    /// `None` is never.
     pub fn idle_seal(mut self, idle_seal: Option<Duration>) -> Self {
         self.idle_seal = idle_seal;
         self
@@ -230,10 +234,11 @@ impl Options {
         };
         let block = BLOCK_BYTES as u64;
         let segment_bytes = self.segment_bytes.unwrap_or(SEGMENT_BYTES_DEFAULT);
-        bounds("shards", u64::from(self.shards.unwrap_or(1)), 1, 64, 1)?;
-        bounds("segment_bytes", segment_bytes, SEGMENT_BYTES_MIN, 2 << 30, block)?;
+        bounds("shards", u64::from(self.shards.unwrap_or(1)), 1, u64::from(SHARDS_MAX), 1)?;
+        bounds("segment_bytes", segment_bytes, SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX, block)?;
         bounds("flush_slots", self.flush_slots as u64, 1, FLUSH_SLOTS_MAX as u64, 1)?;
-        bounds("batch_bytes_max", self.batch_bytes_max as u64, 2 * block, 16 << 20, block)?;
+        let batch_bytes_max = self.batch_bytes_max.unwrap_or(BATCH_BYTES_DEFAULT) as u64;
+        bounds("batch_bytes_max", batch_bytes_max, 2 * block, 16 << 20, block)?;
         bounds("segments_ahead", self.segments_ahead as u64, 1, 64, 1)?;
         bounds("segments_reserved", self.segments_reserved as u64, 1, 8, 1)?;
         bounds("segments_free_max", self.segments_free_max as u64, 0, 1024, 1)?;
@@ -244,6 +249,17 @@ impl Options {
     /// Longest batch with segments of this length.
     pub(crate) fn batch_bytes_for(&self, segment_bytes: u64) -> usize {
         let quarter = segment_bytes as usize / 4 / BLOCK_BYTES * BLOCK_BYTES;
-        self.batch_bytes_max.min(quarter)
+        self.batch_bytes_max.unwrap_or(BATCH_BYTES_DEFAULT).min(quarter)
+    }
+
+    /// What the operator should know when batches are shorter than what was asked for.
+    pub(crate) fn batch_bytes_note(&self, segment_bytes: u64) -> Option<String> {
+        let (asked, held) = (self.batch_bytes_max?, self.batch_bytes_for(segment_bytes));
+        (asked > held).then(|| {
+            format!(
+                "batches are at most {held} bytes long, a quarter of a segment, not {asked} as \
+                 asked for by batch_bytes_max; only a directory with longer segments allows more"
+            )
+        })
     }
 }

@@ -294,3 +294,22 @@ fn read_holder(mut file: &File) -> Option<u32> {
     file.read_to_string(&mut text).ok()?;
     text.trim().parse().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_file_with_impossible_numbers_is_damage() {
+        for (shards, segment_bytes) in [(0, 1 << 20), (65_537, 1 << 20), (1, 3), (1, u64::MAX)] {
+            let directory = tempfile::tempdir().unwrap();
+            let mut block = [0; BLOCK_BYTES];
+            EngineHeader::new([1; 16], shards, segment_bytes).write(&mut block);
+            fs::write(directory.path().join(ENGINE_FILE), block.repeat(2)).unwrap();
+            let refused = Directory::open(directory.path(), &Options::new()).err().unwrap();
+            assert!(matches!(refused, OpenError::Corrupt(_)), "{refused}");
+            assert!(refused.to_string().contains(&format!("{shards} shards")), "{refused}");
+            assert!(!directory.path().join("shard-00").exists());
+        }
+    }
+}

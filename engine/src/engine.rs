@@ -6,6 +6,7 @@ use std::ops::RangeBounds;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
+use std::thread::ThreadId;
 
 use crate::clock::Clock;
 use crate::config::Options;
@@ -35,6 +36,8 @@ struct Inner {
     shards: Vec<Arc<Shared>>,
     reports: Vec<RecoveryReport>,
     threads: Mutex<Vec<ShardThread>>,
+    /// Of the same threads: who of them closes the engine must not wait for itself.
+    thread_ids: Vec<ThreadId>,
 }
 
 /// What a stream holds.
@@ -80,6 +83,7 @@ impl Options {
             directory,
             shards: threads.iter().map(|thread| thread.shared.clone()).collect(),
             reports: threads.iter().map(|thread| thread.report.clone()).collect(),
+            thread_ids: threads.iter().filter_map(ShardThread::id).collect(),
             threads: Mutex::new(threads),
         };
         match errors.into_iter().find_map(Result::err) {
@@ -137,7 +141,8 @@ impl Engine {
     }
 
     /// Sealed frames of all shards, as slices of the buffers that are written: `batches` messages
-    /// wait at most. Nobody waits for a subscriber; one that is too slow is told so.
+    /// wait at most. Only the order of each shard is kept. Nobody waits for a subscriber; one that
+    /// is too slow is told so.
     pub fn subscribe(&self, batches: usize) -> Subscription {
         let (subscription, subscribers) = subscribe(batches, self.inner.shards.len());
         for (shared, subscriber) in self.inner.shards.iter().zip(subscribers) {
@@ -147,7 +152,9 @@ impl Engine {
     }
 
     /// Writes what is queued, seals the journal, ends the threads and gives up the lock. Other
-    /// handles get `Closed` from then on.
+    /// handles get `Closed` from then on. In a waker that a shard's own thread runs, this (and
+    /// dropping the last handle) only begins it: the threads end by themselves, and the lock is
+    /// given up when the last of them and the last handle are gone.
     ///
     /// # Errors
     /// The first write error, or a panic of a shard's thread.
@@ -184,14 +191,19 @@ pub(crate) fn shard_stats(shared: &Shared) -> crate::stats::ShardStats {
 
 impl Inner {
     fn close(&self) -> Result<(), CloseError> {
-        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         for shared in &self.shards {
             let read_only = matches!(shared.queue().state, QueueState::ReadOnly);
             if !read_only {
                 shared.set_state(QueueState::Closing);
             }
         }
+        if self.thread_ids.contains(&std::thread::current().id()) {
+            // A waker that a shard runs: its loop goes on when this returns, and ends the readers
+            // itself. The lock goes with the last thread.
+            return Ok(());
+        }
         let mut outcome = Ok(());
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         for thread in threads.iter_mut() {
             let Some(handle) = thread.handle.take() else { continue };
             let result = match handle.join() {
@@ -204,6 +216,7 @@ impl Inner {
             };
             outcome = outcome.and(result);
         }
+        drop(threads);
         for shared in &self.shards {
             end_readers(shared);
         }
@@ -369,7 +382,7 @@ impl Stream {
     }
 
     /// Drops the records below `before` and waits until that is durable. A trim has a way of its
-    /// own through the queue: it may overtake records that wait.
+    /// own through the queue: it may overtake records that wait (see [`Stream::truncate`]).
     ///
     /// # Errors
     /// When the stream is shorter, or the write fails.
@@ -387,6 +400,13 @@ impl Stream {
 
     /// Starts `epoch` at offset `start` and cuts the records from there on. For replication: what
     /// is cut must be kept elsewhere first.
+    ///
+    /// Trims and cuts of a shard travel in a lane of their own, and take effect in the order in
+    /// which they were queued. Between them and appends there is no order, in either direction,
+    /// until a token has told the outcome of one: a cut applies to what is sealed when its turn
+    /// comes, so it may overtake records that wait, which then carry the new epoch, and a record
+    /// that was appended behind it may be sealed first and be cut. Wait for the first token where
+    /// the order matters.
     ///
     /// # Errors
     /// Everything of [`AppendError`] but `Full`; the token says whether the cut was allowed.

@@ -5,6 +5,10 @@
 //! knows where each frame is (*entries*); a sealed one has them in its file, so that memory does
 //! not grow with the journal.
 
+mod location;
+mod segment;
+mod spans;
+
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::task::Waker;
@@ -14,144 +18,14 @@ use crate::disk::FileId;
 use crate::error::Poisoned;
 use crate::format::{EngineId, FooterHeader, RunRecord};
 use crate::stream::{EpochStart, EpochTable, StreamId};
+pub(crate) use location::{LocatedFrames, Location, NoLocation};
+use segment::{Entries, Frames};
+pub(crate) use segment::{Entry, SealedIndex, SegmentIndex};
+pub(crate) use spans::Span;
+use spans::replace_spans;
 
-/// Offsets of a stream that one segment holds.
-#[derive(Copy, Clone, Eq, PartialEq, Debug)]
-pub(crate) struct Span {
-    pub(crate) base: u64,
-    pub(crate) end: u64,
-    pub(crate) generation: u64,
-}
-
-/// A frame in a segment.
-#[derive(Copy, Clone, Eq, PartialEq, Debug)]
-pub(crate) struct Entry {
-    pub(crate) base: u64,
-    pub(crate) count: u32,
-    /// Byte of the frame header in the segment.
-    pub(crate) position: u32,
-    /// CRC of the frame header.
-    pub(crate) frame_crc: u32,
-}
-
-impl Entry {
-    pub(crate) fn end(&self) -> u64 {
-        self.base.saturating_add(u64::from(self.count))
-    }
-}
-
-/// A stream as it is durable.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct StreamIndex {
-    pub(crate) trimmed: u64,
-    /// Offset after the last durable record.
-    pub(crate) end: u64,
-    pub(crate) epochs: EpochTable,
-    /// Ordered, without overlap.
-    spans: Vec<Span>,
-}
-
-impl StreamIndex {
-    /// Which segment holds which offsets, in order.
-    pub(crate) fn spans(&self) -> &[Span] {
-        &self.spans
-    }
-}
-
-/// Frames of one epoch of one stream in an unsealed segment, in the order of their offsets.
-type Entries = HashMap<(StreamId, u64), Vec<Entry>>;
-
-/// Where the index of a sealed segment is in its file.
-#[derive(Copy, Clone, Debug)]
-pub(crate) struct SealedIndex {
-    pub(crate) entries_offset: u64,
-    pub(crate) runs_offset: u64,
-    pub(crate) runs: u32,
-}
-
-impl SealedIndex {
-    pub(crate) fn new(footer: &FooterHeader) -> Self {
-        Self {
-            entries_offset: footer.entries_offset.get(),
-            runs_offset: footer.runs_offset.get(),
-            runs: footer.runs.get(),
-        }
-    }
-}
-
-#[derive(Debug)]
-enum Frames {
-    Open(Entries),
-    Sealed(SealedIndex),
-}
-
-/// A segment that holds records.
-#[derive(Debug)]
-pub(crate) struct SegmentIndex {
-    pub(crate) number: u64,
-    pub(crate) file: FileId,
-    frames: Frames,
-    /// Bytes of all its frames.
-    frame_bytes: u64,
-    records: u64,
-    live_records: u64,
-}
-
-impl SegmentIndex {
-    /// Bytes of frames that still count, estimated by the share of live records.
-    pub(crate) fn live_bytes(&self) -> u64 {
-        if self.records == 0 {
-            return 0;
-        }
-        (u128::from(self.frame_bytes) * u128::from(self.live_records) / u128::from(self.records))
-            as u64
-    }
-
-    pub(crate) fn is_sealed(&self) -> bool {
-        matches!(self.frames, Frames::Sealed(_))
-    }
-
-    /// Where the index of a sealed segment is.
-    pub(crate) fn sealed_index(&self) -> Option<SealedIndex> {
-        match &self.frames {
-            Frames::Sealed(sealed) => Some(*sealed),
-            Frames::Open(_) => None,
-        }
-    }
-}
-
-/// Where a record is.
-#[derive(Clone, Debug)]
-pub(crate) struct Location {
-    pub(crate) number: u64,
-    pub(crate) generation: u64,
-    pub(crate) file: FileId,
-    /// Epoch that the record carries.
-    pub(crate) epoch: u64,
-    /// Offset after the last record of this span.
-    pub(crate) span_end: u64,
-    pub(crate) frames: LocatedFrames,
-}
-
-/// How to find the frame in its segment.
-#[derive(Clone, Debug)]
-pub(crate) enum LocatedFrames {
-    /// The frame and some that follow it.
-    Entries(Vec<Entry>),
-    /// By the segment's own index.
-    Sealed(SealedIndex),
-}
-
-/// Why there is no location.
-#[derive(Copy, Clone, Eq, PartialEq, Debug)]
-pub(crate) enum NoLocation {
-    /// Below the first record.
-    Trimmed(u64),
-    /// Not durable (yet).
-    Beyond,
-    /// It should be there and is not: lost or damaged. Records go on at this offset.
-    Hole(u64),
-}
+/// Entries that one lookup copies out of an unsealed segment.
+const ENTRIES_PER_LOOKUP: usize = 128;
 
 /// All durable records of a shard.
 #[derive(Debug, Default)]
@@ -171,56 +45,23 @@ pub(crate) struct Index {
     pub(crate) poisoned: Option<Poisoned>,
 }
 
-/// Takes `range` out of `spans` and gives it to `generation`, if any. Returns who lost how many
-/// records. Neighbours of one segment become one span: moved frames come one by one.
-fn replace_spans(
-    spans: &mut Vec<Span>,
-    range: Range<u64>,
-    generation: Option<u64>,
-) -> Vec<(u64, u64)> {
-    let mut first = spans.partition_point(|span| span.end <= range.start);
-    let mut until = spans.partition_point(|span| span.base < range.end).max(first);
-    let touched = &spans[first..until];
-    let lost = touched
-        .iter()
-        .map(|span| (span.generation, span.end.min(range.end) - span.base.max(range.start)));
-    let lost = lost.collect();
-    let before = touched.first().filter(|span| span.base < range.start);
-    let before = before.map(|span| Span { end: range.start, ..*span });
-    let after = touched.last().filter(|span| span.end > range.end);
-    let after = after.map(|span| Span { base: range.end, ..*span });
-    let mut parts: Vec<Span> = before.into_iter().collect();
-    if let Some(generation) = generation {
-        parts.push(Span { base: range.start, end: range.end, generation });
-    }
-    parts.extend(after);
-    if let (Some(part), Some(left)) = (parts.first_mut(), first.checked_sub(1))
-        && spans[left].end == part.base
-        && spans[left].generation == part.generation
-    {
-        part.base = spans[left].base;
-        first = left;
-    }
-    if let (Some(part), Some(right)) = (parts.last_mut(), spans.get(until))
-        && right.base == part.end
-        && right.generation == part.generation
-    {
-        part.end = right.end;
-        until += 1;
-    }
-    parts.dedup_by(|next, part| {
-        let joins = part.end == next.base && part.generation == next.generation;
-        if joins {
-            part.end = next.end;
-        }
-        joins
-    });
-    spans.splice(first..until, parts);
-    lost
+/// A stream as it is durable.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StreamIndex {
+    pub(crate) trimmed: u64,
+    /// Offset after the last durable record.
+    pub(crate) end: u64,
+    pub(crate) epochs: EpochTable,
+    /// Ordered, without overlap.
+    spans: Vec<Span>,
 }
 
-/// Entries that one lookup copies out of an unsealed segment.
-const ENTRIES_PER_LOOKUP: usize = 128;
+impl StreamIndex {
+    /// Which segment holds which offsets, in order.
+    pub(crate) fn spans(&self) -> &[Span] {
+        &self.spans
+    }
+}
 
 impl Index {
     /// Adds an empty, unsealed segment.
@@ -570,35 +411,6 @@ mod tests {
         }
         let whole = Span { base: 0, end: 100, generation: 2 };
         assert_eq!(index.streams[&StreamId::new(7)].spans(), &[whole]);
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn spans_are_those_of_a_plain_array(
-            changes in proptest::collection::vec((0u64..40, 1u64..20, 0u64..4), 0..40)
-        ) {
-            let mut spans = Vec::new();
-            let mut plain = [None; 64];
-            for (base, length, generation) in changes {
-                // 0 takes the range away.
-                let generation = Some(generation).filter(|generation| *generation > 0);
-                let range = base..base + length;
-                let lost = replace_spans(&mut spans, range.clone(), generation);
-                let held = plain[base as usize..range.end as usize].iter().flatten().count();
-                assert_eq!(lost.iter().map(|(_, records)| records).sum::<u64>(), held as u64);
-                plain[base as usize..range.end as usize].fill(generation);
-                let mut seen = [None; 64];
-                for span in &spans {
-                    seen[span.base as usize..span.end as usize].fill(Some(span.generation));
-                }
-                assert_eq!(seen, plain);
-                let joined = spans.windows(2).all(|pair| {
-                    pair[0].end < pair[1].base
-                        || (pair[0].end == pair[1].base && pair[0].generation != pair[1].generation)
-                });
-                assert!(joined, "{spans:?}");
-            }
-        }
     }
 
     #[test]

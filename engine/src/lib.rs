@@ -13,6 +13,7 @@
 //! The path of a record by file: `engine.rs` → `shared.rs` → `queue.rs` → `batch.rs` →
 //! `shard.rs` (the loop) → `flush.rs` → `disk/uring.rs` → `receipt.rs`, and for reading
 //! `index.rs` → `reader.rs`. Opening: `directory.rs` → `opening.rs` → `recovery.rs`, `scan.rs`.
+//! The folder with a file's name holds its parts.
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {

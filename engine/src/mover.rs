@@ -13,7 +13,8 @@ use crate::footer::{read_entries, read_runs};
 use crate::format::{
     ENTRY_BYTES, FooterHeader, FrameKind, SegmentSeed, VerifiedFrame, batch_flags,
 };
-use crate::index::Index;
+use crate::index::{Entry, Index, Span};
+use crate::stream::StreamId;
 
 /// A sealed segment with no more live bytes than this share of its length is a straggler.
 pub(crate) const LIVE_SHARE: u64 = 8;
@@ -188,17 +189,14 @@ impl Mover {
         let spans = index.spans_of(self.generation);
         let mut positions = Vec::new();
         for run in runs {
-            let bytes = entries.get(run.entry.get() as usize * ENTRY_BYTES..)?;
-            for entry in read_entries(&run, bytes, self.segment_bytes).ok()? {
-                let is_live = spans.iter().any(|(stream, span)| {
-                    stream.get() == run.stream.get()
-                        && span.base < entry.end()
-                        && entry.base < span.end
-                });
-                if is_live {
-                    positions.push((entry.position, entry.frame_crc));
-                }
+            let spans = spans_of_stream(&spans, StreamId::new(run.stream.get()));
+            if spans.is_empty() {
+                continue;
             }
+            let bytes = entries.get(run.entry.get() as usize * ENTRY_BYTES..)?;
+            let entries = read_entries(&run, bytes, self.segment_bytes).ok()?;
+            let live = entries.iter().filter(|entry| is_live(spans, entry));
+            positions.extend(live.map(|entry| (entry.position, entry.frame_crc)));
         }
         positions.sort_unstable();
         Some(positions.into())
@@ -226,5 +224,44 @@ impl Mover {
             positions.pop_front();
         }
         (filling.frames() > 0).then_some(filling)
+    }
+}
+
+/// The part of `spans` that is of `stream`; they are ordered by stream and offset.
+fn spans_of_stream(spans: &[(StreamId, Span)], stream: StreamId) -> &[(StreamId, Span)] {
+    let first = spans.partition_point(|(id, _)| *id < stream);
+    let length = spans[first..].partition_point(|(id, _)| *id == stream);
+    &spans[first..first + length]
+}
+
+/// Whether one of a stream's spans, which do not overlap, holds a record of the entry.
+fn is_live(spans: &[(StreamId, Span)], entry: &Entry) -> bool {
+    let next = spans.partition_point(|(_, span)| span.end <= entry.base);
+    spans.get(next).is_some_and(|(_, span)| span.base < entry.end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_live_when_a_span_of_its_stream_holds_one_of_its_records() {
+        let span = |stream, base, end| (StreamId::new(stream), Span { base, end, generation: 1 });
+        let spans =
+            [span(4, 0, 90), span(7, 10, 20), span(7, 20, 25), span(7, 40, 50), span(9, 0, 90)];
+        assert!(spans_of_stream(&spans, StreamId::new(5)).is_empty());
+        assert!(spans_of_stream(&spans, StreamId::new(10)).is_empty());
+        assert_eq!(spans_of_stream(&spans, StreamId::new(4)), &spans[..1]);
+        let of_stream = spans_of_stream(&spans, StreamId::new(7));
+        assert_eq!(of_stream, &spans[1..4]);
+        for base in 0..60 {
+            for count in 1..20 {
+                let entry = Entry { base, count, position: 0, frame_crc: 0 };
+                let expected = of_stream
+                    .iter()
+                    .any(|(_, span)| span.base < entry.end() && entry.base < span.end);
+                assert_eq!(is_live(of_stream, &entry), expected, "{entry:?}");
+            }
+        }
     }
 }

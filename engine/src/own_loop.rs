@@ -130,7 +130,7 @@ impl Shard {
         self.shared.try_append(stream, records.iter().copied()).map(AppendBatch)
     }
 
-    /// Queues a trim; never waits.
+    /// Queues a trim; never waits. Ordered as [`Shard::truncate`].
     ///
     /// # Errors
     /// As [`Shard::append`].
@@ -138,7 +138,9 @@ impl Shard {
         self.shared.try_change(stream, Control::Trim { stream, before }).map(Change)
     }
 
-    /// Queues the start of an epoch, which cuts the records from `start` on; never waits.
+    /// Queues the start of an epoch, which cuts the records from `start` on; never waits. Trims and
+    /// cuts are ordered among themselves, not against appends whose outcome is not known yet: see
+    /// [`crate::Stream::truncate`].
     ///
     /// # Errors
     /// As [`Shard::append`].

@@ -1,7 +1,7 @@
 //! What callers put in and the shard takes out: batches that fill, in two lanes. Bounded; no I/O.
 //!
 //! Records wait in one lane. Trims and cuts have their own, so that a full disk, on which records
-//! wait for space, can still be trimmed.
+//! wait for space, can still be trimmed. Each lane keeps its order; between them there is none.
 
 use std::collections::VecDeque;
 use std::task::Waker;

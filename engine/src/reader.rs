@@ -1,13 +1,12 @@
 //! Reading durable records: by offset, and as they come. Runs on the reader's own thread with its
 //! own reads; writes nothing and believes no byte before its checksum.
 
+mod record;
+mod records;
+mod tail;
+
 use std::collections::VecDeque;
-use std::future::poll_fn;
-use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake as TaskWake, Waker};
-use std::thread::{Thread, ThreadId};
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -22,52 +21,27 @@ use crate::index::{Entry, LocatedFrames, Location, NoLocation, SealedIndex};
 use crate::segments::segment_name;
 use crate::shared::Shared;
 use crate::stream::StreamId;
+pub use record::Record;
+pub use records::Records;
+pub use tail::Tail;
 
 /// Bytes read at once when the frames that follow lie close together.
 const READ_AHEAD_BYTES: u64 = 256 << 10;
 /// Frames of other streams between two of this one that are read along rather than skipped.
 const READ_GAP_BYTES: u64 = 8 << 10;
 
-/// A durable record. Its payload is a slice of the block that was read; nothing is copied.
-#[derive(Clone, Debug)]
-pub struct Record {
+/// Reads the records of one stream in order.
+pub(crate) struct Reader {
+    shared: Arc<Shared>,
     stream: StreamId,
-    epoch: u64,
-    offset: u64,
-    timestamp_ns: u64,
-    payload: Bytes,
-}
-
-impl Record {
-    /// Its stream.
-    pub fn stream(&self) -> StreamId {
-        self.stream
-    }
-
-    /// The epoch that wrote it.
-    pub fn epoch(&self) -> u64 {
-        self.epoch
-    }
-
-    /// Its offset in the stream.
-    pub fn offset(&self) -> u64 {
-        self.offset
-    }
-
-    /// Wall clock when its batch was sealed, nanoseconds since 1970. Information only.
-    pub fn timestamp_ns(&self) -> u64 {
-        self.timestamp_ns
-    }
-
-    /// Its bytes.
-    pub fn payload(&self) -> &[u8] {
-        &self.payload
-    }
-
-    /// Its bytes, to keep.
-    pub fn into_bytes(self) -> Bytes {
-        self.payload
-    }
+    next: u64,
+    frame: Option<ReadFrame>,
+    /// Frames that follow, of the span being read.
+    entries: VecDeque<Entry>,
+    location: Option<Location>,
+    chunk: Option<Chunk>,
+    /// Length of the last frame.
+    frame_bytes: usize,
 }
 
 /// A frame that was read and verified, on its way to be taken apart.
@@ -91,20 +65,6 @@ struct Chunk {
     from: u64,
     buffer: Buffer,
     length: usize,
-}
-
-/// Reads the records of one stream in order.
-pub(crate) struct Reader {
-    shared: Arc<Shared>,
-    stream: StreamId,
-    next: u64,
-    frame: Option<ReadFrame>,
-    /// Frames that follow, of the span being read.
-    entries: VecDeque<Entry>,
-    location: Option<Location>,
-    chunk: Option<Chunk>,
-    /// Length of the last frame.
-    frame_bytes: usize,
 }
 
 /// Bytes that were not what the index promised.
@@ -441,168 +401,5 @@ impl Reader {
             position,
             cause: cause.to_owned(),
         })
-    }
-}
-
-/// The records of a range that were durable when it was asked for, in order.
-pub struct Records {
-    reader: Reader,
-    end: u64,
-    failed: bool,
-}
-
-impl Records {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        stream: StreamId,
-        range: impl RangeBounds<u64>,
-    ) -> Result<Self, ReadError> {
-        let (trimmed, durable_end) =
-            shared.index().streams.get(&stream).map_or((0, 0), |state| (state.trimmed, state.end));
-        let start = match range.start_bound() {
-            Bound::Included(start) => *start,
-            Bound::Excluded(start) => start.saturating_add(1),
-            Bound::Unbounded => trimmed,
-        };
-        let end = match range.end_bound() {
-            Bound::Included(end) => end.saturating_add(1),
-            Bound::Excluded(end) => *end,
-            Bound::Unbounded => durable_end,
-        }
-        .min(durable_end);
-        if start < trimmed && start < end {
-            return Err(ReadError::Trimmed { stream, offset: start, trimmed });
-        }
-        Ok(Self { reader: Reader::new(shared, stream, start), end, failed: false })
-    }
-}
-
-impl Iterator for Records {
-    type Item = Result<Record, ReadError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.failed || self.reader.next_offset() >= self.end {
-            return None;
-        }
-        let record = self.reader.read_next().transpose()?;
-        self.failed = record.is_err();
-        Some(record)
-    }
-}
-
-/// The durable records of a stream from an offset on, as they come. Loses none: it looks at the
-/// durable end, registers, and looks again before it sleeps.
-pub struct Tail {
-    reader: Reader,
-    /// Wakes the thread that waited last.
-    waker: Option<(ThreadId, Waker)>,
-}
-
-impl Tail {
-    pub(crate) fn new(shared: Arc<Shared>, stream: StreamId, from: u64) -> Self {
-        Self { reader: Reader::new(shared, stream, from), waker: None }
-    }
-
-    /// Offset of the record that comes next.
-    pub fn offset(&self) -> u64 {
-        self.reader.next_offset()
-    }
-
-    /// Goes on at another offset.
-    pub fn seek(&mut self, offset: u64) {
-        self.reader.seek(offset);
-    }
-
-    /// The next record, waiting for it.
-    ///
-    /// # Errors
-    /// When it cannot be read, was trimmed, or the engine was closed.
-    pub fn next_blocking(&mut self) -> Result<Record, ReadError> {
-        loop {
-            if let Some(record) = self.next_until(None)? {
-                return Ok(record);
-            }
-        }
-    }
-
-    /// The next record, or `None` when the time is over.
-    ///
-    /// # Errors
-    /// As [`Tail::next_blocking`].
-    pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Record>, ReadError> {
-        match Instant::now().checked_add(timeout) {
-            Some(deadline) => self.next_until(Some(deadline)),
-            None => self.next_blocking().map(Some),
-        }
-    }
-
-    /// The same for every call of one thread, so that waiting again registers nothing anew.
-    fn thread_waker(&mut self) -> Waker {
-        let current = std::thread::current();
-        match &self.waker {
-            Some((thread, waker)) if *thread == current.id() => waker.clone(),
-            _ => {
-                let id = current.id();
-                let waker = Waker::from(Arc::new(ThreadWaker(current)));
-                self.waker = Some((id, waker.clone()));
-                waker
-            }
-        }
-    }
-
-    fn next_until(&mut self, deadline: Option<Instant>) -> Result<Option<Record>, ReadError> {
-        let waker = self.thread_waker();
-        let mut context = Context::from_waker(&waker);
-        loop {
-            if let Poll::Ready(record) = self.poll_next(&mut context) {
-                return record.map(Some);
-            }
-            match deadline {
-                None => std::thread::park(),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return Ok(None);
-                    }
-                    std::thread::park_timeout(left);
-                }
-            }
-        }
-    }
-
-    /// The next record, on any runtime. The read itself blocks for one device access.
-    ///
-    /// # Errors
-    /// As [`Tail::next_blocking`].
-    pub async fn next(&mut self) -> Result<Record, ReadError> {
-        poll_fn(|context| self.poll_next(context)).await
-    }
-
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Record, ReadError>> {
-        if let Some(record) = self.reader.read_next().transpose() {
-            return Poll::Ready(record);
-        }
-        {
-            let mut index = self.reader.shared.index();
-            if index.closed {
-                return Poll::Ready(Err(ReadError::Closed));
-            }
-            if let Some(cause) = &index.poisoned {
-                return Poll::Ready(Err(ReadError::Poisoned(cause.clone())));
-            }
-            index.wait_for(self.reader.stream, context.waker());
-        }
-        match self.reader.read_next().transpose() {
-            Some(record) => Poll::Ready(record),
-            None => Poll::Pending,
-        }
-    }
-}
-
-struct ThreadWaker(Thread);
-
-impl TaskWake for ThreadWaker {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
     }
 }

@@ -1,27 +1,30 @@
 //! The loop of one shard: reap, advance, seal, submit, release, maintain. Policy lives in the
 //! cores it drives; here is only their order.
 
+mod ending;
+mod filling;
+mod maintenance;
+mod poisoning;
+mod waiting;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
 use crate::batch::{Filling, SealPlace, Sealed};
-use crate::checkpoint;
 use crate::control::Control;
-use crate::disk::{BufferMut, Completion, Disk, FileId, Operation, Wait};
-use crate::error::{CommitError, PoisonCause, Poisoned};
+use crate::disk::{Completion, Disk, FileId, Operation, Wait};
+use crate::error::Poisoned;
 use crate::flush::{DurableBatch, Flush, FlushFailure, FlushOperation};
-use crate::format::{JournalEnd, batch_flags};
+use crate::format::JournalEnd;
 use crate::mover::Mover;
 use crate::open_segment::OpenSegment;
-use crate::queue::QueueState;
 use crate::sealing::Sealing;
 use crate::segments::{Prepared, Segments};
 use crate::shared::Shared;
 use crate::stream::StreamTable;
+use ending::Ending;
 
 const TOKEN_WRITE: u64 = 1 << 56;
 const TOKEN_SYNC: u64 = 2 << 56;
@@ -36,28 +39,6 @@ pub(crate) struct LoopOptions {
     pub(crate) linger_ns: u64,
     pub(crate) idle_seal_ns: Option<u64>,
     pub(crate) spin_ns: u64,
-}
-
-/// How far closing has come.
-#[derive(Copy, Clone, Eq, PartialEq, Debug)]
-enum Ending {
-    No,
-    /// What is queued is still written.
-    Draining,
-    /// A last checkpoint is on its way.
-    Checkpoint,
-    /// The open segment is being sealed.
-    Sealing,
-    Done,
-}
-
-/// Where a filling batch came from, and so where it goes back to.
-#[derive(Copy, Clone, Eq, PartialEq, Debug)]
-enum Lane {
-    /// The engine's own records.
-    Outbox,
-    Controls,
-    Records,
 }
 
 /// One shard: everything between its queue and its disk.
@@ -84,7 +65,7 @@ pub(crate) struct ShardLoop {
     live: BTreeMap<u64, u64>,
     /// Segments whose freeing is not durable yet.
     freeing: HashMap<u64, (u64, FileId)>,
-    /// A batch with records came after the last one that said what is durable.
+    /// The last batch has frames, of records or facts: none behind it says that it is durable.
     needs_idle_seal: bool,
     active_ns: u64,
     /// When the last batch of records was sealed, and how long a flush takes on average: batches
@@ -97,7 +78,7 @@ pub(crate) struct ShardLoop {
     disk_broken: bool,
     poisoned: Option<Poisoned>,
     completions: Vec<Completion>,
-    finished: Vec<DurableBatch>,
+    finished: VecDeque<DurableBatch>,
     /// Live, prepared, free, failures: as the counters say.
     published: (usize, usize, usize, u64),
 }
@@ -149,7 +130,7 @@ impl ShardLoop {
             disk_broken: false,
             poisoned: None,
             completions: Vec::with_capacity(64),
-            finished: Vec::with_capacity(32),
+            finished: VecDeque::with_capacity(32),
             published: (0, 0, 0, 0),
             shared,
             disk,
@@ -214,92 +195,6 @@ impl ShardLoop {
         }
     }
 
-    /// Says how long the next turn may sleep, and whether new commands interrupt it.
-    pub(crate) fn next_wait(&mut self) -> Wait {
-        if !self.completions.is_empty() {
-            return Wait::No;
-        }
-        let now_ns = self.shared.clock.now_ns();
-        let spins = self.flush.is_idle() && now_ns < self.active_ns + self.options.spin_ns;
-        if spins && self.poisoned.is_none() {
-            // Not announced as asleep: whoever brings work need not wake it.
-            return Wait::No;
-        }
-        let takes_work = self.poisoned.is_some() || self.flush.has_slot();
-        if takes_work {
-            self.shared.wake.park();
-            if self.has_work(now_ns) {
-                self.shared.wake.unpark();
-                return Wait::No;
-            }
-        }
-        let records_at = self.records_at();
-        if records_at.is_some() && self.options.linger_ns == 0 {
-            // Woken by the first record of a paced batch: the others need not wake again.
-            self.shared.wake.unpark();
-        }
-        match self.deadline(records_at) {
-            Some(at) => Wait::For(Duration::from_nanos(at.saturating_sub(now_ns).max(1_000))),
-            None => Wait::Forever,
-        }
-    }
-
-    fn has_work(&self, now_ns: u64) -> bool {
-        let queue = self.shared.queue();
-        let closing = matches!(queue.state, QueueState::Closing) && self.ending == Ending::No;
-        if self.poisoned.is_some() {
-            return closing || !queue.is_empty();
-        }
-        // What waits for a segment goes first: what is behind it is no work yet.
-        let records_ready = !self.waits_for_segment()
-            && queue.oldest_records().is_some_and(|oldest| now_ns >= self.ready_at(oldest));
-        let controls_ready =
-            !self.outbox_blocked && self.held_controls.is_none() && queue.has_controls();
-        let outbox_ready = !self.outbox_blocked && !self.outbox.is_empty();
-        let room = queue.is_worth_waking();
-        closing || records_ready || controls_ready || outbox_ready || room
-    }
-
-    fn waits_for_segment(&self) -> bool {
-        self.outbox_blocked || self.held_controls.is_some() || self.held_records.is_some()
-    }
-
-    /// When waiting records are sealed: at once when they fill a batch, else after the linger and
-    /// in step with the batches in flight.
-    fn ready_at(&self, (oldest_ns, full): (u64, bool)) -> u64 {
-        if full { 0 } else { self.paced_until().max(oldest_ns + self.options.linger_ns) }
-    }
-
-    /// While a flush is under way, the next waits for its share of the flush time. It would
-    /// otherwise start with the first record that comes and leave the many behind it waiting.
-    fn paced_until(&self) -> u64 {
-        if self.flush.is_idle() {
-            return 0;
-        }
-        self.sealed_ns + self.flush_mean_ns / self.flush.slots() as u64
-    }
-
-    /// When the records that wait are sealed, if a slot is free for them.
-    fn records_at(&self) -> Option<u64> {
-        if !self.flush.has_slot() || self.waits_for_segment() {
-            return None;
-        }
-        self.shared.queue().oldest_records().map(|oldest| self.ready_at(oldest))
-    }
-
-    fn deadline(&self, records_at: Option<u64>) -> Option<u64> {
-        let seal = self
-            .options
-            .idle_seal_ns
-            .filter(|_| self.needs_idle_seal && self.flush.is_idle() && self.poisoned.is_none())
-            // What keeps the seal from being written is no reason to wake up for it.
-            .filter(|_| self.outbox.is_empty() && self.ending == Ending::No)
-            .map(|after| self.active_ns + after);
-        let prepares = matches!(self.ending, Ending::No | Ending::Draining | Ending::Checkpoint);
-        let retry = self.segments.retry_at().filter(|_| prepares && self.poisoned.is_none());
-        [records_at, seal, retry].into_iter().flatten().min()
-    }
-
     fn handle_completion(&mut self, completion: Completion, now_ns: u64) {
         let Completion { token, result, buffer } = completion;
         let id = token & !TOKEN_KIND;
@@ -327,7 +222,7 @@ impl ShardLoop {
         self.outbox_blocked = false;
         let first = self.finished.len();
         while let Some(batch) = self.flush.poll_durable() {
-            self.finished.push(batch);
+            self.finished.push_back(batch);
         }
         if self.finished.len() == first {
             return;
@@ -335,7 +230,7 @@ impl ShardLoop {
         self.active_ns = self.shared.clock.now_ns();
         let mut wakers = Vec::new();
         let mut index = self.shared.index();
-        for durable in &self.finished[first..] {
+        for durable in self.finished.range(first..) {
             let batch = &durable.batch;
             for control in &batch.controls {
                 match control {
@@ -356,116 +251,6 @@ impl ShardLoop {
         }
         drop(index);
         wakers.into_iter().for_each(std::task::Waker::wake);
-    }
-
-    /// Seals batches as long as flush slots are free.
-    fn fill_slots(&mut self, now_ns: u64) {
-        while self.poisoned.is_none() && self.flush.has_slot() {
-            let Some((filling, lane)) = self.next_filling(now_ns) else { break };
-            if lane == Lane::Records && !self.open_takes_records {
-                self.open_takes_records = self.segments.reserve_is_safe();
-                if !self.open_takes_records {
-                    self.put_back(filling, lane);
-                    break;
-                }
-            }
-            if !self.open.fits(filling.padded_length(), filling.frames()) {
-                self.put_back(filling, lane);
-                let rolled = self.roll(lane != Lane::Records);
-                self.outbox_blocked = lane == Lane::Outbox && !rolled;
-                if !rolled {
-                    break;
-                }
-                continue;
-            }
-            self.seal(filling, now_ns);
-        }
-        self.note_space();
-    }
-
-    fn next_filling(&mut self, now_ns: u64) -> Option<(Filling, Lane)> {
-        if let Some(filling) = self.outbox.pop_front() {
-            return Some((filling, Lane::Outbox));
-        }
-        let controls = self.held_controls.take().or_else(|| self.shared.queue().take_controls());
-        if let Some(filling) = controls {
-            return Some((filling, Lane::Controls));
-        }
-        if let Some(filling) = self.held_records.take() {
-            return Some((filling, Lane::Records));
-        }
-        let mut queue = self.shared.queue();
-        let oldest = queue.oldest_records()?;
-        let ready = now_ns >= self.ready_at(oldest) || !matches!(queue.state, QueueState::Open);
-        ready.then(|| queue.take_records()).flatten().map(|filling| (filling, Lane::Records))
-    }
-
-    fn put_back(&mut self, filling: Filling, lane: Lane) {
-        match lane {
-            Lane::Outbox => self.outbox.push_front(filling),
-            Lane::Controls => self.held_controls = Some(filling),
-            Lane::Records => self.held_records = Some(filling),
-        }
-    }
-
-    /// Tells callers whether records wait for space that cannot be had.
-    fn note_space(&mut self) {
-        let cause = match (&self.held_records, self.segments.failure()) {
-            (Some(_), Some(cause)) => Some(cause.to_owned()),
-            _ => None,
-        };
-        let mut queue = self.shared.queue();
-        if queue.no_space != cause {
-            queue.no_space = cause;
-            self.shared.notify_room(queue);
-        }
-    }
-
-    /// Goes on in the next prepared segment. False when there is none.
-    fn roll(&mut self, own: bool) -> bool {
-        let Some(next) = self.segments.take(own) else { return false };
-        let facts = self.open.seal_facts(Some((next.number, next.generation)));
-        self.sealing.push(facts);
-        self.open = OpenSegment::new(
-            next,
-            self.shared.segment_bytes,
-            self.flush.sealed() + 1,
-            self.previous_crc,
-        );
-        self.open_takes_records = !own;
-        self.shared.stats().rotations += 1;
-        if self.ending == Ending::Checkpoint {
-            self.open.expect_last_checkpoint();
-        }
-        self.enter_segment(next, Vec::new());
-        true
-    }
-
-    /// Every segment starts with a checkpoint, so that nothing older is read for it. `facts` go
-    /// with it.
-    fn enter_segment(&mut self, segment: Prepared, facts: Vec<u8>) {
-        self.live.insert(segment.generation, segment.number);
-        self.shared.index().add_open_segment(segment.generation, segment.number, segment.file);
-        self.push_checkpoint(facts);
-    }
-
-    fn push_checkpoint(&mut self, facts: Vec<u8>) {
-        let bytes_max = crate::batch::payload_bytes_max(self.shared.pool.slot_bytes());
-        let mut payloads = checkpoint::payloads(&self.streams, &self.live, bytes_max);
-        match payloads.last_mut() {
-            Some(last) if last.len() + facts.len() <= bytes_max => last.extend(facts),
-            _ => payloads.push(facts),
-        }
-        for payload in payloads.into_iter().rev() {
-            self.outbox.push_front(self.own_batch(&payload));
-        }
-    }
-
-    fn own_batch(&self, payload: &[u8]) -> Filling {
-        let bytes = crate::batch::frame_bytes(payload.len());
-        let mut filling = Filling::new(BufferMut::allocate(bytes), self.shared.clock.now_ns());
-        filling.push_facts(payload);
-        filling
     }
 
     fn seal(&mut self, filling: Filling, now_ns: u64) {
@@ -522,9 +307,7 @@ impl ShardLoop {
             return 0;
         }
         let mut released = 0;
-        while !self.finished.is_empty() {
-            let durable = self.finished.remove(0);
-            let DurableBatch { batch, sealed_ns, .. } = durable;
+        while let Some(DurableBatch { batch, sealed_ns, .. }) = self.finished.pop_front() {
             let flush_ns = now_ns.saturating_sub(sealed_ns);
             self.flush_mean_ns = (self.flush_mean_ns * 7 + flush_ns) / 8;
             let Sealed { buffer, ticket, outcomes, records, payload_bytes, padded_length, .. } =
@@ -548,269 +331,6 @@ impl ShardLoop {
             record(&mut stats.receipt_ns, self.shared.clock.now_ns().saturating_sub(now_ns));
         }
         released
-    }
-
-    /// Work beside the path of records: segments, footers, moving, the idle seal, waiters for room.
-    fn maintain(&mut self, now_ns: u64) {
-        let queue = self.shared.queue();
-        if queue.is_worth_waking() {
-            self.shared.notify_room(queue);
-        } else {
-            drop(queue);
-        }
-        if self.poisoned.is_some() {
-            return;
-        }
-        if matches!(self.ending, Ending::No | Ending::Draining | Ending::Checkpoint)
-            && let Some(operation) = self.segments.poll_operation(now_ns)
-        {
-            self.disk.submit(TOKEN_SEGMENTS, operation);
-        }
-        if let Some(operation) =
-            self.sealing.poll_operation(self.flush.durable(), || self.shared.index())
-        {
-            self.disk.submit(TOKEN_SEALING, operation);
-        }
-        if matches!(self.ending, Ending::No | Ending::Draining) {
-            self.free_dead();
-        }
-        if self.ending == Ending::No {
-            let pressed = self.segments.failure().is_some();
-            let operation = self.mover.poll_operation(&mut self.shared.index(), pressed);
-            if let Some(operation) = operation {
-                self.disk.submit(TOKEN_MOVER, operation);
-            }
-            self.seal_when_idle(now_ns);
-        }
-        self.publish_segments();
-    }
-
-    fn publish_segments(&mut self) {
-        let (prepared, free, failures) = self.segments.counts();
-        let counts = (self.live.len(), prepared, free, failures);
-        if std::mem::replace(&mut self.published, counts) == counts {
-            return;
-        }
-        let mut stats = self.shared.stats();
-        stats.segments.live = self.live.len();
-        stats.segments.prepared = prepared;
-        stats.segments.free = free;
-        stats.segments.bytes =
-            (self.live.len() + prepared + free) as u64 * self.shared.segment_bytes;
-        stats.errors.prepare = failures;
-    }
-
-    /// Says durably that dead segments are free; they are used again only after that.
-    fn free_dead(&mut self) {
-        let payload = self.take_dead();
-        if !payload.is_empty() {
-            let filling = self.own_batch(&payload);
-            self.outbox.push_back(filling);
-        }
-    }
-
-    /// The facts that free the dead segments.
-    fn take_dead(&mut self) -> Vec<u8> {
-        let mut payload = Vec::new();
-        let mut index = self.shared.index();
-        let dead = index.take_dead();
-        for generation in dead {
-            let Some(segment) = index.remove_segment(generation) else { continue };
-            self.live.remove(&generation);
-            self.freeing.insert(generation, (segment.number, segment.file));
-            Control::Free { number: segment.number, generation }.encode(&mut payload);
-        }
-        payload
-    }
-
-    fn seal_when_idle(&mut self, now_ns: u64) {
-        let Some(after_ns) = self.options.idle_seal_ns else { return };
-        let due = self.needs_idle_seal
-            && self.flush.is_idle()
-            && self.outbox.is_empty()
-            && now_ns >= self.active_ns + after_ns;
-        if due {
-            let mut filling = Filling::new(BufferMut::allocate(crate::disk::BLOCK_BYTES), now_ns);
-            filling.flags |= batch_flags::SEAL;
-            self.outbox.push_back(filling);
-            self.shared.stats().idle_seals += 1;
-            self.fill_slots(now_ns);
-            self.submit_flush();
-        }
-    }
-
-    fn handle_sealing(&mut self, result: &io::Result<u64>) -> Result<(), FlushFailure> {
-        if let Some((generation, footer)) = self.sealing.handle_completion(result)? {
-            self.shared.index().seal_segment(generation, &footer);
-        }
-        Ok(())
-    }
-
-    fn handle_moved(&mut self, result: io::Result<u64>, buffer: Option<BufferMut>) {
-        if result.is_err() {
-            self.shared.stats().errors.read += 1;
-        }
-        let mut index = self.shared.index();
-        let batches = self.mover.handle_read(result, buffer, &mut index);
-        drop(index);
-        // Behind the last checkpoint nothing follows: its segment is being sealed.
-        if matches!(self.ending, Ending::No | Ending::Draining) {
-            self.outbox.extend(batches);
-        }
-    }
-
-    /// Closing, one stage after another: drain, checkpoint, seal the open segment.
-    fn end(&mut self) {
-        let closing = matches!(self.shared.queue().state, QueueState::Closing);
-        if self.ending == Ending::No && closing {
-            self.ending = Ending::Draining;
-        }
-        if self.poisoned.is_some() {
-            if closing || self.ending != Ending::No {
-                self.ending = Ending::Done;
-            }
-            return;
-        }
-        match self.ending {
-            Ending::Draining => self.end_draining(),
-            Ending::Checkpoint if self.is_drained() => {
-                let facts = self.open.seal_facts(None);
-                self.sealing.push(facts);
-                self.ending = Ending::Sealing;
-                self.end_sealing();
-            }
-            // No room for all of the checkpoint: the next open scans instead.
-            Ending::Checkpoint
-                if self.outbox_blocked
-                    && self.flush.is_idle()
-                    && self.segments.failure().is_some() =>
-            {
-                self.ending = Ending::Done;
-            }
-            Ending::Sealing => self.end_sealing(),
-            _ => {}
-        }
-    }
-
-    fn is_drained(&self) -> bool {
-        self.flush.is_idle() && self.outbox.is_empty() && self.finished.is_empty()
-    }
-
-    fn end_draining(&mut self) {
-        if self.segments.failure().is_some() {
-            // No segment will come: what waits for one was never written.
-            let mut queue = self.shared.queue();
-            let waiting = [self.held_records.take(), self.held_controls.take()];
-            let mut fillings: Vec<_> = waiting.into_iter().flatten().collect();
-            fillings.extend(std::iter::from_fn(|| queue.take_records()));
-            if self.outbox_blocked && self.flush.is_idle() {
-                // Nor can a trim be written, nor what the engine had to say itself.
-                fillings.extend(std::iter::from_fn(|| queue.take_controls()));
-                self.outbox.clear();
-            }
-            drop(queue);
-            for filling in fillings {
-                filling.into_ticket().complete(Err(CommitError::Closed));
-            }
-        }
-        let waiting = self.held_records.is_some() || self.held_controls.is_some();
-        if !waiting && self.is_drained() && self.shared.queue().is_empty() {
-            self.ending = Ending::Checkpoint;
-            self.push_checkpoint(Vec::new());
-            self.open.expect_last_checkpoint();
-            let now_ns = self.shared.clock.now_ns();
-            self.fill_slots(now_ns);
-            self.submit_flush();
-        }
-    }
-
-    fn end_sealing(&mut self) {
-        if let Some(operation) =
-            self.sealing.poll_operation(self.flush.durable(), || self.shared.index())
-        {
-            self.disk.submit(TOKEN_SEALING, operation);
-        }
-        if self.sealing.is_idle() {
-            self.ending = Ending::Done;
-        }
-    }
-
-    /// The first failure latches; everyone who waits gets it (I-3).
-    fn poison(&mut self, failure: FlushFailure) {
-        if self.poisoned.is_some() {
-            return;
-        }
-        let number = self.number_of(failure.file);
-        let cause = Poisoned::new(PoisonCause {
-            shard: self.shared.shard,
-            stage: failure.stage,
-            file: crate::segments::segment_name(number),
-            errno: failure.errno,
-            message: failure.message,
-        });
-        self.poisoned = Some(cause.clone());
-        {
-            let mut stats = self.shared.stats();
-            stats.poisoned = Some(cause.to_string());
-            match failure.stage {
-                "fdatasync" => stats.errors.sync += 1,
-                _ => stats.errors.write += 1,
-            }
-        }
-        let tails = {
-            let mut index = self.shared.index();
-            index.poisoned = Some(cause.clone());
-            index.take_all_waiting()
-        };
-        tails.into_iter().for_each(std::task::Waker::wake);
-        let mut queue = self.shared.queue();
-        if matches!(queue.state, QueueState::Open) {
-            queue.state = QueueState::Poisoned(cause.clone());
-        }
-        let mut waiting: Vec<_> = self.outbox.drain(..).collect();
-        waiting.extend(self.held_records.take());
-        waiting.extend(self.held_controls.take());
-        waiting.extend(std::iter::from_fn(|| queue.take_records()));
-        waiting.extend(std::iter::from_fn(|| queue.take_controls()));
-        self.shared.notify_room(queue);
-        for batch in self.flush.take_unknown() {
-            batch.ticket.complete(Err(CommitError::Unknown(cause.clone())));
-        }
-        for filling in waiting {
-            filling.into_ticket().complete(Err(CommitError::NotWritten(cause.clone())));
-        }
-    }
-
-    fn number_of(&self, file: FileId) -> u64 {
-        let index = self.shared.index();
-        index
-            .segments
-            .values()
-            .find(|segment| segment.file == file)
-            .map_or(self.open.segment.number, |segment| segment.number)
-    }
-
-    /// Stops without another write.
-    pub(crate) fn abandon(&mut self) {
-        self.ending = Ending::Done;
-    }
-}
-
-impl Drop for ShardLoop {
-    /// A loop that ends by a panic leaves nobody waiting.
-    fn drop(&mut self) {
-        if self.ending == Ending::Done {
-            return;
-        }
-        for durable in self.finished.drain(..) {
-            durable.batch.ticket.complete(Ok(durable.batch.outcomes));
-        }
-        self.poison(FlushFailure {
-            stage: "loop",
-            file: self.open.segment.file,
-            errno: None,
-            message: "the shard's thread ended; please report it".into(),
-        });
     }
 }
 

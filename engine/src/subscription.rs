@@ -15,8 +15,8 @@ use crate::stream::StreamId;
 pub enum SealedFrames {
     /// The frames, in order.
     Batch(Vec<FrameSlice>),
-    /// The subscriber was too slow, or holds too many buffers: frames are missing here. Read them
-    /// from the streams.
+    /// The subscriber was too slow, or holds too many buffers: frames of one shard are missing
+    /// here, and which one is not said. Read on from the streams.
     Lagged,
 }
 
@@ -36,7 +36,11 @@ pub struct FrameSlice {
     pub bytes: Bytes,
 }
 
-/// Receives sealed frames of one shard after another.
+/// Receives the sealed frames of all shards, mixed, through one queue.
+///
+/// A message is of one shard. Messages of one shard, and so the frames of one stream, come in the
+/// order in which they were sealed; between shards there is no order, and the receiver has to merge
+/// what it wants to see as one sequence.
 #[derive(Debug)]
 pub struct Subscription {
     receiver: Receiver<SealedFrames>,

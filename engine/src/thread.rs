@@ -4,7 +4,7 @@ use std::io;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, ThreadId};
 
 use crate::clock::Clock;
 use crate::config::{Io, Options};
@@ -12,6 +12,7 @@ use crate::directory::Directory;
 use crate::disk::Disk;
 use crate::disk::blocking::{BlockingDisk, BlockingOptions};
 use crate::disk::uring::{UringDisk, UringOptions};
+use crate::engine::end_readers;
 use crate::error::{OpenError, Poisoned};
 use crate::opening::{Driven, Identity, Opened, RecoveryReport, open_shard};
 use crate::shared::Shared;
@@ -21,6 +22,13 @@ pub(crate) struct ShardThread {
     pub(crate) shared: Arc<Shared>,
     pub(crate) report: RecoveryReport,
     pub(crate) handle: Option<JoinHandle<Option<Poisoned>>>,
+}
+
+impl ShardThread {
+    /// The thread, unless it has been joined.
+    pub(crate) fn id(&self) -> Option<ThreadId> {
+        self.handle.as_ref().map(|handle| handle.thread().id())
+    }
 }
 
 type Ready = Result<(Arc<Shared>, RecoveryReport), OpenError>;
@@ -42,7 +50,7 @@ pub(crate) fn start(
     let (sender, ready) = sync_channel(1);
     let (directory, options) = (directory.clone(), options.clone());
     let handle = std::thread::Builder::new()
-        .name(format!("ringwal-shard-{shard}"))
+        .name(thread_name(shard))
         .spawn(move || thread(&directory, shard, &options, clock, &sender))
         .map_err(|source| OpenError::Thread { shard, source })?;
     Ok(Starting { shard, handle, ready })
@@ -82,7 +90,7 @@ fn thread(
     };
     let Opened { shared, driven, report } = opened;
     shared.stats().thread_id = rustix::thread::gettid().as_raw_nonzero().get() as u32;
-    let nobody_waits = ready.send(Ok((shared, report))).is_err();
+    let nobody_waits = ready.send(Ok((shared.clone(), report))).is_err();
     match driven {
         // Another shard failed to start: the directory is not open.
         Driven::Loop(mut shard) if nobody_waits => {
@@ -94,6 +102,8 @@ fn thread(
                 let wait = shard.next_wait();
                 shard.step(wait);
             }
+            // Also when nobody joins this thread.
+            end_readers(&shared);
             shard.poisoned().cloned()
         }
         Driven::ReadOnly { .. } => None,
@@ -112,6 +122,14 @@ pub(crate) fn open(
     let identity =
         Identity { engine_id: directory.engine_id, segment_bytes: directory.segment_bytes };
     open_shard(disk, &path, shard, &identity, options, clock)
+}
+
+/// The kernel keeps 15 bytes of a name, which must tell the shards apart.
+fn thread_name(shard: u16) -> String {
+    match shard {
+        0..=9 => format!("ringwal-shard-{shard}"),
+        10.. => format!("ringwal-shard{shard}"),
+    }
 }
 
 fn open_disk(
@@ -162,4 +180,19 @@ fn pin(shard: u16) -> io::Result<()> {
     wanted.set(*core.ok_or_else(|| io::Error::other("no core is allowed"))?);
     rustix::thread::sched_setaffinity(None, &wanted)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::SHARDS_MAX;
+
+    #[test]
+    fn every_shard_has_a_name_that_the_kernel_keeps_whole() {
+        let names: Vec<_> = (0..SHARDS_MAX as u16).map(thread_name).collect();
+        assert_eq!((names[3].as_str(), names[42].as_str()), ("ringwal-shard-3", "ringwal-shard42"));
+        assert!(names.iter().all(|name| name.len() <= 15), "{names:?}");
+        let distinct: std::collections::HashSet<_> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len());
+    }
 }

@@ -1,7 +1,8 @@
 //! The engine on real files, as an embedder uses it; each property with one shard and with two.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
@@ -401,4 +402,49 @@ fn one_wake_up_reaches_all_tasks_of_a_batch() {
     }
     assert_eq!(count.0.load(Ordering::SeqCst), 1);
     assert!(tokens.iter().all(|token| token.try_receipt().is_some()));
+}
+
+#[test]
+fn a_batch_limit_above_a_quarter_of_a_segment_is_lowered_and_told() {
+    for (asked, told) in [(None, false), (Some(MIB / 4), false), (Some(MIB), true)] {
+        let directory = tempfile::tempdir().unwrap();
+        let options = asked.map_or(options(1), |bytes| options(1).batch_bytes_max(bytes as usize));
+        let engine = options.open(directory.path()).unwrap();
+        assert!(engine.record_bytes_max() < MIB as usize / 4);
+        let notes = engine.stats().shards.swap_remove(0).disk.notes;
+        let tells = notes.iter().any(|note| note.contains("batch_bytes_max"));
+        assert_eq!(tells, told, "{asked:?}: {notes:?}");
+    }
+}
+
+#[test]
+fn the_last_handle_may_be_dropped_in_a_waker_that_a_shard_runs() {
+    /// Drops its handle when it is woken, and tells on which thread.
+    struct Last(Mutex<Option<Engine>>, Sender<Option<String>>);
+    impl Wake for Last {
+        fn wake(self: Arc<Self>) {
+            drop(self.0.lock().unwrap().take());
+            self.1.send(std::thread::current().name().map(str::to_owned)).unwrap();
+        }
+    }
+    everywhere(|options, directory| {
+        // Long enough for this thread to let go of its own handles first.
+        let engine = options.clone().linger(Duration::from_millis(200)).open(directory).unwrap();
+        let stream = engine.stream(StreamId::new(7));
+        let mut tail = stream.tail(0);
+        let (sender, dropped) = channel();
+        let waker = Waker::from(Arc::new(Last(Mutex::new(Some(engine)), sender)));
+        let mut token = std::pin::pin!(stream.append(b"one").unwrap());
+        assert!(token.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        drop((stream, waker));
+        let name = dropped.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert!(name.is_some_and(|name| name.starts_with("ringwal-shard-")));
+        assert_eq!(token.try_receipt().unwrap().unwrap().offset(), 0);
+        assert_eq!(tail.next_blocking().unwrap().payload(), b"one");
+        assert!(matches!(tail.next_blocking(), Err(ReadError::Closed)));
+        // The journal was closed in order, and the lock is free.
+        let engine = options.open(directory).unwrap();
+        assert!(engine.recovery().iter().all(|report| report.clean), "{:?}", engine.recovery());
+        assert_eq!(payloads(&engine, 7), [b"one"]);
+    });
 }

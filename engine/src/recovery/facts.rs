@@ -1,0 +1,76 @@
+//! What the journal's facts make of the streams and segments, in the order in which they were
+//! written.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crate::control::Control;
+use crate::scan::VerifiedBatch;
+use crate::stream::{StreamId, StreamState};
+
+/// State of the streams and the list of live segments, as facts build it.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    pub(super) streams: HashMap<StreamId, StreamState>,
+    /// Generation to number, as the last checkpoint says, less what was freed since.
+    pub(super) listed: BTreeMap<u64, u64>,
+    /// Generations freed since the last checkpoint.
+    pub(super) freed: HashSet<u64>,
+    /// Generation of the segment that holds the last complete checkpoint.
+    pub(super) checkpoint: Option<u64>,
+    building: Option<(HashMap<StreamId, StreamState>, BTreeMap<u64, u64>)>,
+}
+
+impl Facts {
+    pub(super) fn replay(&mut self, generation: u64, batch: &VerifiedBatch) {
+        for control in &batch.controls {
+            self.replay_control(generation, control);
+        }
+        if batch.is_moved() {
+            return;
+        }
+        for frame in &batch.frames {
+            let state = self.streams.entry(frame.stream).or_default();
+            state.next = state.next.max(frame.base + u64::from(frame.count));
+        }
+    }
+
+    fn replay_control(&mut self, generation: u64, control: &Control) {
+        match control {
+            Control::Trim { stream, before } => {
+                let state = self.streams.entry(*stream).or_default();
+                state.trimmed = state.trimmed.max(*before);
+                state.next = state.next.max(*before);
+                state.epochs.trim(state.trimmed);
+            }
+            Control::Epoch { stream, start } => {
+                let state = self.streams.entry(*stream).or_default();
+                state.next = start.start;
+                state.epochs.begin(*start);
+            }
+            Control::Free { generation, .. } => {
+                self.listed.remove(generation);
+                self.freed.insert(*generation);
+            }
+            Control::CheckpointBegin => self.building = Some(Default::default()),
+            Control::CheckpointStream { stream, trimmed, next, epochs } => {
+                if let Some((streams, _)) = &mut self.building {
+                    let (trimmed, next, epochs) = (*trimmed, *next, epochs.clone());
+                    streams.insert(*stream, StreamState { trimmed, next, epochs });
+                }
+            }
+            Control::CheckpointSegment { number, generation } => {
+                if let Some((_, listed)) = &mut self.building {
+                    listed.insert(*generation, *number);
+                }
+            }
+            Control::CheckpointEnd => {
+                if let Some((streams, listed)) = self.building.take() {
+                    self.streams = streams;
+                    self.listed = listed;
+                    self.freed.clear();
+                    self.checkpoint = Some(generation);
+                }
+            }
+        }
+    }
+}

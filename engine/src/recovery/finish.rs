@@ -1,0 +1,183 @@
+//! The end of a walk: the verdict on the break, what must be there and is not, and the trusted
+//! state.
+
+use std::collections::HashMap;
+
+use super::walk::Walk;
+use super::{Damage, Recovered, Verdict, WalkedContents, WalkedSegment, verdict};
+use crate::disk::BLOCK_BYTES;
+use crate::format::JournalEnd;
+use crate::index::Index;
+use crate::stream::{StreamId, StreamState};
+
+impl Walk {
+    /// Decides what the break means and builds the trusted state.
+    pub(crate) fn finish(mut self) -> Recovered {
+        if let Some(end) = self.predecessor {
+            self.meet_predecessor(end, self.predecessor_until);
+        }
+        let torn = self.decide();
+        self.drop_freed();
+        self.check_listed();
+        let last = self.segments.iter().rev().find(|segment| segment.last_sequence > 0);
+        let end = last.map_or_else(JournalEnd::default, WalkedSegment::end);
+        let end = match self.predecessor {
+            Some(predecessor) if end.sequence < predecessor.sequence => predecessor,
+            _ => end,
+        };
+        let (live, empty): (Vec<_>, Vec<_>) =
+            self.segments.into_iter().partition(|segment| segment.last_sequence > 0);
+        let index = build_index(&self.facts.streams, &live);
+        let missing = index.holes();
+        let unexplained = if self.damages.is_empty() { 8 } else { 0 };
+        for (stream, range) in missing.iter().take(unexplained) {
+            self.damages.push(Damage {
+                file: "journal".into(),
+                bytes: 0..0,
+                what: format!("no segment holds stream {stream}, {}..{}", range.start, range.end),
+            });
+        }
+        Recovered {
+            streams: self.facts.streams,
+            index,
+            end,
+            live,
+            unused: empty.into_iter().map(|segment| segment.found).chain(self.left_out).collect(),
+            damages: self.damages,
+            missing,
+            torn,
+            scanned_records: self.scanned_records,
+        }
+    }
+
+    fn decide(&mut self) -> Option<(String, u64)> {
+        let broken = self.broken.take()?;
+        let something = self.something_there || broken.begun;
+        match verdict(broken.expected, self.evidence, something) {
+            Verdict::End => None,
+            Verdict::Torn => Some((broken.name, broken.offset)),
+            Verdict::Corrupt => {
+                let until = self
+                    .islands
+                    .iter()
+                    .find(|(generation, _)| *generation == broken.generation)
+                    .map_or(broken.offset + BLOCK_BYTES as u64, |(_, batch)| batch.offset);
+                self.damages.push(Damage {
+                    file: broken.name,
+                    bytes: broken.offset..until.max(broken.offset + 1),
+                    what: format!(
+                        "batch {} was durable (a later one says so up to {}) and is damaged or \
+                         missing",
+                        broken.expected, self.evidence
+                    ),
+                });
+                self.accept_islands();
+                None
+            }
+        }
+    }
+
+    /// Behind damage, what verifies stays readable.
+    fn accept_islands(&mut self) {
+        for (generation, batch) in std::mem::take(&mut self.islands) {
+            self.facts.replay(generation, &batch);
+            let at = self.segments.iter().position(|s| s.found.generation() == generation);
+            let Some(at) = at else { continue };
+            let last = self.segments.len() - 1;
+            self.segments.swap(at, last);
+            if matches!(self.segments[last].contents, WalkedContents::Scanned(_)) {
+                self.append(batch);
+            }
+            self.segments.swap(at, last);
+        }
+    }
+
+    /// Segments that the checkpoint does not list, or that were freed since, do not count.
+    fn drop_freed(&mut self) {
+        let segments = std::mem::take(&mut self.segments);
+        self.segments = segments
+            .into_iter()
+            .filter(|segment| self.counts(segment.found.generation()))
+            .collect();
+    }
+
+    fn counts(&self, generation: u64) -> bool {
+        let Some(checkpoint) = self.facts.checkpoint else { return true };
+        !self.facts.freed.contains(&generation)
+            && (generation >= checkpoint || self.facts.listed.contains_key(&generation))
+    }
+
+    /// What must be there: listed segments, a sealed segment's successor, the anchor's segment.
+    fn check_listed(&mut self) {
+        let mut missing = Vec::new();
+        for (generation, number) in &self.facts.listed {
+            if !self.present.contains(generation) {
+                missing.push((*number, *generation, "the last checkpoint lists it"));
+            }
+        }
+        if let Some(WalkedSegment { found, contents: WalkedContents::Sealed(footer, _), .. }) =
+            self.segments.iter().rev().find(|segment| segment.last_sequence > 0)
+        {
+            let (number, generation) =
+                (footer.successor_number.get(), footer.successor_generation.get());
+            let is_newest = found.header.incarnation.get() == self.newest_incarnation;
+            if generation != 0 && is_newest && !self.present.contains(&generation) {
+                missing.push((number, generation, "its predecessor names it"));
+            }
+        }
+        if let Some(anchor) = &self.anchor {
+            let (number, generation) = (anchor.first_number.get(), anchor.first_generation.get());
+            let superseded =
+                self.facts.checkpoint.is_some_and(|checkpoint| checkpoint > generation);
+            let listed = missing.iter().any(|(_, other, _)| *other == generation);
+            if !superseded && !listed && !self.present.contains(&generation) {
+                missing.push((number, generation, "the newest open began with it"));
+            }
+        }
+        // To prepare such a file again would destroy what its batches say.
+        for (number, generation) in &self.headless {
+            let counts = self.counts(*generation);
+            let listed = missing.iter().any(|(_, other, _)| other == generation);
+            if counts && !listed {
+                missing.push((*number, *generation, "it holds batches"));
+            }
+        }
+        for (number, generation, why) in missing {
+            self.damages.push(Damage {
+                file: crate::segments::segment_name(number),
+                bytes: 0..0,
+                what: format!(
+                    "generation {generation} of this segment is missing or its header is \
+                     damaged; {why}"
+                ),
+            });
+        }
+    }
+}
+
+/// The index over all live segments; streams first, so that only what counts is placed.
+fn build_index(streams: &HashMap<StreamId, StreamState>, live: &[WalkedSegment]) -> Index {
+    let mut index = Index::default();
+    for (stream, state) in streams {
+        let entry = index.streams.entry(*stream).or_default();
+        entry.trimmed = state.trimmed;
+        entry.end = state.next;
+        entry.epochs = state.epochs.clone();
+    }
+    for segment in live {
+        let (generation, number) = (segment.found.generation(), segment.found.number());
+        match &segment.contents {
+            WalkedContents::Sealed(footer, runs) => {
+                index.add_sealed_segment(generation, number, segment.found.file, footer, runs);
+            }
+            WalkedContents::Scanned(frames) => {
+                index.add_open_segment(generation, number, segment.found.file);
+                for (offset, frame, _) in frames {
+                    // Ends are known already; nothing here may move one.
+                    index.add_frame(generation, *offset, frame, true);
+                }
+            }
+        }
+    }
+    index
+}
