@@ -191,10 +191,11 @@ fn refuse_objectives_of_others(
         .iter()
         .flat_map(|&one| runs.iter().map(move |run| cli::name_of(run) + &suffix(io, one)))
         .collect();
-    let unknown = objectives.iter().filter_map(|objective| objective.run.as_ref()).find(|name| {
-        // The steps of a sweep have names of their own.
-        !names.contains(name) && !(name.starts_with("open-") && runs.contains(&RunName::Open))
-    });
+    // The steps of a sweep have names of their own.
+    let has_steps = runs.contains(&RunName::Open);
+    let is_run = |name: &String| names.contains(name) || (has_steps && name.starts_with("open-"));
+    let unknown =
+        objectives.iter().filter_map(|objective| objective.run.as_ref()).find(|name| !is_run(name));
     match unknown {
         None => Ok(()),
         Some(name) => Err(Failure::usage(format!("--slo is about {name}, which is not run"))
