@@ -21,7 +21,7 @@ use crate::shared::Shared;
 use crate::stats::Stats;
 use crate::stream::{EpochStart, StreamId};
 use crate::subscription::{Subscription, subscribe};
-use crate::thread::{ShardThread, start};
+use crate::thread::{ShardThread, Starting, start};
 
 /// An open directory: its shards run until the last handle is dropped or [`Engine::close`] is
 /// called. Clones are handles of the same engine.
@@ -71,9 +71,10 @@ impl Options {
         let clock = Clock::real();
         let starting: Vec<_> = (0..directory.shards)
             .map(|shard| start(&directory, shard, self, clock.clone()))
-            .collect::<Result<_, _>>()?;
-        // Every thread is heard before one error ends the others.
-        let started: Vec<_> = starting.into_iter().map(|starting| starting.finish()).collect();
+            .collect();
+        // Every thread is heard before one error, also of starting one, ends the others.
+        let started: Vec<_> =
+            starting.into_iter().map(|starting| starting.and_then(Starting::finish)).collect();
         let (threads, errors): (Vec<_>, Vec<_>) = started.into_iter().partition(Result::is_ok);
         let threads: Vec<_> = threads.into_iter().flatten().collect();
         let inner = Inner {
@@ -194,6 +195,10 @@ impl Inner {
         let mut outcome = Ok(());
         for thread in threads.iter_mut() {
             let Some(handle) = thread.handle.take() else { continue };
+            if handle.thread().id() == std::thread::current().id() {
+                // A waker that the shard called had the last handle. The shard ends after this.
+                continue;
+            }
             let result = match handle.join() {
                 Ok(None) => Ok(()),
                 Ok(Some(cause)) => Err(CloseError::Poisoned(cause)),
