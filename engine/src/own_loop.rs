@@ -251,3 +251,6 @@ impl Drop for Shard {
         self.finish();
     }
 }
+
+#[cfg(test)]
+mod tests;
