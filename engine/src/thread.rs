@@ -167,6 +167,8 @@ fn pin(shard: u16) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// As when the thread of another shard cannot be started, at any point of the opening.
@@ -188,10 +190,11 @@ mod tests {
             }
             let Starting { handle, ready, .. } = starting;
             drop(ready);
-            assert!(handle.join().unwrap().is_none());
+            let (sender, ended) = sync_channel(1);
+            std::thread::spawn(move || sender.send(handle.join().is_ok_and(|end| end.is_none())));
+            assert_eq!(ended.recv_timeout(Duration::from_secs(30)), Ok(true), "it goes on");
         }
-        let mut shard =
-            options.lock_wait(std::time::Duration::ZERO).open_shard(path.path()).unwrap();
+        let mut shard = options.lock_wait(Duration::ZERO).open_shard(path.path()).unwrap();
         let token = shard.append(crate::StreamId::new(7), b"one").unwrap();
         shard.close().unwrap();
         assert_eq!(token.wait().unwrap().offset(), 0);

@@ -314,6 +314,10 @@ fn a_power_cut_right_after_opening_keeps_what_was_opened() {
         for incarnation in 1..=4 {
             let shard = device.open().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
             assert_eq!(shard.recovery().incarnation, incarnation, "seed {seed}: it was forgotten");
+            // What a cut might leave by luck is not enough.
+            for name in ["anchor", "segment-00000000"] {
+                assert!(device.sim.durable_bytes(name).is_some(), "{name} can get lost");
+            }
             device.sim.crash();
             shard.abandon();
         }

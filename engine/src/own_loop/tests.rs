@@ -14,12 +14,15 @@ fn open(sim: &SimHandle) -> Shard {
     options.open_on(Box::new(SimDisk::new(sim.clone())), [4; 16], 256 << 10, clock).unwrap()
 }
 
-/// Records that can be counted, and panic when they are taken.
-struct Panics(bool);
+/// A record that can be counted, and panics when it is taken.
+struct Panics {
+    is_copy: bool,
+    ended: bool,
+}
 
 impl Clone for Panics {
     fn clone(&self) -> Self {
-        Self(false)
+        Self { is_copy: true, ended: self.ended }
     }
 }
 
@@ -27,8 +30,8 @@ impl Iterator for Panics {
     type Item = &'static [u8];
 
     fn next(&mut self) -> Option<Self::Item> {
-        assert!(!self.0, "as a caller's iterator may");
-        (!std::mem::replace(&mut self.0, true)).then_some(b"never taken")
+        assert!(self.is_copy, "as a caller's iterator may");
+        (!std::mem::replace(&mut self.ended, true)).then_some(b"never taken")
     }
 }
 
@@ -37,7 +40,8 @@ fn an_iterator_that_panics_leaves_a_queue_that_goes_on_and_a_journal_that_opens(
     let sim = SimHandle::new(1);
     let mut shard = open(&sim);
     let panic_in = |shard: &Shard, stream| {
-        let attempt = || shard.shared.try_append(stream, Panics(true)).map(drop);
+        let records = Panics { is_copy: false, ended: false };
+        let attempt = || shard.shared.try_append(stream, records).map(drop);
         catch_unwind(AssertUnwindSafe(attempt)).expect_err("it panics");
     };
     let mut offsets = Vec::new();
