@@ -234,6 +234,8 @@ pub(crate) fn corrupt(path: &Path, file: &str, what: &str) -> OpenError {
 
 fn sync_directory(path: &Path) -> Result<(), OpenError> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    #[cfg(test)]
+    tests::note_synced(path);
     File::open(path).and_then(|directory| directory.sync_all()).map_err(OpenError::io("sync", path))
 }
 
@@ -297,7 +299,36 @@ fn read_holder(mut file: &File) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
+
+    thread_local! {
+        /// What this thread has synced. No test can cut the power of a real directory.
+        static SYNCED: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub(super) fn note_synced(path: &Path) {
+        SYNCED.with_borrow_mut(|synced| synced.push(path.to_owned()));
+    }
+
+    #[test]
+    fn every_directory_that_got_an_entry_is_synced() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a/b/c");
+        let options = Options::default().shards(2);
+        drop(Directory::open(&path, &options).unwrap());
+        let synced = SYNCED.take();
+        for parent in [root.path(), &root.path().join("a"), &root.path().join("a/b"), &path] {
+            assert!(synced.iter().any(|other| other == parent), "{parent:?} not in {synced:?}");
+        }
+        // Its folders were there already, but the open that made them may have died before it
+        // had synced them.
+        drop(Directory::open(&path, &options).unwrap());
+        assert_eq!(SYNCED.take(), std::slice::from_ref(&path));
+        drop(Directory::open(&path, &options.read_only(true)).unwrap());
+        assert_eq!(SYNCED.take(), [] as [PathBuf; 0]);
+    }
 
     #[test]
     fn an_engine_file_with_impossible_numbers_is_damage() {

@@ -22,7 +22,7 @@ use crate::shared::Shared;
 use crate::stats::Stats;
 use crate::stream::{EpochStart, StreamId};
 use crate::subscription::{Subscription, subscribe};
-use crate::thread::{ShardThread, start};
+use crate::thread::{ShardThread, Starting, start};
 
 /// An open directory: its shards run until the last handle is dropped or [`Engine::close`] is
 /// called. Clones are handles of the same engine.
@@ -74,9 +74,10 @@ impl Options {
         let clock = Clock::real();
         let starting: Vec<_> = (0..directory.shards)
             .map(|shard| start(&directory, shard, self, clock.clone()))
-            .collect::<Result<_, _>>()?;
-        // Every thread is heard before one error ends the others.
-        let started: Vec<_> = starting.into_iter().map(|starting| starting.finish()).collect();
+            .collect();
+        // Every thread is heard before one error, also of starting one, ends the others.
+        let started: Vec<_> =
+            starting.into_iter().map(|starting| starting.and_then(Starting::finish)).collect();
         let (threads, errors): (Vec<_>, Vec<_>) = started.into_iter().partition(Result::is_ok);
         let threads: Vec<_> = threads.into_iter().flatten().collect();
         let inner = Inner {

@@ -35,7 +35,8 @@ pub(crate) struct Index {
     pub(crate) segments: BTreeMap<u64, SegmentIndex>,
     /// Generations of sealed segments in which nothing counts any more.
     dead: Vec<u64>,
-    waiting: HashMap<StreamId, Vec<Waker>>,
+    /// Of each stream that tails wait on: tail, and whom to wake.
+    waiting: HashMap<StreamId, Vec<(u64, Waker)>>,
     /// A sealed segment with fewer live bytes than this is worth moving.
     pub(crate) straggler_bytes: u64,
     /// There may be such a segment that the mover has not looked at.
@@ -315,12 +316,29 @@ impl Index {
         spans
     }
 
-    /// Calls `waker` when the stream has grown, or the engine closes.
-    pub(crate) fn wait_for(&mut self, stream: StreamId, waker: &Waker) {
+    /// Calls `waker` when the stream has grown, or the engine closes. A tail has one waker; the one
+    /// before is other people's code, and is dropped by the caller, without the lock.
+    pub(crate) fn wait_for(&mut self, stream: StreamId, tail: u64, waker: &Waker) -> Option<Waker> {
         let waiting = self.waiting.entry(stream).or_default();
-        if !waiting.iter().any(|other| other.will_wake(waker)) {
-            waiting.push(waker.clone());
+        match waiting.iter_mut().find(|(other, _)| *other == tail) {
+            Some((_, known)) if known.will_wake(waker) => None,
+            Some((_, known)) => Some(std::mem::replace(known, waker.clone())),
+            None => {
+                waiting.push((tail, waker.clone()));
+                None
+            }
         }
+    }
+
+    /// Forgets a tail that is gone, and returns its waker.
+    pub(crate) fn stop_waiting(&mut self, stream: StreamId, tail: u64) -> Option<Waker> {
+        let waiting = self.waiting.get_mut(&stream)?;
+        let at = waiting.iter().position(|(other, _)| *other == tail)?;
+        let (_, waker) = waiting.swap_remove(at);
+        if waiting.is_empty() {
+            self.waiting.remove(&stream);
+        }
+        Some(waker)
     }
 
     /// Takes the wakers of the streams that grew.
@@ -328,12 +346,13 @@ impl Index {
         if self.waiting.is_empty() {
             return Vec::new();
         }
-        frames.iter().filter_map(|frame| self.waiting.remove(&frame.stream)).flatten().collect()
+        let waiting = frames.iter().filter_map(|frame| self.waiting.remove(&frame.stream));
+        waiting.flatten().map(|(_, waker)| waker).collect()
     }
 
     /// Takes the wakers of all streams.
     pub(crate) fn take_all_waiting(&mut self) -> Vec<Waker> {
-        self.waiting.drain().flat_map(|(_, wakers)| wakers).collect()
+        self.waiting.drain().flat_map(|(_, waiting)| waiting).map(|(_, waker)| waker).collect()
     }
 }
 

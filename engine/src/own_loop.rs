@@ -253,3 +253,6 @@ impl Drop for Shard {
         self.finish();
     }
 }
+
+#[cfg(test)]
+mod tests;

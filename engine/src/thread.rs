@@ -47,7 +47,8 @@ pub(crate) fn start(
     options: &Options,
     clock: Clock,
 ) -> Result<Starting, OpenError> {
-    let (sender, ready) = sync_channel(1);
+    // Without room, so that the thread knows whether somebody has heard it.
+    let (sender, ready) = sync_channel(0);
     let (directory, options) = (directory.clone(), options.clone());
     let handle = std::thread::Builder::new()
         .name(thread_name(shard))
@@ -184,8 +185,39 @@ fn pin(shard: u16) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::format::SHARDS_MAX;
+
+    /// As when the thread of another shard cannot be started, at any point of the opening.
+    #[test]
+    fn a_start_that_nobody_waits_for_gives_the_directory_back() {
+        let path = tempfile::tempdir().unwrap();
+        let options = Options::default().io(Io::Blocking).segment_bytes(64 << 10);
+        let anchor = path.path().join("shard-00").join(crate::opening::ANCHOR);
+        for looks in 0..40 {
+            let directory = Arc::new(Directory::open(path.path(), &options).unwrap());
+            let starting = start(&directory, 0, &options, Clock::real()).unwrap();
+            drop(directory);
+            if looks >= 20 {
+                // The last file of an opening; after that the thread only has to say so.
+                while !anchor.exists() {
+                    std::thread::yield_now();
+                }
+                (0..100 * (looks - 20)).for_each(|_| std::thread::yield_now());
+            }
+            let Starting { handle, ready, .. } = starting;
+            drop(ready);
+            let (sender, ended) = sync_channel(1);
+            std::thread::spawn(move || sender.send(handle.join().is_ok_and(|end| end.is_none())));
+            assert_eq!(ended.recv_timeout(Duration::from_secs(30)), Ok(true), "it goes on");
+        }
+        let mut shard = options.lock_wait(Duration::ZERO).open_shard(path.path()).unwrap();
+        let token = shard.append(crate::StreamId::new(7), b"one").unwrap();
+        shard.close().unwrap();
+        assert_eq!(token.wait().unwrap().offset(), 0);
+    }
 
     #[test]
     fn every_shard_has_a_name_that_the_kernel_keeps_whole() {

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake as TaskWake, Waker};
 use std::thread::{Thread, ThreadId};
 use std::time::{Duration, Instant};
@@ -15,13 +16,18 @@ use crate::stream::StreamId;
 /// durable end, registers, and looks again before it sleeps.
 pub struct Tail {
     reader: Reader,
+    /// Tells it from all others, where it is registered.
+    id: u64,
+    registered: bool,
     /// Wakes the thread that waited last.
     waker: Option<(ThreadId, Waker)>,
 }
 
 impl Tail {
     pub(crate) fn new(shared: Arc<Shared>, stream: StreamId, from: u64) -> Self {
-        Self { reader: Reader::new(shared, stream, from), waker: None }
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        Self { reader: Reader::new(shared, stream, from), id, registered: false, waker: None }
     }
 
     /// Offset of the record that comes next.
@@ -111,11 +117,24 @@ impl Tail {
             if let Some(cause) = &index.poisoned {
                 return Poll::Ready(Err(ReadError::Poisoned(cause.clone())));
             }
-            index.wait_for(self.reader.stream, context.waker());
+            self.registered = true;
+            let replaced = index.wait_for(self.reader.stream, self.id, context.waker());
+            drop(index);
+            drop(replaced);
         }
         match self.reader.read_next().transpose() {
             Some(record) => Poll::Ready(record),
             None => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        if self.registered {
+            let waker = self.reader.shared.index().stop_waiting(self.reader.stream, self.id);
+            // Other people's code, and the lock has been given back.
+            drop(waker);
         }
     }
 }

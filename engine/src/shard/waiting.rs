@@ -14,7 +14,9 @@ impl ShardLoop {
             return Wait::No;
         }
         let now_ns = self.shared.clock.now_ns();
-        let spins = self.flush.is_idle() && now_ns < self.active_ns + self.options.spin_ns;
+        let spins = self.ending == Ending::No
+            && self.flush.is_idle()
+            && now_ns < self.active_ns + self.options.spin_ns;
         if spins && self.poisoned.is_none() {
             // Not announced as asleep: whoever brings work need not wake it.
             return Wait::No;

@@ -1,0 +1,73 @@
+//! What only somebody inside can do to a shard.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::*;
+use crate::disk::sim::{SimDisk, SimHandle};
+
+const STREAM: StreamId = StreamId::new(7);
+const OTHER: StreamId = StreamId::new(8);
+
+fn open(sim: &SimHandle) -> Shard {
+    let clock = Clock::Manual(sim.clock());
+    let options = Options::new().batch_bytes_max(16 << 10).idle_seal(None);
+    options.open_on(Box::new(SimDisk::new(sim.clone())), [4; 16], 256 << 10, clock).unwrap()
+}
+
+/// A record that can be counted, and panics when it is taken.
+struct Panics {
+    is_copy: bool,
+    ended: bool,
+}
+
+impl Clone for Panics {
+    fn clone(&self) -> Self {
+        Self { is_copy: true, ended: self.ended }
+    }
+}
+
+impl Iterator for Panics {
+    type Item = &'static [u8];
+
+    fn next(&mut self) -> Option<Self::Item> {
+        assert!(self.is_copy, "as a caller's iterator may");
+        (!std::mem::replace(&mut self.ended, true)).then_some(b"never taken")
+    }
+}
+
+#[test]
+fn an_iterator_that_panics_leaves_a_queue_that_goes_on_and_a_journal_that_opens() {
+    let sim = SimHandle::new(1);
+    let mut shard = open(&sim);
+    let panic_in = |shard: &Shard, stream| {
+        let records = Panics { is_copy: false, ended: false };
+        let attempt = || shard.shared.try_append(stream, records).map(drop);
+        catch_unwind(AssertUnwindSafe(attempt)).expect_err("it panics");
+    };
+    let mut offsets = Vec::new();
+    for round in 0..3u8 {
+        // Alone in its batch; then between the records of another stream, and of its own.
+        panic_in(&shard, OTHER);
+        shard.run_once(Some(Duration::from_millis(1))).unwrap();
+        let mut tokens = vec![shard.append(STREAM, [round, 0]).unwrap()];
+        panic_in(&shard, OTHER);
+        tokens.push(shard.append(STREAM, [round, 1]).unwrap());
+        panic_in(&shard, STREAM);
+        tokens.push(shard.append(STREAM, [round, 2]).unwrap());
+        while tokens.iter().any(|token| token.try_receipt().is_none()) {
+            shard.run_once(Some(Duration::from_millis(1))).unwrap();
+        }
+        offsets.extend(tokens.into_iter().map(|token| token.wait().unwrap().offset()));
+    }
+    assert_eq!(offsets, (0..9).collect::<Vec<_>>());
+    sim.kill();
+    shard.abandon();
+    let shard = open(&sim);
+    assert_eq!(shard.recovery().torn, None);
+    assert!(shard.streams().iter().all(|summary| summary.stream == STREAM));
+    let records: Vec<_> = shard.read(STREAM, ..).unwrap().map(Result::unwrap).collect();
+    let payloads: Vec<_> = records.iter().map(|record| record.payload().to_vec()).collect();
+    let expected: Vec<_> =
+        (0..3).flat_map(|round| (0..3).map(move |number| vec![round, number])).collect();
+    assert_eq!(payloads, expected);
+}
