@@ -8,6 +8,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::disk::BLOCK_BYTES;
+use crate::mutants::{self, Mutant};
 
 /// Version that this code writes: a greater major is refused, a greater minor is read.
 pub const FORMAT_MAJOR: u32 = 1;
@@ -524,6 +525,7 @@ impl SegmentSeed {
     pub fn new(engine_id: &EngineId, number: u64, generation: u64) -> Self {
         let crc = crc32c::crc32c(engine_id);
         let crc = crc32c::crc32c_append(crc, &number.to_le_bytes());
+        let generation = if mutants::is(Mutant::NoGeneration) { 0 } else { generation };
         Self(crc32c::crc32c_append(crc, &generation.to_le_bytes()))
     }
 

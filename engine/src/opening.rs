@@ -19,6 +19,7 @@ use crate::format::{
     AnchorHeader, BatchHeader, DATA_START, EngineId, FooterHeader, FormatError, JournalEnd,
     RUN_BYTES, RunRecord, SegmentHeader, SegmentSeed,
 };
+use crate::mutants::{self, Mutant};
 use crate::queue::QueueState;
 use crate::recovery::{
     Corruption, Damage, FoundSegment, Plan, Recovered, Walk, WalkedContents, WalkedSegment,
@@ -715,7 +716,9 @@ impl Opening<'_> {
         self.write(ANCHOR, file, offset, block.freeze(), BLOCK_BYTES)?;
         if created {
             self.run("sync", ANCHOR, Operation::SyncAll { file })?;
-            self.run("sync", "", Operation::SyncDirectory)?;
+            if !mutants::is(Mutant::NoDirectorySync) {
+                self.run("sync", "", Operation::SyncDirectory)?;
+            }
         }
         Ok(())
     }

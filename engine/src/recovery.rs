@@ -15,8 +15,11 @@ use std::path::PathBuf;
 
 use crate::control::Control;
 use crate::disk::{BLOCK_BYTES, FileId};
-use crate::format::{AnchorHeader, DATA_START, FooterHeader, JournalEnd, RunRecord, SegmentHeader};
+use crate::format::{
+    AnchorHeader, BatchHeader, DATA_START, FooterHeader, JournalEnd, RunRecord, SegmentHeader,
+};
 use crate::index::Index;
+use crate::mutants::{self, Mutant};
 use crate::scan::{Found, VerifiedBatch};
 use crate::stream::{StreamId, StreamState};
 
@@ -209,6 +212,13 @@ pub(crate) enum WalkedContents {
 struct Chain {
     sequence: u64,
     crc: u32,
+}
+
+impl Chain {
+    /// Whether what names this CRC as the one before it comes next.
+    fn leads_to(self, previous_crc: u32) -> bool {
+        previous_crc == self.crc || mutants::is(Mutant::NoChain)
+    }
 }
 
 /// Where the expected batch was not.
@@ -426,7 +436,7 @@ impl Walk {
             self.something_there = true;
         } else if let Some(chain) = self.chain {
             let adjacent = first == chain.sequence + 1;
-            if (adjacent && footer.first_previous_crc.get() != chain.crc)
+            if (adjacent && !chain.leads_to(footer.first_previous_crc.get()))
                 || first <= chain.sequence
                 || (self.strict && !adjacent)
             {
@@ -545,7 +555,7 @@ impl Walk {
             Found::Batch(batch) if self.is_next(&batch) => self.accept(batch),
             Found::Batch(batch) => {
                 self.break_here(offset, false);
-                self.evidence = self.evidence.max(batch.header.durable_sequence.get());
+                self.evidence = self.evidence.max(durable_sequence(&batch.header));
                 if self.expects_before(&batch.header) {
                     self.something_there = true;
                     self.islands.push((generation, batch));
@@ -555,7 +565,7 @@ impl Walk {
                 self.break_here(offset, true);
                 if self.expects_before(&header) {
                     self.something_there = true;
-                    self.evidence = self.evidence.max(header.durable_sequence.get());
+                    self.evidence = self.evidence.max(durable_sequence(&header));
                 }
             }
             Found::Nothing => self.break_here(offset, false),
@@ -588,7 +598,7 @@ impl Walk {
     }
 
     /// Whether a batch header is not older than the expected batch.
-    fn expects_before(&self, header: &crate::format::BatchHeader) -> bool {
+    fn expects_before(&self, header: &BatchHeader) -> bool {
         self.broken.as_ref().is_none_or(|broken| header.sequence.get() >= broken.expected)
     }
 
@@ -624,7 +634,7 @@ impl Walk {
     fn continues_chain(&self, batch: &VerifiedBatch) -> bool {
         self.chain.is_some_and(|chain| {
             batch.header.sequence.get() == chain.sequence + 1
-                && batch.header.previous_crc.get() == chain.crc
+                && chain.leads_to(batch.header.previous_crc.get())
         })
     }
 
@@ -847,6 +857,11 @@ impl Walk {
             });
         }
     }
+}
+
+/// What a batch says was durable before it.
+fn durable_sequence(header: &BatchHeader) -> u64 {
+    if mutants::is(Mutant::NoDurableWatermark) { 0 } else { header.durable_sequence.get() }
 }
 
 fn last_block(offset: u64) -> u64 {
