@@ -440,8 +440,10 @@ impl Walk {
                 || first <= chain.sequence
                 || (self.strict && !adjacent)
             {
-                self.break_at(found, DATA_START, false);
-                self.evidence = self.evidence.max(last);
+                // All of it was durable, so this is no torn tail, and nothing behind it can
+                // show that the journal goes on.
+                self.break_at(found, DATA_START, true);
+                self.evidence = self.evidence.max(last).max(chain.sequence + 1);
             }
         }
         self.chain = Some(Chain { sequence: last, crc: footer.last_crc.get() });
@@ -480,6 +482,9 @@ impl Walk {
     pub(crate) fn begin_scan(&mut self, found: &FoundSegment) {
         if let Some(end) = found.header.predecessor() {
             self.meet_predecessor(end, found.generation());
+            if self.broken.is_none() {
+                self.meet_predecessor_crc(found, end);
+            }
             if self.broken.is_none() {
                 self.chain = Some(Chain { sequence: end.sequence, crc: end.crc });
                 self.strict = true;
@@ -525,6 +530,16 @@ impl Walk {
             let found = last.found.clone();
             self.break_at(&found, last_block(end.offset), true);
             self.evidence = self.evidence.max(end.sequence);
+        }
+    }
+
+    /// The end that was named is the last batch before this segment, or another batch with its
+    /// sequence: then one of the two belongs to another history.
+    fn meet_predecessor_crc(&mut self, found: &FoundSegment, end: JournalEnd) {
+        let Some(chain) = self.chain else { return };
+        if chain.sequence == end.sequence && !chain.leads_to(end.crc) {
+            self.break_at(found, DATA_START, true);
+            self.evidence = self.evidence.max(chain.sequence + 1);
         }
     }
 

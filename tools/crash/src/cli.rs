@@ -22,6 +22,9 @@ pub struct Arguments {
     /// Also writes the result as JSON to FILE, or to standard output for `-`.
     #[arg(long, global = true, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Gives the engine a known bug; only in a build with `--cfg ringwal_mutants`.
+    #[arg(long, global = true, hide = true, value_name = "NAME")]
+    pub mutant: Option<String>,
 }
 
 /// What to test.
@@ -29,6 +32,16 @@ pub struct Arguments {
 pub enum Command {
     /// Seeded runs of the engine on a simulated disk, with power cuts, kills and faults.
     Sim,
+    /// Runs one seed of `sim` again and tells what is done.
+    Repro,
+    /// Shows that known bugs in the engine are caught: builds it with each of them.
+    Mutants,
+    /// Everything, again and again with other seeds.
+    Deep {
+        /// How long, in hours.
+        #[arg(long)]
+        hours: f64,
+    },
 }
 
 /// How much of it, and from which seed.
@@ -56,6 +69,9 @@ impl Command {
     pub fn name(&self) -> &'static str {
         match self {
             Command::Sim => "sim",
+            Command::Repro => "repro",
+            Command::Mutants => "mutants",
+            Command::Deep { .. } => "deep",
         }
     }
 }

@@ -3,6 +3,8 @@
 //! line; it exits with 0 only when nothing failed.
 
 mod cli;
+mod deep;
+mod mutants;
 mod report;
 mod sim;
 
@@ -15,10 +17,19 @@ use report::Report;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(mutant) = &arguments.mutant
+        && !ringwal_engine::mutants::choose(mutant)
+    {
+        eprintln!("error: this build has no mutant {mutant}");
+        return ExitCode::FAILURE;
+    }
     let request = arguments.request();
     let mut report = Report::new(arguments.command.name(), request.seed);
     let outcome = match arguments.command {
         Command::Sim => sim::run(request, &mut report),
+        Command::Repro => sim::repro(request, &mut report),
+        Command::Mutants => mutants::run(request, &mut report),
+        Command::Deep { hours } => deep::run(request, hours, &mut report),
     };
     match outcome.and_then(|()| report.finish(arguments.json.as_deref())) {
         Ok(true) => ExitCode::SUCCESS,

@@ -82,6 +82,13 @@ impl Report {
         self.failed
     }
 
+    /// The totals so far, in one line.
+    pub fn totals(&self) -> String {
+        let points = self.covered("crash points");
+        let Report { passed, failed, skipped, .. } = self;
+        format!("{points} crash points; {passed} passed, {failed} failed, {skipped} skipped")
+    }
+
     /// Takes over what a part of the command has seen.
     pub fn add(&mut self, part: Report) {
         self.passed += part.passed;
