@@ -13,9 +13,10 @@ use ringwal_engine::{Clock, OpenError, Shard};
 
 use super::corruption::is_covered;
 use super::driver::World;
-use super::events::{Counts, Event};
+use super::events::Event;
 use super::journal::{Segment, describe, segments};
 use super::random::Random;
+use super::seeds::Outcome;
 use super::setup::Setup;
 
 /// Record numbers that the clone leaves out, so that none of its own is one of its twin's.
@@ -25,7 +26,7 @@ const NUMBERS_SKIPPED: usize = 50_000;
 type Shown = BTreeMap<(usize, u64), (u64, u64)>;
 
 /// One pair of twins and one file that changes its place.
-pub fn run(seed: u64) -> Counts {
+pub fn run(seed: u64) -> Outcome {
     let mut random = Random::new(seed);
     let base = Setup::new(seed, &mut random);
     let setup = Setup { wild: false, faulty: false, record_bytes: 900, ..base };
@@ -48,8 +49,7 @@ pub fn run(seed: u64) -> Counts {
             transplant(&mut twin, &clone, &segment.name, first, alone);
         }
     }
-    twin.finish_counts();
-    twin.counts
+    twin.into_outcome()
 }
 
 /// Both twins do the same, from the same random numbers, with other bytes.

@@ -6,9 +6,10 @@ use ringwal_engine::disk::sim::{Fault, Kind, SimDisk, SimHandle};
 use ringwal_engine::{Clock, OpenError, ReadError, Shard};
 
 use super::driver::World;
-use super::events::{Counts, Event};
+use super::events::Event;
 use super::journal::{Segment, segments};
 use super::random::Random;
+use super::seeds::Outcome;
 use super::setup::Setup;
 
 const BLOCK: u64 = 4096;
@@ -40,7 +41,7 @@ struct Damaged {
 }
 
 /// Rot in a journal at rest.
-pub fn rot(seed: u64) -> Counts {
+pub fn rot(seed: u64) -> Outcome {
     let mut world = lived(seed);
     world.drain();
     world.end();
@@ -54,13 +55,12 @@ pub fn rot(seed: u64) -> Counts {
         Verdict::Excepted => Event::RotsExcepted,
     };
     world.counts.note(event);
-    world.finish_counts();
-    world.counts
+    world.into_outcome()
 }
 
 /// A write that the device lost, or put in another place, and acknowledged all the same; what
 /// comes after it declares it durable.
-pub fn astray(seed: u64) -> Counts {
+pub fn astray(seed: u64) -> Outcome {
     let mut world = lived(seed);
     let mut random = Random::new(seed ^ 0xbeef);
     world.drain();
@@ -84,8 +84,7 @@ pub fn astray(seed: u64) -> Counts {
         Verdict::Excepted => panic!("what went astray is never excepted"),
     };
     world.counts.note(event);
-    world.finish_counts();
-    world.counts
+    world.into_outcome()
 }
 
 /// A world without faults, with a few lives behind it, open.

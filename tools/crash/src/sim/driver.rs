@@ -12,6 +12,7 @@ use ringwal_engine::{AppendError, Clock, EpochStart, OpenError, Shard};
 use super::events::{Counts, Event};
 use super::random::Random;
 use super::reference::{Command, Reference, Token};
+use super::seeds::Outcome;
 use super::setup::Setup;
 use super::trace;
 
@@ -123,11 +124,16 @@ impl World {
     pub fn run(&mut self, lives: u64) {
         self.lives(lives);
         self.heal();
-        self.finish_counts();
     }
 
-    /// Adds what the reference and the device have counted, once.
-    pub fn finish_counts(&mut self) {
+    /// What the run was.
+    pub fn into_outcome(mut self) -> Outcome {
+        self.finish_counts();
+        Outcome { trace: self.sim.trace_hash(), counts: self.counts }
+    }
+
+    /// Adds what the reference and the device have counted.
+    fn finish_counts(&mut self) {
         let happened = self.sim.happened();
         for (event, count) in [
             (Event::Acknowledged, self.reference.acknowledged),

@@ -58,7 +58,7 @@ impl Kind {
 /// What a run was: its trace and what happened.
 #[derive(Clone, Eq, PartialEq, Debug)]
 pub struct Outcome {
-    /// Of the devices; 0 where it is not looked at.
+    /// Over every operation of its devices.
     pub trace: u64,
     pub counts: Counts,
 }
@@ -76,12 +76,12 @@ pub fn run(seed: u64) -> Outcome {
         Kind::World => {
             let mut world = World::new(seed);
             world.run(LIVES);
-            Outcome { trace: world.sim.trace_hash(), counts: world.counts }
+            world.into_outcome()
         }
         Kind::Shards => shards::run(seed),
-        Kind::Rot => Outcome { trace: 0, counts: corruption::rot(seed) },
-        Kind::Astray => Outcome { trace: 0, counts: corruption::astray(seed) },
-        Kind::Clone => Outcome { trace: 0, counts: clones::run(seed) },
+        Kind::Rot => corruption::rot(seed),
+        Kind::Astray => corruption::astray(seed),
+        Kind::Clone => clones::run(seed),
     }
 }
 

@@ -2,7 +2,7 @@
 //! that one of them holds may show in another, and each keeps its own promise.
 
 use super::driver::World;
-use super::events::Event;
+use super::events::{Counts, Event};
 use super::random::Random;
 use super::seeds::Outcome;
 
@@ -26,21 +26,18 @@ pub fn run(seed: u64) -> Outcome {
         }
         worlds[0].counts.note(Event::ShardCrashes);
     }
-    let mut trace = 0u64;
     worlds[0].counts.note(Event::ShardGroups);
-    let mut all = None;
+    let mut group = Outcome { trace: 0, counts: Counts::default() };
     for mut world in worlds {
         world.run(1);
-        trace = trace.rotate_left(17) ^ world.sim.trace_hash();
-        match &mut all {
-            None => all = Some(world.counts),
-            Some(counts) => counts.merge(&world.counts),
-        }
+        let outcome = world.into_outcome();
+        group.trace = group.trace.rotate_left(17) ^ outcome.trace;
+        group.counts.merge(&outcome.counts);
     }
-    Outcome { trace, counts: all.unwrap_or_default() }
+    group
 }
 
-/// Each acts a little in turn; a full or a stalled device is so for all of them.
+/// Each acts a little in turn; a stall is one for all of them.
 fn live(worlds: &mut [World], random: &mut Random) {
     for _ in 0..random.below(60) {
         if random.chance(10) {
