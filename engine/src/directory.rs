@@ -12,6 +12,7 @@ use crate::disk::BLOCK_BYTES;
 use crate::environment::{FileSystem, set_no_copy_on_write};
 use crate::error::OpenError;
 use crate::format::{EngineHeader, EngineId, FormatError};
+use crate::mutants::{self, Mutant};
 use crate::recovery::{Corruption, Damage};
 use crate::segments::segment_number;
 
@@ -233,6 +234,9 @@ pub(crate) fn corrupt(path: &Path, file: &str, what: &str) -> OpenError {
 }
 
 fn sync_directory(path: &Path) -> Result<(), OpenError> {
+    if mutants::is(Mutant::NoDirectorySync) {
+        return Ok(());
+    }
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     #[cfg(test)]
     tests::note_synced(path);

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 
 use crate::batch::Sealed;
 use crate::disk::{BLOCK_BYTES, Buffer, FileId};
+use crate::mutants::{self, Mutant};
 
 /// How a flush is asked for.
 #[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
@@ -93,6 +94,8 @@ pub(crate) struct Flush {
     next_sync: u64,
     /// A sync in flight: id and file.
     syncing: Option<(u64, FileId)>,
+    /// A file whose receipts went ahead of its sync: never, but in a mutant.
+    owed: Option<FileId>,
     flushes: u64,
     failed: bool,
 }
@@ -108,6 +111,7 @@ impl Flush {
             durable,
             next_sync: 0,
             syncing: None,
+            owed: None,
             flushes: 0,
             failed: false,
         }
@@ -168,7 +172,7 @@ impl Flush {
         if let Some(batch) = self.in_flight.iter_mut().find(|batch| batch.stage == Stage::ToWrite) {
             batch.stage = Stage::Writing;
             // The rest of a short write is flushed by an explicit sync, also under dsync (I-2).
-            let durable = dsync && !batch.short;
+            let durable = dsync && !batch.short && !acknowledges_early();
             self.flushes += u64::from(durable);
             return Some(FlushOperation::Write {
                 sequence: batch.batch.sequence,
@@ -187,6 +191,12 @@ impl Flush {
     fn poll_sync(&mut self) -> Option<FlushOperation> {
         if self.syncing.is_some() {
             return None;
+        }
+        if let Some(file) = self.owed.take() {
+            let id = self.next_sync;
+            self.next_sync += 1;
+            self.syncing = Some((id, file));
+            return Some(FlushOperation::Sync { id, file });
         }
         let file = self.in_flight.iter().find(|batch| batch.stage == Stage::Written)?.file;
         let id = self.next_sync;
@@ -220,6 +230,16 @@ impl Flush {
             Ok(written) if *written as usize == rest => {
                 batch.written += rest;
                 batch.stage = if dsync && !batch.short { Stage::Durable } else { Stage::Written };
+                if acknowledges_early() {
+                    batch.stage = Stage::Durable;
+                    self.owed =
+                        Some(batch.file).filter(|_| mutants::is(Mutant::ReceiptBeforeFsync));
+                }
+                return Ok(());
+            }
+            Ok(written) if *written > 0 && mutants::is(Mutant::ShortWriteIgnored) => {
+                batch.written += rest;
+                batch.stage = if dsync { Stage::Durable } else { Stage::Written };
                 return Ok(());
             }
             Ok(written)
@@ -254,6 +274,10 @@ impl Flush {
         let (syncing, file) = self.syncing.take().expect("a sync was in flight");
         assert_eq!(syncing, id, "one sync at a time");
         if let Err(error) = result {
+            if mutants::is(Mutant::FsyncRetried) {
+                self.sync_again(id);
+                return Ok(());
+            }
             self.failed = true;
             return Err(failure("fdatasync", file, error));
         }
@@ -263,6 +287,15 @@ impl Flush {
             }
         }
         Ok(())
+    }
+
+    /// What a failed sync must not lead to: see [`Mutant::FsyncRetried`].
+    fn sync_again(&mut self, id: u64) {
+        for batch in &mut self.in_flight {
+            if batch.stage == Stage::Syncing(id) {
+                batch.stage = Stage::Written;
+            }
+        }
     }
 
     /// The next batch that is durable with all before it.
@@ -283,6 +316,10 @@ impl Flush {
         self.failed = true;
         self.in_flight.drain(..).map(|in_flight| in_flight.batch).collect()
     }
+}
+
+fn acknowledges_early() -> bool {
+    mutants::is(Mutant::NoFsync) || mutants::is(Mutant::ReceiptBeforeFsync)
 }
 
 fn failure(stage: &'static str, file: FileId, error: &std::io::Error) -> FlushFailure {

@@ -59,6 +59,8 @@ mod footer;
 pub mod format;
 mod index;
 mod mover;
+#[doc(hidden)]
+pub mod mutants;
 pub mod offline;
 mod open_segment;
 mod opening;

@@ -9,6 +9,7 @@ use crate::batch::SealedFrame;
 use crate::control::Control;
 use crate::disk::BLOCK_BYTES;
 use crate::format::{BatchHeader, DATA_START, FrameKind, SegmentSeed, batch_flags, verify_frames};
+use crate::mutants::{self, Mutant};
 use crate::recovery::Walk;
 use crate::stream::StreamId;
 
@@ -56,7 +57,7 @@ pub(crate) fn look(
     let Ok(header) = BatchHeader::verify(bytes, seed, offset) else {
         return Found::Nothing;
     };
-    if header.generation.get() != generation {
+    if header.generation.get() != generation && !mutants::is(Mutant::NoGeneration) {
         return Found::Nothing;
     }
     if header.padded_length() > bytes.len() {

@@ -7,6 +7,7 @@ use std::io;
 
 use crate::disk::{BLOCK_BYTES, Buffer, BufferMut, FileId, Operation};
 use crate::format::{EngineId, JournalEnd, SegmentHeader, SegmentSeed};
+use crate::mutants::{self, Mutant};
 
 /// Bytes zeroed by one write: short enough not to hold up an append for long.
 const ZERO_BYTES: usize = 256 << 10;
@@ -275,8 +276,10 @@ impl Segments {
                 let next = offset + ZERO_BYTES as u64;
                 if next < self.config.segment_bytes { Step::Zero(next) } else { Step::SyncAll }
             }
-            Step::SyncAll => Step::SyncDirectory,
-            Step::SyncDirectory => return Some(self.header_task(task.number, file)),
+            Step::SyncAll if !mutants::is(Mutant::NoDirectorySync) => Step::SyncDirectory,
+            Step::SyncAll | Step::SyncDirectory => {
+                return Some(self.header_task(task.number, file));
+            }
             Step::Header(generation) => Step::HeaderCopy(generation),
             Step::HeaderCopy(generation) => {
                 let number = task.number;

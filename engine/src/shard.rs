@@ -19,6 +19,7 @@ use crate::error::Poisoned;
 use crate::flush::{DurableBatch, Flush, FlushFailure, FlushOperation};
 use crate::format::JournalEnd;
 use crate::mover::Mover;
+use crate::mutants::{self, Mutant};
 use crate::open_segment::OpenSegment;
 use crate::sealing::Sealing;
 use crate::segments::{Prepared, Segments};
@@ -54,6 +55,9 @@ pub(crate) struct ShardLoop {
     /// The open segment may take records; one of the reserve may not until that is whole again.
     open_takes_records: bool,
     previous_crc: u32,
+    /// Of the batch submitted last: file, end and last block.
+    #[cfg(ringwal_mutants)]
+    tail: Option<(FileId, u64, crate::disk::Buffer)>,
     sealing: Sealing,
     mover: Mover,
     /// The engine's own batches; they go first.
@@ -114,6 +118,8 @@ impl ShardLoop {
             open: OpenSegment::new(first, shared.segment_bytes, end.sequence + 1, end.crc),
             open_takes_records: first_takes_records,
             previous_crc: end.crc,
+            #[cfg(ringwal_mutants)]
+            tail: None,
             sealing: Sealing::new(shared.segment_bytes),
             mover: Mover::new(shared.segment_bytes, shared.pool.slot_bytes()),
             outbox: VecDeque::new(),
@@ -260,7 +266,10 @@ impl ShardLoop {
             generation: self.open.segment.generation,
             offset: self.open.offset,
             sequence: self.flush.sealed() + 1,
-            durable_sequence: self.flush.durable(),
+            durable_sequence: match mutants::is(Mutant::NoDurableWatermark) {
+                true => 0,
+                false => self.flush.durable(),
+            },
             incarnation: self.incarnation,
             previous_crc: self.previous_crc,
             timestamp_ns: self.shared.clock.unix_ns(),
@@ -290,6 +299,8 @@ impl ShardLoop {
             submitted = true;
             match operation {
                 FlushOperation::Write { sequence, file, offset, buffer, from, length, durable } => {
+                    #[cfg(ringwal_mutants)]
+                    self.rewrite_tail(file, offset, &buffer[from..from + length]);
                     let write = Operation::Write { file, offset, buffer, from, length, durable };
                     self.disk.submit(TOKEN_WRITE | sequence, write);
                 }
@@ -299,6 +310,24 @@ impl ShardLoop {
             }
         }
         submitted
+    }
+
+    /// See [`Mutant::TailBlockRewritten`].
+    #[cfg(ringwal_mutants)]
+    fn rewrite_tail(&mut self, file: FileId, offset: u64, bytes: &[u8]) {
+        if !mutants::is(Mutant::TailBlockRewritten) {
+            return;
+        }
+        let block = crate::disk::BLOCK_BYTES;
+        let mut tail = BufferMut::allocate(block);
+        tail[..block].copy_from_slice(&bytes[bytes.len() - block..]);
+        let next = (file, offset + bytes.len() as u64, tail.freeze());
+        let last = self.tail.replace(next);
+        if let Some((_, end, buffer)) = last.filter(|last| (last.0, last.1) == (file, offset)) {
+            let (offset, length) = (end - block as u64, block);
+            let write = Operation::Write { file, offset, buffer, from: 0, length, durable: false };
+            self.disk.submit(0, write);
+        }
     }
 
     /// Sends the receipts of durable batches, in order (I-1).

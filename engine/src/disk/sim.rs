@@ -7,6 +7,7 @@
 mod crash;
 mod device;
 mod faults;
+mod happened;
 mod inode;
 mod random;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use super::{
 };
 use device::Device;
 pub use faults::{Fault, Kind};
+pub use happened::Happened;
 
 /// How a simulated device is made.
 #[derive(Clone, Debug)]
@@ -81,8 +83,8 @@ impl SimHandle {
 
     /// Power cut: each 512-byte sector that no flush has covered, also of writes in flight, each
     /// name that no flush of the directory has covered, and each length that no
-    /// [`Operation::SyncAll`] has covered is afterwards as before or as after. The disk is dead,
-    /// and faults that were waiting are forgotten; go on with [`SimDisk::new`].
+    /// [`Operation::SyncAll`] has covered is afterwards as before or as after, and in some cuts one
+    /// sector of a write is neither, but noise. The disk is dead, and faults that were waiting are forgotten; go on with [`SimDisk::new`].
     pub fn crash(&self) {
         self.device().crash();
     }
@@ -90,13 +92,21 @@ impl SimHandle {
     /// Death of the process: completed writes stay in the volatile cache, those in flight happen
     /// or not. The disk is dead afterwards; go on with [`SimDisk::new`].
     pub fn kill(&self) {
-        self.device().kill();
+        let mut device = self.device();
+        device.kill();
+        device.happened.kills += 1;
     }
 
     /// Cuts the power when the operation with this number (from 0, see
     /// [`SimHandle::operations`]) has been submitted.
     pub fn crash_at(&self, operation: u64) {
         self.device().crash_at = Some(operation);
+    }
+
+    /// Kills the process when the operation with this number (from 0, see
+    /// [`SimHandle::operations`]) has been submitted.
+    pub fn kill_at(&self, operation: u64) {
+        self.device().kill_at = Some(operation);
     }
 
     /// Lets the next operation of this kind fail. Several add up, in order.
@@ -133,6 +143,7 @@ impl SimHandle {
     pub fn stall(&self, time: Duration) {
         let mut device = self.device();
         device.stalled_until_ns = device.now_ns.saturating_add(nanoseconds(time));
+        device.happened.stalls += u64::from(!device.in_flight.is_empty());
     }
 
     /// Sets the room for all files, in bytes; below what is used means that it is full.
@@ -172,7 +183,39 @@ impl SimHandle {
 
     /// Power cuts so far, those of [`SimHandle::crash_at`] included.
     pub fn crashes(&self) -> u64 {
-        self.device().crashes
+        self.device().happened.power_cuts
+    }
+
+    /// Deaths of the process so far, those of [`SimHandle::kill_at`] included.
+    pub fn kills(&self) -> u64 {
+        self.device().happened.kills
+    }
+
+    /// What has happened to the device so far, for reports.
+    pub fn happened(&self) -> Happened {
+        self.device().happened
+    }
+
+    /// A copy of the device that goes its own way: files, names, cache and all. The disk on this
+    /// one is dead afterwards, as after [`SimHandle::kill`].
+    pub fn fork(&self) -> Self {
+        let mut device = self.device();
+        device.kill();
+        let shared = Shared { device: Mutex::new(device.fork()), pool: Mutex::new(None) };
+        Self(Arc::new(shared))
+    }
+
+    /// Puts other bytes in the place of a file's, durably, or makes the file: as somebody does who
+    /// copies it there while nothing runs.
+    pub fn put(&self, name: &str, bytes: &[u8]) {
+        self.device().put(name, bytes);
+    }
+
+    /// The first bytes of a file as the process sees them, as far as there are so many.
+    pub fn head(&self, name: &str, length: usize) -> Option<Vec<u8>> {
+        let device = self.device();
+        let view = device.inodes[*device.entries.get(name)?].view();
+        Some(view[..view.len().min(length)].to_vec())
     }
 
     /// The virtual clock, in nanoseconds since the device was made.

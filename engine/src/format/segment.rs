@@ -7,6 +7,7 @@ use super::{
     EngineId, FORMAT_MAJOR, FORMAT_MINOR, FormatError, INCOMPATIBLE_KNOWN, check_version, layout,
     verify_block, write_block,
 };
+use crate::mutants::{self, Mutant};
 
 const SEGMENT_MAGIC: [u8; 8] = *b"RWSEGMNT";
 
@@ -146,6 +147,7 @@ impl SegmentSeed {
     pub fn new(engine_id: &EngineId, number: u64, generation: u64) -> Self {
         let crc = crc32c::crc32c(engine_id);
         let crc = crc32c::crc32c_append(crc, &number.to_le_bytes());
+        let generation = if mutants::is(Mutant::NoGeneration) { 0 } else { generation };
         Self(crc32c::crc32c_append(crc, &generation.to_le_bytes()))
     }
 

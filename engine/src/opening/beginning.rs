@@ -12,6 +12,7 @@ use crate::flush::Flush;
 use crate::footer::{SealFacts, build};
 use crate::format::{AnchorHeader, FooterHeader, SegmentSeed};
 use crate::index::Index;
+use crate::mutants::{self, Mutant};
 use crate::recovery::{Plan, Recovered, WalkedContents, WalkedSegment};
 use crate::segments::{Segments, SegmentsConfig};
 use crate::shard::Start;
@@ -191,7 +192,9 @@ impl Opening<'_> {
         self.write(ANCHOR, file, offset, block.freeze(), BLOCK_BYTES)?;
         if created {
             self.run("sync", ANCHOR, Operation::SyncAll { file })?;
-            self.run("sync", "", Operation::SyncDirectory)?;
+            if !mutants::is(Mutant::NoDirectorySync) {
+                self.run("sync", "", Operation::SyncDirectory)?;
+            }
         }
         Ok(())
     }

@@ -7,7 +7,8 @@ use std::ops::Range;
 use super::facts::Facts;
 use super::{Damage, FoundSegment, Plan, WalkedContents, WalkedSegment};
 use crate::disk::BLOCK_BYTES;
-use crate::format::{AnchorHeader, DATA_START, FooterHeader, JournalEnd, RunRecord};
+use crate::format::{AnchorHeader, BatchHeader, DATA_START, FooterHeader, JournalEnd, RunRecord};
+use crate::mutants::{self, Mutant};
 use crate::scan::{Found, VerifiedBatch};
 
 /// Walks the journal from its oldest segment to its end.
@@ -43,6 +44,13 @@ pub(crate) struct Walk {
 struct Chain {
     sequence: u64,
     crc: u32,
+}
+
+impl Chain {
+    /// Whether what names this CRC as the one before it comes next.
+    fn leads_to(self, previous_crc: u32) -> bool {
+        previous_crc == self.crc || mutants::is(Mutant::NoChain)
+    }
 }
 
 /// Where the expected batch was not.
@@ -121,12 +129,14 @@ impl Walk {
             self.something_there = true;
         } else if let Some(chain) = self.chain {
             let adjacent = first == chain.sequence + 1;
-            if (adjacent && footer.first_previous_crc.get() != chain.crc)
+            if (adjacent && !chain.leads_to(footer.first_previous_crc.get()))
                 || first <= chain.sequence
                 || (self.strict && !adjacent)
             {
-                self.break_at(found, DATA_START, false);
-                self.evidence = self.evidence.max(last);
+                // All of it was durable, so this is no torn tail, and nothing behind it can
+                // show that the journal goes on.
+                self.break_at(found, DATA_START, true);
+                self.evidence = self.evidence.max(last).max(chain.sequence + 1);
             }
         }
         self.chain = Some(Chain { sequence: last, crc: footer.last_crc.get() });
@@ -165,6 +175,9 @@ impl Walk {
     pub(crate) fn begin_scan(&mut self, found: &FoundSegment) {
         if let Some(end) = found.header.predecessor() {
             self.meet_predecessor(end, found.generation());
+            if self.broken.is_none() {
+                self.meet_predecessor_crc(found, end);
+            }
             if self.broken.is_none() {
                 self.chain = Some(Chain { sequence: end.sequence, crc: end.crc });
                 self.strict = true;
@@ -213,6 +226,16 @@ impl Walk {
         }
     }
 
+    /// The end that was named is the last batch before this segment, or another batch with its
+    /// sequence: then one of the two belongs to another history.
+    fn meet_predecessor_crc(&mut self, found: &FoundSegment, end: JournalEnd) {
+        let Some(chain) = self.chain else { return };
+        if chain.sequence == end.sequence && !chain.leads_to(end.crc) {
+            self.break_at(found, DATA_START, true);
+            self.evidence = self.evidence.max(chain.sequence + 1);
+        }
+    }
+
     fn break_at(&mut self, found: &FoundSegment, offset: u64, begun: bool) {
         self.broken.get_or_insert(Break {
             name: found.name.clone(),
@@ -240,7 +263,7 @@ impl Walk {
             Found::Batch(batch) if self.is_next(&batch) => self.accept(batch),
             Found::Batch(batch) => {
                 self.break_here(offset, false);
-                self.evidence = self.evidence.max(batch.header.durable_sequence.get());
+                self.evidence = self.evidence.max(durable_sequence(&batch.header));
                 if self.expects_before(&batch.header) {
                     self.something_there = true;
                     self.islands.push((generation, batch));
@@ -250,7 +273,7 @@ impl Walk {
                 self.break_here(offset, true);
                 if self.expects_before(&header) {
                     self.something_there = true;
-                    self.evidence = self.evidence.max(header.durable_sequence.get());
+                    self.evidence = self.evidence.max(durable_sequence(&header));
                 }
             }
             Found::Nothing => self.break_here(offset, false),
@@ -283,7 +306,7 @@ impl Walk {
     }
 
     /// Whether a batch header is not older than the expected batch.
-    fn expects_before(&self, header: &crate::format::BatchHeader) -> bool {
+    fn expects_before(&self, header: &BatchHeader) -> bool {
         self.broken.as_ref().is_none_or(|broken| header.sequence.get() >= broken.expected)
     }
 
@@ -319,7 +342,7 @@ impl Walk {
     fn continues_chain(&self, batch: &VerifiedBatch) -> bool {
         self.chain.is_some_and(|chain| {
             batch.header.sequence.get() == chain.sequence + 1
-                && batch.header.previous_crc.get() == chain.crc
+                && chain.leads_to(batch.header.previous_crc.get())
         })
     }
 
@@ -399,6 +422,11 @@ impl Walk {
         self.state_search = Some(StateSearch { next: search.next + 1, ..search });
         Some((found, from..end))
     }
+}
+
+/// What a batch says was durable before it.
+fn durable_sequence(header: &BatchHeader) -> u64 {
+    if mutants::is(Mutant::NoDurableWatermark) { 0 } else { header.durable_sequence.get() }
 }
 
 fn last_block(offset: u64) -> u64 {

@@ -10,21 +10,21 @@ impl Device {
     /// directory, is there afterwards or not. Some cuts keep all or nothing, so that long writes
     /// are also seen whole.
     pub fn crash(&mut self) {
-        self.crashes += 1;
+        self.happened.power_cuts += 1;
         let fate = match self.random.below(8) {
             0 => Some(Fate::Lost),
             1 => Some(Fate::Whole),
             _ => None,
         };
         for inode in &mut self.inodes {
-            inode.cut_power(&mut self.random, fate);
+            inode.cut_power(&mut self.random, fate, &mut self.happened);
         }
         for in_flight in self.take_in_flight() {
             self.cut_in_flight(in_flight, fate);
         }
         self.cut_directory(fate);
         for inode in &mut self.inodes {
-            inode.settle(&mut self.random);
+            inode.settle(&mut self.random, &mut self.happened);
         }
         self.die();
         self.trace(&[u64::MAX, self.generation]);
@@ -62,7 +62,7 @@ impl Device {
             let bytes = &buffer[*from..*from + *length];
             let inode = &mut self.inodes[in_flight.inode];
             if !matches!(fate, Fate::Lost) {
-                inode.tear(*offset as usize, bytes, fate, &mut self.random);
+                inode.tear(*offset as usize, bytes, fate, &mut self.random, &mut self.happened);
             }
         } else if happens(fate, &mut self.random) {
             self.finish_in_flight(in_flight);
@@ -98,6 +98,8 @@ impl Device {
         for change in std::mem::take(&mut self.directory_log) {
             if happens(fate, &mut self.random) {
                 apply_change(&mut self.durable_entries, &change);
+            } else {
+                self.happened.names_lost += 1;
             }
         }
         self.entries = self.durable_entries.clone();

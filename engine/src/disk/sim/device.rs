@@ -10,11 +10,12 @@ use super::super::files::{check_operation, file_of, not_open, over_capacity, ref
 use super::super::{BufferMut, Completion, DirectoryEntry, FileId, Operation, Token};
 use super::SimOptions;
 use super::faults::{Fault, Faults, Kind};
+use super::happened::Happened;
 use super::inode::Inode;
 use super::random::{Random, mix};
 
 /// A change of the directory that no flush has covered.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct DirectoryChange {
     sequence: u64,
     name: String,
@@ -66,8 +67,8 @@ pub(super) struct Device {
     /// Counts submitted operations, over all disks.
     pub operations: u64,
     pub crash_at: Option<u64>,
-    /// Power cuts so far.
-    pub crashes: u64,
+    pub kill_at: Option<u64>,
+    pub happened: Happened,
     pub trace: u64,
 }
 
@@ -91,9 +92,38 @@ impl Device {
             sequence: 0,
             operations: 0,
             crash_at: None,
-            crashes: 0,
+            kill_at: None,
+            happened: Happened::default(),
             trace: 0,
         }
+    }
+
+    /// The same files on another device; nothing is in flight.
+    pub fn fork(&self) -> Self {
+        let mut fork = Self::new(self.options.clone());
+        fork.set_now(self.now_ns);
+        fork.random = self.random.clone();
+        fork.inodes = self.inodes.clone();
+        fork.entries = self.entries.clone();
+        fork.durable_entries = self.durable_entries.clone();
+        fork.directory_log = self.directory_log.clone();
+        fork.sequence = self.sequence;
+        fork.trace = self.trace;
+        fork.close_all();
+        fork
+    }
+
+    /// Puts other bytes in the place of a file's, durably.
+    pub fn put(&mut self, name: &str, bytes: &[u8]) {
+        let inode = match self.entries.get(name) {
+            Some(&inode) => inode,
+            None => self.create(name.to_owned()),
+        };
+        self.inodes[inode].clear();
+        self.inodes[inode].write_durable(0, bytes);
+        self.inodes[inode].flush_length(bytes.len());
+        self.directory_log.retain(|change| change.name != name);
+        self.durable_entries.insert(name.to_owned(), inode);
     }
 
     /// Lets time pass.
@@ -140,13 +170,18 @@ impl Device {
         if let Operation::Remove { name } = &operation {
             self.close(name);
         }
+        let kind = Kind::of(&operation);
+        let fault = self.faults.take(number, kind);
+        if let Some(fault) = fault {
+            self.happened.note_fault(kind, fault);
+        }
         let delays = self.options.delay_ns;
         let delay_ns = delays.0 + self.random.below(delays.1.saturating_sub(delays.0) + 1);
         self.in_flight.push(InFlight {
             token,
             due_ns: self.now_ns + delay_ns,
             number,
-            fault: self.faults.take(number, Kind::of(&operation)),
+            fault,
             operation,
             inode,
             covers: self.sequence,
@@ -155,6 +190,10 @@ impl Device {
         if self.crash_at == Some(number) {
             self.crash_at = None;
             self.crash();
+        } else if self.kill_at == Some(number) {
+            self.kill_at = None;
+            self.kill();
+            self.happened.kills += 1;
         }
         None
     }
@@ -194,6 +233,7 @@ impl Device {
 
     fn complete(&mut self, in_flight: InFlight) -> Completion {
         let token = in_flight.token;
+        self.note_overtaking(&in_flight);
         let (result, buffer) = self.perform(in_flight);
         let traced = match &result {
             Ok(value) => *value,
@@ -201,6 +241,17 @@ impl Device {
         };
         self.trace(&[token, traced, self.now_ns]);
         Completion { token, result, buffer }
+    }
+
+    fn note_overtaking(&mut self, in_flight: &InFlight) {
+        let is_write = |operation: &Operation| matches!(operation, Operation::Write { .. });
+        let overtakes = is_write(&in_flight.operation)
+            && self.in_flight.iter().any(|other| {
+                is_write(&other.operation)
+                    && other.inode == in_flight.inode
+                    && other.number < in_flight.number
+            });
+        self.happened.overtaking_writes += u64::from(overtakes);
     }
 
     fn perform(&mut self, in_flight: InFlight) -> (io::Result<u64>, Option<BufferMut>) {
@@ -231,10 +282,15 @@ impl Device {
                 Some(errno) => Err(io::Error::from_raw_os_error(errno)),
                 None => self.open(name, create),
             },
-            Operation::Allocate { length, .. } => match errno {
-                Some(errno) => Err(io::Error::from_raw_os_error(errno)),
-                None => self.allocate(inode, length as usize),
-            },
+            Operation::Allocate { length, .. } => {
+                let result = match errno {
+                    Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+                    None => self.allocate(inode, length as usize),
+                };
+                let full = |error: &io::Error| error.raw_os_error() == Some(libc::ENOSPC);
+                self.happened.no_space += u64::from(result.as_ref().is_err_and(full));
+                result
+            }
             Operation::Remove { name } => match errno {
                 Some(errno) => Err(io::Error::from_raw_os_error(errno)),
                 None => self.remove(name),

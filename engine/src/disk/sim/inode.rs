@@ -1,12 +1,13 @@
 //! A file of the simulated device: what readers see, and what a power cut leaves.
 
+use super::happened::Happened;
 use super::random::Random;
 
 /// The unit that a power cut keeps or loses.
 pub(super) const SECTOR_BYTES: usize = 512;
 
 /// A completed write that no flush has covered.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Pending {
     sequence: u64,
     offset: usize,
@@ -14,7 +15,7 @@ struct Pending {
 }
 
 /// The bytes of one file, twice. Both are always equally long.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Inode {
     view: Vec<u8>,
     durable: Vec<u8>,
@@ -33,16 +34,26 @@ pub(super) enum Fate {
     Prefix,
     /// Any sectors.
     Sectors,
+    /// Any sectors, and one that was being written is neither as before nor as after.
+    Shorn,
 }
 
 impl Fate {
     pub fn draw(random: &mut Random) -> Self {
-        match random.below(4) {
-            0 => Self::Lost,
-            1 => Self::Whole,
-            2 => Self::Prefix,
-            _ => Self::Sectors,
+        match random.below(9) {
+            0 | 1 => Self::Lost,
+            2 | 3 => Self::Whole,
+            4 | 5 => Self::Prefix,
+            6 | 7 => Self::Sectors,
+            _ => Self::Shorn,
         }
+    }
+}
+
+impl Fate {
+    fn count(self, happened: &mut Happened) {
+        happened.torn_writes += u64::from(!matches!(self, Self::Lost | Self::Whole));
+        happened.shorn_sectors += u64::from(matches!(self, Self::Shorn));
     }
 }
 
@@ -153,9 +164,10 @@ impl Inode {
 
     /// Power cut: decides about each pending write. In-flight writes follow through
     /// [`Inode::tear`], then [`Inode::settle`] must be called.
-    pub fn cut_power(&mut self, random: &mut Random, fate: Option<Fate>) {
+    pub fn cut_power(&mut self, random: &mut Random, fate: Option<Fate>, happened: &mut Happened) {
         for write in self.pending.drain(..) {
             let fate = fate.unwrap_or_else(|| Fate::draw(random));
+            fate.count(happened);
             survive(&mut self.durable, write.offset, &write.bytes, fate, random);
             let range = write.offset..write.end();
             self.view[range.clone()].copy_from_slice(&self.durable[range]);
@@ -163,7 +175,15 @@ impl Inode {
     }
 
     /// Power cut during a write.
-    pub fn tear(&mut self, offset: usize, bytes: &[u8], fate: Fate, random: &mut Random) {
+    pub fn tear(
+        &mut self,
+        offset: usize,
+        bytes: &[u8],
+        fate: Fate,
+        random: &mut Random,
+        happened: &mut Happened,
+    ) {
+        fate.count(happened);
         self.extend(offset + bytes.len());
         survive(&mut self.durable, offset, bytes, fate, random);
         let range = offset..offset + bytes.len();
@@ -171,7 +191,7 @@ impl Inode {
     }
 
     /// Power cut: decides about a length that no flush has covered.
-    pub fn settle(&mut self, random: &mut Random) {
+    pub fn settle(&mut self, random: &mut Random, happened: &mut Happened) {
         // A pending write that was superseded has left its bytes in the view: equal again.
         if self.view.len() > self.durable_length {
             let room = (self.view.len() - self.durable_length).div_ceil(SECTOR_BYTES) as u64;
@@ -181,6 +201,7 @@ impl Inode {
                 _ => random.below(room + 1),
             };
             let length = self.durable_length + kept as usize * SECTOR_BYTES;
+            happened.lengths_lost += u64::from(length < self.view.len());
             self.view.truncate(length);
             self.durable.truncate(length);
         }
@@ -210,8 +231,15 @@ impl Pending {
 
 /// Copies what of a write survives.
 fn survive(durable: &mut [u8], offset: usize, bytes: &[u8], fate: Fate, random: &mut Random) {
-    let target = &mut durable[offset..offset + bytes.len()];
     let sectors = bytes.len().div_ceil(SECTOR_BYTES);
+    if matches!(fate, Fate::Shorn) && sectors > 0 {
+        survive(durable, offset, bytes, Fate::Sectors, random);
+        let shorn = random.below(sectors as u64) as usize * SECTOR_BYTES;
+        let end = bytes.len().min(shorn + SECTOR_BYTES);
+        durable[offset + shorn..offset + end].fill_with(|| random.next() as u8);
+        return;
+    }
+    let target = &mut durable[offset..offset + bytes.len()];
     match fate {
         Fate::Lost => {}
         Fate::Whole => target.copy_from_slice(bytes),
@@ -220,7 +248,7 @@ fn survive(durable: &mut [u8], offset: usize, bytes: &[u8], fate: Fate, random: 
             let kept = kept.min(bytes.len());
             target[..kept].copy_from_slice(&bytes[..kept]);
         }
-        Fate::Sectors => {
+        Fate::Sectors | Fate::Shorn => {
             let sectors = target.chunks_mut(SECTOR_BYTES).zip(bytes.chunks(SECTOR_BYTES));
             let mut coins = 0;
             for (index, (target, bytes)) in sectors.enumerate() {
@@ -241,8 +269,8 @@ mod tests {
 
     fn cut(inode: &mut Inode, seed: u64) {
         let mut random = Random::new(seed);
-        inode.cut_power(&mut random, None);
-        inode.settle(&mut random);
+        inode.cut_power(&mut random, None, &mut Happened::default());
+        inode.settle(&mut random, &mut Happened::default());
         assert_eq!(inode.view, inode.durable);
     }
 
@@ -257,13 +285,13 @@ mod tests {
         assert!(inode.durable()[..512].iter().all(|&byte| byte == 1));
         assert!(inode.durable()[512..].iter().all(|&byte| byte == 0));
         let mut random = Random::new(1);
-        inode.cut_power(&mut random, Some(Fate::Lost));
-        inode.settle(&mut random);
+        inode.cut_power(&mut random, Some(Fate::Lost), &mut Happened::default());
+        inode.settle(&mut random, &mut Happened::default());
         assert!(inode.view()[512..].iter().all(|&byte| byte == 0));
     }
 
     #[test]
-    fn a_power_cut_keeps_sectors_whole_and_flushed_bytes_always() {
+    fn a_power_cut_keeps_sectors_whole_or_shears_one_and_flushed_bytes_always() {
         for seed in 0..200 {
             let mut inode = Inode::default();
             inode.write(1, 0, &[1; 4096]);
@@ -272,14 +300,18 @@ mod tests {
             inode.write(2, 1024, &[2; 2048]);
             inode.write_durable(2048, &[3; 512]);
             cut(&mut inode, seed);
+            let mut noise = 0;
             for (index, sector) in inode.view().chunks(SECTOR_BYTES).enumerate() {
-                assert!(sector.iter().all(|&byte| byte == sector[0]));
+                let is_whole = sector.iter().all(|&byte| byte == sector[0]);
                 match index {
-                    4 => assert_eq!(sector[0], 3),
-                    2 | 3 | 5 => assert!([1, 2].contains(&sector[0])),
-                    _ => assert_eq!(sector[0], 1),
+                    4 => assert!(is_whole && sector[0] == 3),
+                    2 | 3 | 5 if is_whole => assert!([1, 2].contains(&sector[0])),
+                    2 | 3 | 5 => noise += 1,
+                    _ => assert!(is_whole && sector[0] == 1),
                 }
             }
+            // The write was split by the durable one, so there are two that can be shorn.
+            assert!(noise <= 2);
         }
     }
 

@@ -6,40 +6,25 @@ use ringwal_engine::disk::sim::{Fault, Kind, SimDisk, SimHandle};
 use ringwal_engine::{Clock, OpenError, ReadError, Shard};
 
 use super::driver::World;
+use super::events::Event;
 use super::journal::{Segment, segments};
 use super::random::Random;
+use super::seeds::Outcome;
 use super::setup::Setup;
 
 const BLOCK: u64 = 4096;
 
-/// What became of the damages.
-#[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
-pub struct Verdicts {
-    /// Runs.
-    pub damages: u64,
+/// What became of a damage.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+enum Verdict {
     /// Everything was there and right.
-    pub harmless: u64,
-    /// Opening named the damage.
-    pub refused: u64,
+    Harmless,
+    /// Opening named it.
+    Refused,
     /// Opening went on, and reading named it.
-    pub named_by_reading: u64,
-    /// Silently gone, as the exception allows.
-    pub excepted: u64,
-    /// Records that a read-only open still gave, and did not give.
-    pub readable: u64,
-    pub unreadable: u64,
-}
-
-impl Verdicts {
-    pub fn add(&mut self, other: &Self) {
-        self.damages += other.damages;
-        self.harmless += other.harmless;
-        self.refused += other.refused;
-        self.named_by_reading += other.named_by_reading;
-        self.excepted += other.excepted;
-        self.readable += other.readable;
-        self.unreadable += other.unreadable;
-    }
+    Read,
+    /// Records are silently gone, as the exception allows.
+    Excepted,
 }
 
 /// Where it was damaged.
@@ -56,18 +41,26 @@ struct Damaged {
 }
 
 /// Rot in a journal at rest.
-pub fn rot(seed: u64) -> Verdicts {
+pub fn rot(seed: u64) -> Outcome {
     let mut world = lived(seed);
     world.drain();
     world.end();
     let mut random = Random::new(seed ^ 0xdead);
     let damaged = flip(&world, &mut random);
-    judge(&world, Some(&damaged))
+    world.counts.note(Event::Rots);
+    let event = match judge(&mut world, Some(&damaged)) {
+        Verdict::Harmless => Event::RotsHarmless,
+        Verdict::Refused => Event::RotsRefused,
+        Verdict::Read => Event::RotsRead,
+        Verdict::Excepted => Event::RotsExcepted,
+    };
+    world.counts.note(event);
+    world.into_outcome()
 }
 
 /// A write that the device lost, or put in another place, and acknowledged all the same; what
 /// comes after it declares it durable.
-pub fn astray(seed: u64) -> Verdicts {
+pub fn astray(seed: u64) -> Outcome {
     let mut world = lived(seed);
     let mut random = Random::new(seed ^ 0xbeef);
     world.drain();
@@ -84,7 +77,14 @@ pub fn astray(seed: u64) -> Verdicts {
     // The last batches say of those before them that they were durable.
     world.idle_until_sealed();
     world.end();
-    judge(&world, None)
+    let event = match judge(&mut world, None) {
+        Verdict::Harmless => Event::AstrayHarmless,
+        Verdict::Refused => Event::AstrayRefused,
+        Verdict::Read => Event::AstrayRead,
+        Verdict::Excepted => panic!("what went astray is never excepted"),
+    };
+    world.counts.note(event);
+    world.into_outcome()
 }
 
 /// A world without faults, with a few lives behind it, open.
@@ -94,7 +94,7 @@ fn lived(seed: u64) -> World {
     let mut world = World::with(seed, setup, random);
     world.lives(1 + seed % 4);
     world.open();
-    world.sim.crash_at(u64::MAX);
+    world.never_die();
     for _ in 0..40 {
         world.append();
         world.turn();
@@ -140,7 +140,7 @@ fn flip(world: &World, random: &mut Random) -> Damaged {
 
 /// Whether a batch behind `sequence`, a footer or the start of an incarnation that is still valid
 /// says that it was durable.
-fn is_covered(segments: &[Segment], sequence: u64) -> bool {
+pub fn is_covered(segments: &[Segment], sequence: u64) -> bool {
     segments.iter().any(|segment| {
         let by_batch = segment
             .batches
@@ -153,38 +153,35 @@ fn is_covered(segments: &[Segment], sequence: u64) -> bool {
     })
 }
 
-fn judge(world: &World, damaged: Option<&Damaged>) -> Verdicts {
-    let mut verdicts = Verdicts { damages: 1, ..Verdicts::default() };
-    let (missing, named) = look(world, true, damaged, &mut verdicts);
+fn judge(world: &mut World, damaged: Option<&Damaged>) -> Verdict {
+    let (missing, named) = look(world, true, damaged);
+    let records: usize = world.reference.streams.iter().map(|facts| facts.records.len()).sum();
+    world.counts.add(Event::Readable, (records - missing.len()) as u64);
+    world.counts.add(Event::Unreadable, missing.len() as u64);
     check_rest(world, damaged, &missing);
-    let unread = missing.len() as u64;
     let looked = open(&world.sim, world, false);
     let shard = match looked {
         Ok(shard) => shard,
         Err(OpenError::Corrupt(corruption)) => {
-            verdicts.refused += 1;
             for damage in &corruption.damages {
                 assert!(!damage.file.is_empty() && !damage.what.is_empty(), "{damage:?}");
             }
             check_named(&corruption.damages, damaged);
-            verdicts.unreadable += unread;
-            return verdicts;
+            return Verdict::Refused;
         }
         Err(error) => panic!("{damaged:?}: {error}"),
     };
     assert!(missing.is_empty() || named || is_excepted(damaged), "{damaged:?} {missing:?}");
     shard.abandon();
-    let mut again = Verdicts::default();
-    let (missing, named) = look(world, false, damaged, &mut again);
+    let (missing, named) = look(world, false, damaged);
     if missing.is_empty() {
-        verdicts.harmless += 1;
-    } else if named {
-        verdicts.named_by_reading += 1;
-    } else {
-        assert!(is_excepted(damaged), "silently lost: {missing:?} after {damaged:?}");
-        verdicts.excepted += 1;
+        return Verdict::Harmless;
     }
-    verdicts
+    if named {
+        return Verdict::Read;
+    }
+    assert!(is_excepted(damaged), "silently lost: {missing:?} after {damaged:?}");
+    Verdict::Excepted
 }
 
 /// Rot in a batch that is known to have been durable takes no record of another batch with it.
@@ -232,12 +229,7 @@ fn open(sim: &SimHandle, world: &World, read_only: bool) -> Result<Shard, OpenEr
 
 /// Reads every acknowledged record, one by one. What is not right, and whether errors name all of
 /// it.
-fn look(
-    world: &World,
-    read_only: bool,
-    damaged: Option<&Damaged>,
-    verdicts: &mut Verdicts,
-) -> (Vec<(usize, u64)>, bool) {
+fn look(world: &World, read_only: bool, damaged: Option<&Damaged>) -> (Vec<(usize, u64)>, bool) {
     let shard = open(&world.sim, world, read_only);
     let shard = shard.unwrap_or_else(|error| panic!("{damaged:?}: {error}"));
     let reported = !shard.recovery().damages.is_empty();
@@ -261,9 +253,7 @@ fn look(
                 Err(error) => panic!("{damaged:?}: {error}"),
             }
         }
-        verdicts.readable += facts.records.len() as u64;
     }
-    verdicts.readable -= missing.len() as u64;
     shard.abandon();
     (missing, named)
 }

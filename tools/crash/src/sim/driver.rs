@@ -1,56 +1,24 @@
 //! One seeded run: a device, one shard after another on it, and everything that can happen to
 //! them. Every answer of the shard is compared with the [`Reference`].
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ringwal_engine::disk::sim::{Fault, Kind, SimDisk, SimHandle};
-use ringwal_engine::disk::{Disk, Pool};
+use ringwal_engine::disk::{BLOCK_BYTES, Disk, Pool};
+use ringwal_engine::format::SegmentHeader;
 use ringwal_engine::{AppendError, Clock, EpochStart, OpenError, Shard};
 
+use super::events::{Counts, Event};
 use super::random::Random;
 use super::reference::{Command, Reference, Token};
+use super::seeds::Outcome;
 use super::setup::Setup;
-
-/// What happened, for the report.
-#[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
-pub struct Counts {
-    /// Power cuts and deaths of the process.
-    pub crash_points: u64,
-    /// Of these: before the shard was open again.
-    pub while_opening: u64,
-    pub opens: u64,
-    pub closes: u64,
-    pub poisoned: u64,
-    pub full: u64,
-    pub acknowledged: u64,
-    pub kept_doubtful: u64,
-    pub refused: u64,
-    pub torn: u64,
-    pub moved: u64,
-    pub rotations: u64,
-    pub idle_seals: u64,
-}
-
-impl Counts {
-    pub fn add(&mut self, other: &Self) {
-        self.crash_points += other.crash_points;
-        self.while_opening += other.while_opening;
-        self.opens += other.opens;
-        self.closes += other.closes;
-        self.poisoned += other.poisoned;
-        self.full += other.full;
-        self.acknowledged += other.acknowledged;
-        self.kept_doubtful += other.kept_doubtful;
-        self.refused += other.refused;
-        self.torn += other.torn;
-        self.moved += other.moved;
-        self.rotations += other.rotations;
-        self.idle_seals += other.idle_seals;
-    }
-}
+use super::trace;
 
 /// The time that one turn of the loop may wait.
 const TURN: Duration = Duration::from_millis(2);
+const STALL: Duration = Duration::from_secs(10);
 /// Turns in which a healthy shard does everything that was asked for.
 const TURNS_MAX: usize = 20_000;
 
@@ -70,9 +38,23 @@ pub struct World {
     poisoned: bool,
     /// The next open must say that the shard was closed.
     closed: bool,
-    crashes_seen: u64,
-    /// Say what is done.
-    tells: bool,
+    /// Power cuts and kills that were looked at.
+    cuts_seen: u64,
+    kills_seen: u64,
+    /// How the last life, or the last try to open, ended.
+    last: Death,
+    /// Segment files by name, with the generation that they had.
+    generations: BTreeMap<String, u64>,
+}
+
+/// What the shard that comes next has behind it.
+#[derive(Copy, Clone, Default)]
+struct Death {
+    killed: bool,
+    /// The last open cut a torn tail.
+    torn: bool,
+    /// Crashes in a row while opening.
+    while_opening: u64,
 }
 
 impl World {
@@ -95,15 +77,38 @@ impl World {
             full: false,
             poisoned: false,
             closed: false,
-            crashes_seen: 0,
-            tells: std::env::var_os("RINGWAL_MODEL_TRACE").is_some(),
+            cuts_seen: 0,
+            kills_seen: 0,
+            last: Death::default(),
+            generations: BTreeMap::new(),
+        }
+    }
+
+    /// A copy of the device and of all that is known about it; between two lives only.
+    pub fn fork(&mut self) -> Self {
+        assert!(self.shard.is_none(), "a shard cannot be copied");
+        let sim = self.sim.fork();
+        Self {
+            setup: self.setup.clone(),
+            random: self.random.clone(),
+            reference: self.reference.fork(),
+            counts: Counts::default(),
+            shard: None,
+            pool: None,
+            fault_armed: self.fault_armed,
+            full: self.full,
+            poisoned: self.poisoned,
+            closed: self.closed,
+            cuts_seen: sim.crashes(),
+            kills_seen: sim.kills(),
+            last: self.last,
+            generations: self.generations.clone(),
+            sim,
         }
     }
 
     fn tell(&self, what: impl FnOnce() -> String) {
-        if self.tells {
-            eprintln!("{:>8} {}", self.sim.operations(), what());
-        }
+        trace::tell(|| format!("{:>8} {}", self.sim.operations(), what()));
     }
 
     /// Lives, each with its open and its end.
@@ -119,8 +124,38 @@ impl World {
     pub fn run(&mut self, lives: u64) {
         self.lives(lives);
         self.heal();
-        self.counts.acknowledged = self.reference.acknowledged;
-        self.counts.refused = self.reference.refused;
+    }
+
+    /// What the run was.
+    pub fn into_outcome(mut self) -> Outcome {
+        self.finish_counts();
+        Outcome { trace: self.sim.trace_hash(), counts: self.counts }
+    }
+
+    /// Adds what the reference and the device have counted.
+    fn finish_counts(&mut self) {
+        let happened = self.sim.happened();
+        for (event, count) in [
+            (Event::Acknowledged, self.reference.acknowledged),
+            (Event::Refused, self.reference.refused),
+            (Event::OutOfOrder, happened.overtaking_writes),
+            (Event::Stalls, happened.stalls),
+            (Event::ErrorsWrite, happened.errors_write),
+            (Event::ErrorsSync, happened.errors_sync),
+            (Event::ErrorsSyncAll, happened.errors_sync_all),
+            (Event::ErrorsRead, happened.errors_read),
+            (Event::ErrorsOther, happened.errors_other),
+            (Event::NoSpace, happened.no_space),
+            (Event::ShortWrites, happened.short_writes),
+            (Event::TornWrites, happened.torn_writes),
+            (Event::ShornSectors, happened.shorn_sectors),
+            (Event::NamesLost, happened.names_lost),
+            (Event::LengthsLost, happened.lengths_lost),
+            (Event::LostWrites, happened.lost_writes),
+            (Event::MisdirectedWrites, happened.misdirected_writes),
+        ] {
+            self.counts.add(event, count);
+        }
     }
 
     pub fn shard(&mut self) -> &mut Shard {
@@ -134,10 +169,10 @@ impl World {
         self.tell(|| super::journal::describe(&self.sim, self.setup.segment_bytes));
         for attempt in 0.. {
             let unlucky = attempt < 5 && self.random.chance(300);
-            self.sim.crash_at(u64::MAX);
+            self.never_die();
             if unlucky {
                 let after = self.random.pick(&[6, 30, 60]);
-                self.sim.crash_at(self.sim.operations() + self.random.below(after));
+                self.die_within(after);
             } else if attempt < 5 && self.setup.faulty && self.random.chance(60) {
                 let at = self.sim.operations() + self.random.below(40);
                 self.sim.fail_at(at, libc::EIO);
@@ -167,15 +202,22 @@ impl World {
     }
 
     fn open_failed(&mut self, error: &OpenError) {
-        let crashed = self.note_crashes();
-        self.tell(|| format!("open failed after {crashed} power cuts: {error}"));
-        self.counts.while_opening += crashed;
+        let (cuts, kills) = self.note_deaths();
+        let crashed = cuts + kills;
+        self.tell(|| format!("open failed after {cuts} power cuts, {kills} kills: {error}"));
+        self.counts.add(Event::CutsWhileOpening, cuts);
+        self.counts.add(Event::KillsWhileOpening, kills);
+        if crashed > 0 {
+            let again = u64::from(self.last.while_opening > 0);
+            self.counts.add(Event::CrashesTwiceWhileOpening, again);
+            self.last.while_opening += 1;
+        }
         self.closed = false;
         match error {
             OpenError::Io { .. } if crashed > 0 || self.fault_armed => {}
             OpenError::NoSpace { .. } if self.fault_armed && !self.full => {}
             OpenError::NoSpace { .. } if self.full => {
-                self.counts.full += 1;
+                self.counts.note(Event::Full);
                 self.heal_device();
             }
             other => panic!("open failed: {other}"),
@@ -184,31 +226,52 @@ impl World {
         self.fault_armed = false;
     }
 
-    /// Power cuts that happened since the last look.
-    fn note_crashes(&mut self) -> u64 {
-        let crashed = self.sim.crashes() - self.crashes_seen;
-        self.crashes_seen += crashed;
-        self.counts.crash_points += crashed;
-        crashed
+    /// Power cuts and kills that happened since the last look.
+    fn note_deaths(&mut self) -> (u64, u64) {
+        let cuts = self.sim.crashes() - self.cuts_seen;
+        let kills = self.sim.kills() - self.kills_seen;
+        self.cuts_seen += cuts;
+        self.kills_seen += kills;
+        self.counts.add(Event::CrashPoints, cuts + kills);
+        self.counts.add(Event::PowerCuts, cuts);
+        self.counts.add(Event::Kills, kills);
+        (cuts, kills)
+    }
+
+    /// Counts the files that hold another life than before.
+    fn note_recycled(&mut self) {
+        for entry in self.sim.list() {
+            let header = self.sim.head(&entry.name, BLOCK_BYTES);
+            let header = header.and_then(|block| SegmentHeader::verify(&block).ok());
+            let Some(header) = header else { continue };
+            let generation = header.generation.get();
+            let before = self.generations.insert(entry.name, generation);
+            let again = before.is_some_and(|before| before < generation);
+            self.counts.add(Event::Recycled, u64::from(again));
+        }
     }
 
     fn adopt(&mut self, shard: Shard) {
-        assert_eq!(self.note_crashes(), 0, "a dead machine was opened");
-        self.counts.opens += 1;
+        assert_eq!(self.note_deaths(), (0, 0), "a dead machine was opened");
+        self.counts.note(Event::Opens);
+        self.last.while_opening = 0;
         let report = shard.recovery();
         self.tell(|| format!("open: {report:?}"));
-        self.counts.torn += u64::from(report.torn.is_some());
+        self.counts.add(Event::TornTails, u64::from(report.torn.is_some()));
+        self.last.torn = report.torn.is_some();
         if std::mem::take(&mut self.closed) {
             assert!(report.clean, "it was closed: {report:?}");
         }
         let shown = self.reference.show(&shard);
-        self.counts.kept_doubtful += self.reference.recover(&shown) as u64;
+        let kept = self.reference.recover(&shown) as u64;
+        self.counts.add(Event::Doubtful, kept);
         self.poisoned = false;
         self.shard = Some(shard);
     }
 
     /// A look without a write shows the same as the open that follows.
     fn open_read_only(&mut self) {
+        self.counts.note(Event::Looks);
         let options = self.setup.options(&mut self.random).read_only(true);
         let (id, length) = (self.setup.engine_id, self.setup.segment_bytes);
         let before = self.sim.list();
@@ -231,7 +294,7 @@ impl World {
     fn live(&mut self) {
         if self.random.chance(400) {
             let after = self.random.pick(&[20, 100, 400]);
-            self.sim.crash_at(self.sim.operations() + self.random.below(after));
+            self.die_within(after);
         }
         for _ in 0..self.random.below(self.setup.actions) {
             if self.poisoned {
@@ -245,7 +308,30 @@ impl World {
     }
 
     fn is_down(&self) -> bool {
-        self.sim.crashes() > self.crashes_seen
+        self.sim.crashes() > self.cuts_seen || self.sim.kills() > self.kills_seen
+    }
+
+    /// Goes down at one of the next operations.
+    fn die_within(&mut self, operations: u64) {
+        let at = self.sim.operations() + self.random.below(operations);
+        if self.random.chance(300) {
+            self.sim.kill_at(at);
+        } else {
+            self.sim.crash_at(at);
+        }
+    }
+
+    /// Takes back a death that was planned.
+    pub fn never_die(&self) {
+        self.sim.crash_at(u64::MAX);
+        self.sim.kill_at(u64::MAX);
+    }
+
+    /// One action, unless the shard is poisoned.
+    pub fn act_if_healthy(&mut self) {
+        if !self.poisoned {
+            self.act();
+        }
     }
 
     fn act(&mut self) {
@@ -258,10 +344,37 @@ impl World {
             800..880 => self.read(),
             880..920 => drop(self.drain()),
             920..950 => self.idle(),
-            950..955 => self.sim.stall(Duration::from_secs(10)),
+            950..955 => self.stall(),
             955..990 => self.check(),
             _ if self.setup.faulty => self.make_fault(),
             _ => self.turn(),
+        }
+    }
+
+    /// The device stops answering: no receipt comes, and nothing is lost by it.
+    pub fn stall(&mut self) {
+        if self.poisoned {
+            return;
+        }
+        self.tell(|| "a stall".into());
+        let until_ns = self.sim.now_ns() + STALL.as_nanos() as u64;
+        self.sim.stall(STALL);
+        // What had completed before is told now.
+        self.turn();
+        if !self.poisoned {
+            self.turn();
+        }
+        let acknowledged = self.reference.acknowledged;
+        for _ in 0..self.random.below(8) {
+            if self.poisoned {
+                return;
+            }
+            self.append();
+            if !self.poisoned {
+                self.turn();
+            }
+            let silent = self.reference.acknowledged == acknowledged;
+            assert!(silent || self.sim.now_ns() >= until_ns, "a receipt during a stall");
         }
     }
 
@@ -271,7 +384,8 @@ impl World {
         if let Err(error) = result {
             self.tell(|| format!("{error}"));
             if !self.poisoned {
-                self.counts.poisoned += u64::from(!self.is_down());
+                let by_fault = u64::from(!self.is_down());
+                self.counts.add(Event::Poisoned, by_fault);
             }
             assert!(self.is_down() || self.fault_armed, "poisoned without a fault: {error}");
             self.poisoned = true;
@@ -334,6 +448,11 @@ impl World {
         self.tell(|| format!("{command:?} {:?}", outcome.as_ref().err()));
         match outcome {
             Ok(token) => {
+                match command {
+                    Command::Append { .. } => {}
+                    Command::Trim { .. } => self.counts.note(Event::Trims),
+                    Command::Cut { .. } => self.counts.note(Event::Cuts),
+                }
                 self.reference.begin(command, token);
                 return true;
             }
@@ -343,7 +462,7 @@ impl World {
             }
             Err(AppendError::NoSpace { .. }) => {
                 assert!(self.full || self.fault_armed, "no space on a wide disk");
-                self.counts.full += 1;
+                self.counts.note(Event::Full);
                 self.turn();
             }
             Err(AppendError::Poisoned(_)) => assert!(self.poisoned),
@@ -493,20 +612,34 @@ impl World {
 
     /// The life ends, one way or another.
     pub fn end(&mut self) {
+        let way = self.random.below(10);
+        self.end_by(way);
+    }
+
+    /// The life ends by a power cut, or by a kill.
+    pub fn end_with(&mut self, power: bool) {
+        self.end_by(if power { 9 } else { 5 });
+    }
+
+    fn end_by(&mut self, way: u64) {
         let shard = self.shard.take().expect("the shard is open");
         let stats = shard.stats();
-        self.counts.moved += stats.moved_records;
-        self.counts.rotations += stats.rotations;
-        self.counts.idle_seals += stats.idle_seals;
-        let way = self.random.below(10);
+        self.counts.add(Event::Moved, stats.moved_records);
+        self.counts.add(Event::Rolls, stats.rotations);
+        self.counts.add(Event::IdleSeals, stats.idle_seals);
+        self.note_recycled();
         self.tell(|| format!("end {way}: {:?} down {}", stats.segments, self.is_down()));
         match way {
             _ if self.is_down() => shard.abandon(),
             0..3 => self.close(shard),
             3..6 => {
                 self.sim.kill();
-                self.counts.crash_points += 1;
                 shard.abandon();
+                if self.random.chance(300) {
+                    // The machine goes down before the next process has synced anything.
+                    self.sim.crash();
+                    self.counts.note(Event::CutsAfterKills);
+                }
             }
             _ => {
                 self.sim.crash();
@@ -514,7 +647,14 @@ impl World {
             }
         }
         self.reference.die();
-        self.note_crashes();
+        let (before, (cuts, kills)) = (self.last, self.note_deaths());
+        if cuts + kills > 0 {
+            self.counts.add(Event::CrashesAfterTornTails, u64::from(before.torn));
+            let after_kill = before.killed && cuts > 0 && kills == 0;
+            self.counts.add(Event::CutsAfterKillsAndOpens, u64::from(after_kill));
+        }
+        self.last = Death { killed: kills > 0 && cuts == 0, ..Death::default() };
+        self.never_die();
         self.sim.clear_faults();
         self.fault_armed = false;
         if self.random.chance(500) {
@@ -524,8 +664,12 @@ impl World {
     }
 
     fn close(&mut self, shard: Shard) {
-        self.counts.closes += 1;
+        self.counts.note(Event::Closes);
+        if self.random.chance(200) {
+            self.die_within(40);
+        }
         let outcome = shard.close();
+        self.counts.add(Event::CrashesWhileClosing, u64::from(self.is_down()));
         self.reference.settle();
         assert!(self.is_down() || self.reference.is_settled(), "closing leaves nobody waiting");
         match outcome {
@@ -550,10 +694,10 @@ impl World {
         self.heal_device();
         self.sim.clear_faults();
         self.fault_armed = false;
-        self.sim.crash_at(u64::MAX);
+        self.never_die();
         self.setup.faulty = false;
         self.open();
-        self.sim.crash_at(u64::MAX);
+        self.never_die();
         for stream in 0..self.reference.ids.len() {
             assert!(self.append_to(stream, &[100]));
         }

@@ -149,6 +149,33 @@ impl Reference {
         Self { seed, wild, ids, streams, lengths, records, controls, acknowledged: 0, refused: 0 }
     }
 
+    /// Another that goes its own way from here on; nothing may be under way.
+    pub fn fork(&self) -> Self {
+        assert!(self.is_settled(), "what is under way has one owner");
+        let lane = |lane: &Lane| Lane { doubtful: lane.doubtful.clone(), ..Lane::default() };
+        Self {
+            seed: self.seed,
+            wild: self.wild,
+            ids: self.ids.clone(),
+            streams: self.streams.clone(),
+            lengths: self.lengths.clone(),
+            records: lane(&self.records),
+            controls: lane(&self.controls),
+            acknowledged: 0,
+            refused: 0,
+        }
+    }
+
+    /// Gives no record one of the next `count` numbers.
+    pub fn skip_numbers(&mut self, count: usize) {
+        self.lengths.resize(self.lengths.len() + count, 0);
+    }
+
+    /// Length of a record by its number.
+    pub fn length(&self, id: u64) -> usize {
+        self.lengths[id as usize] as usize
+    }
+
     /// Numbers for records of these lengths, and their bytes.
     pub fn make_records(&mut self, lengths: &[usize]) -> (Range<u64>, Vec<Vec<u8>>) {
         let first = self.lengths.len() as u64;

@@ -14,6 +14,19 @@ const ENGINE: [u8; 16] = [9; 16];
 const SEGMENT_BYTES: u64 = 64 << 10;
 const STREAM: StreamId = StreamId::new(7);
 
+/// Each by its name.
+pub const ALL: &[(&str, fn())] = &[
+    ("unused_segments_of_older_incarnations", unused_segments_of_older_incarnations),
+    ("a_footer_in_the_page_cache_is_synced", a_footer_in_the_page_cache_is_synced),
+    ("the_anchor_is_older_than_the_newest_header", the_anchor_is_older_than_the_newest_header),
+    ("a_failed_header_write_leaves_the_old_header", a_failed_header_write_leaves_the_old_header),
+    ("waiting_for_a_segment_is_not_work", waiting_for_a_segment_is_not_work),
+    ("closing_while_records_move", closing_while_records_move),
+    ("another_valid_frame_in_the_same_place", another_valid_frame_in_the_same_place),
+    ("a_sealed_segment_of_a_clone", a_sealed_segment_of_a_clone),
+    ("the_newest_segment_of_a_clone", the_newest_segment_of_a_clone),
+];
+
 /// A device and how its shards are opened.
 pub struct Story {
     pub sim: SimHandle,
@@ -220,6 +233,59 @@ pub fn another_valid_frame_in_the_same_place() {
     let shard = story.open().expect("a sealed segment is not scanned");
     let record = shard.read(STREAM, 0..1).unwrap().next().expect("it was acknowledged");
     assert!(matches!(record, Err(ReadError::Corrupt { .. })), "{record:?}");
+}
+
+/// A sealed segment of another history is no part of this one, also when what comes behind the
+/// next segment goes on as it should.
+pub fn a_sealed_segment_of_a_clone() {
+    let (story, clone) = (Story::new(6), Story::new(6));
+    let write = |story: &Story, byte: u8| {
+        let mut shard = story.open().unwrap();
+        while shard.stats().rotations < 3 {
+            story.append(&mut shard, STREAM, &[byte; 2000]);
+        }
+        story.turn(&mut shard, 20);
+        story.kill(shard);
+    };
+    write(&story, 1);
+    write(&clone, 2);
+    let sealed = segments(&story.sim, SEGMENT_BYTES);
+    let sealed = sealed.iter().filter(|segment| segment.footer.is_some());
+    let names: Vec<_> = sealed.map(|segment| segment.name.clone()).collect();
+    assert!(names.len() >= 2, "{names:?}");
+    for name in names {
+        expect_named(&story, &clone, &name);
+    }
+}
+
+/// The first segment of an incarnation names the end of all before it, CRC and all: a segment of
+/// another history names another batch.
+pub fn the_newest_segment_of_a_clone() {
+    let (story, clone) = (Story::new(7), Story::new(7));
+    for (story, byte) in [(&story, 1), (&clone, 2)] {
+        for _ in 0..2 {
+            let mut shard = story.open().unwrap();
+            for _ in 0..5 {
+                story.append(&mut shard, STREAM, &[byte; 1000]);
+            }
+            story.kill(shard);
+        }
+    }
+    let used = segments(&story.sim, SEGMENT_BYTES);
+    let newest = used.iter().rfind(|segment| !segment.batches.is_empty()).expect("one is in use");
+    assert!(newest.predecessor.is_some() && newest.footer.is_none(), "{newest:?}");
+    expect_named(&story, &clone, &newest.name);
+}
+
+/// With this file of the clone in its place, the directory does not open.
+fn expect_named(story: &Story, clone: &Story, name: &str) {
+    let own = story.sim.bytes(name).expect("it is there");
+    story.sim.put(name, &clone.sim.bytes(name).expect("the clone has it"));
+    match story.open() {
+        Err(error) => assert_eq!(error.kind(), OpenErrorKind::Corrupt, "{name}: {error}"),
+        Ok(_) => panic!("{name} of the clone was believed"),
+    }
+    story.sim.put(name, &own);
 }
 
 fn overwrite(sim: &SimHandle, name: &str, offset: u64, change: impl FnOnce(&mut [u8])) {

@@ -12,6 +12,7 @@ pub struct Batch {
     pub offset: u64,
     pub length: u64,
     pub sequence: u64,
+    pub crc: u32,
     pub durable_sequence: u64,
     /// Stream, epoch, first offset and offset behind the last of each data frame.
     pub frames: Vec<(u64, u64, u64, u64)>,
@@ -76,6 +77,7 @@ fn segment(sim: &SimHandle, name: &str, segment_bytes: u64) -> Option<Segment> {
             offset: offset as u64,
             length: batch.padded_length() as u64,
             sequence: batch.sequence.get(),
+            crc: batch.crc.get(),
             durable_sequence: batch.durable_sequence.get(),
             frames,
         });

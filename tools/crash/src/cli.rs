@@ -1,0 +1,77 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::{Parser, Subcommand};
+
+/// Crash, corruption and fault testing of the ringwal storage engine.
+#[derive(Debug, Parser)]
+#[command(name = "ringwal-crash", version)]
+pub struct Arguments {
+    /// What to test.
+    #[command(subcommand)]
+    pub command: Command,
+    /// What everything random comes from; printed, so that a run can be repeated. Default: the
+    /// clock.
+    #[arg(long, global = true)]
+    pub seed: Option<u64>,
+    /// How much: crash points, states, cycles or executions. Default: as in CI.
+    #[arg(long, global = true)]
+    pub count: Option<u64>,
+    /// Also writes the result as JSON to FILE, or to standard output for `-`.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Gives the engine a known bug; only in a build with `--cfg ringwal_mutants`.
+    #[arg(long, global = true, hide = true, value_name = "NAME")]
+    pub mutant: Option<String>,
+}
+
+/// What to test.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Seeded runs of the engine on a simulated disk, with power cuts, kills and faults.
+    Sim,
+    /// Runs one seed of `sim` again and tells what is done.
+    Repro,
+    /// Shows that known bugs in the engine are caught: builds it with each of them.
+    Mutants,
+    /// Everything, again and again with other seeds.
+    Deep {
+        /// How long, in hours.
+        #[arg(long)]
+        hours: f64,
+    },
+}
+
+/// How much of it, and from which seed.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// What everything random comes from.
+    pub seed: u64,
+    /// As the command counts: crash points, states, cycles or executions.
+    pub count: Option<u64>,
+}
+
+impl Arguments {
+    /// How much of it, and from which seed.
+    pub fn request(&self) -> Request {
+        let clock = || {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            since.as_nanos() as u64 & 0xFFFF_FFFF
+        };
+        Request { seed: self.seed.unwrap_or_else(clock), count: self.count }
+    }
+}
+
+impl Command {
+    /// As it is typed.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Command::Sim => "sim",
+            Command::Repro => "repro",
+            Command::Mutants => "mutants",
+            Command::Deep { .. } => "deep",
+        }
+    }
+}

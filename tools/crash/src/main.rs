@@ -1,0 +1,42 @@
+//! `ringwal-crash`: shows that the engine keeps its promise through crashes, kills, faults and
+//! damage. Each command prints its seed, what it covered, what it skipped and why, and a closing
+//! line; it exits with 0 only when nothing failed.
+
+mod cli;
+mod deep;
+mod mutants;
+mod report;
+mod sim;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use cli::{Arguments, Command};
+use report::Report;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Some(mutant) = &arguments.mutant
+        && !ringwal_engine::mutants::choose(mutant)
+    {
+        eprintln!("error: this build has no mutant {mutant}");
+        return ExitCode::FAILURE;
+    }
+    let request = arguments.request();
+    let mut report = Report::new(arguments.command.name(), request.seed);
+    let outcome = match arguments.command {
+        Command::Sim => sim::run(request, &mut report),
+        Command::Repro => sim::repro(request, &mut report),
+        Command::Mutants => mutants::run(request, &mut report),
+        Command::Deep { hours } => deep::run(request, hours, &mut report),
+    };
+    match outcome.and_then(|()| report.finish(arguments.json.as_deref())) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
