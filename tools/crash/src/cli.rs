@@ -29,6 +29,12 @@ pub struct Arguments {
 pub enum Command {
     /// Seeded runs of the engine on a simulated disk, with power cuts, kills and faults.
     Sim,
+    /// `kill -9` of a process that writes, at random moments and in every phase of the engine's
+    /// life, and ext4 shut down under one; --count is the number of kills.
+    Kill,
+    /// The process that `kill` kills.
+    #[command(hide = true)]
+    KillChild(crate::kill::ChildArguments),
 }
 
 /// How much of it, and from which seed.
@@ -56,6 +62,8 @@ impl Command {
     pub fn name(&self) -> &'static str {
         match self {
             Command::Sim => "sim",
+            Command::Kill => "kill",
+            Command::KillChild(_) => "kill-child",
         }
     }
 }

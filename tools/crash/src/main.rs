@@ -3,6 +3,7 @@
 //! line; it exits with 0 only when nothing failed.
 
 mod cli;
+mod kill;
 mod report;
 mod sim;
 
@@ -15,10 +16,15 @@ use report::Report;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Command::KillChild(child) = &arguments.command {
+        return kill::run_child(child);
+    }
     let request = arguments.request();
     let mut report = Report::new(arguments.command.name(), request.seed);
     let outcome = match arguments.command {
         Command::Sim => sim::run(request, &mut report),
+        Command::Kill => kill::run(request, &mut report),
+        Command::KillChild(_) => Ok(()),
     };
     match outcome.and_then(|()| report.finish(arguments.json.as_deref())) {
         Ok(true) => ExitCode::SUCCESS,
