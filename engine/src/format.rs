@@ -4,6 +4,8 @@
 //! same bytes. A type named `…Header` here has been read but not believed: its `verify` is the
 //! only way to trust it.
 
+use std::ops::RangeInclusive;
+
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -18,6 +20,13 @@ pub const INCOMPATIBLE_KNOWN: u64 = 0;
 
 /// Where the batches of a segment start: after two header blocks.
 pub const DATA_START: u64 = 2 * BLOCK_BYTES as u64;
+/// Shards that a directory may have.
+pub const SHARDS: RangeInclusive<u32> = 1..=64;
+/// Length that its segments may have, in bytes; whole blocks.
+pub const SEGMENT_BYTES: RangeInclusive<u64> = 64 << 10..=2 << 30;
+/// No offset, sequence, generation, incarnation or segment number is greater: none gets that far,
+/// and one can be added to each without a second thought.
+pub const COUNTER_MAX: u64 = 1 << 62;
 /// Bytes of a record's length, in front of the record.
 pub const RECORD_PREFIX_BYTES: usize = 4;
 
@@ -341,6 +350,14 @@ fn check_version(major: u32, minor: u32, incompatible: u64) -> Result<(), Format
     Ok(())
 }
 
+/// Whether a writer can have counted that far.
+pub(crate) fn check_counters(counters: &[u64]) -> Result<(), FormatError> {
+    if counters.iter().any(|counter| *counter > COUNTER_MAX) {
+        return Err(FormatError::Length);
+    }
+    Ok(())
+}
+
 /// Checks a block's magic and CRC (at byte 8, over everything after it) and returns it.
 fn verify_block<T>(bytes: &[u8], magic: [u8; 8], seed: u32) -> Result<T, FormatError>
 where
@@ -393,7 +410,18 @@ impl EngineHeader {
     pub fn verify(bytes: &[u8]) -> Result<Self, FormatError> {
         let header: Self = verify_block(bytes, ENGINE_MAGIC, 0)?;
         check_version(header.major.get(), header.minor.get(), header.incompatible.get())?;
+        if !header.is_possible() {
+            return Err(FormatError::Length);
+        }
         Ok(header)
+    }
+
+    /// Whether there can be such a directory: everything else is sized by these numbers.
+    pub fn is_possible(&self) -> bool {
+        let segment_bytes = self.segment_bytes.get();
+        SHARDS.contains(&self.shards.get())
+            && SEGMENT_BYTES.contains(&segment_bytes)
+            && segment_bytes.is_multiple_of(BLOCK_BYTES as u64)
     }
 }
 
@@ -428,7 +456,10 @@ impl AnchorHeader {
     /// # Errors
     /// What is wrong with the bytes.
     pub fn verify(bytes: &[u8]) -> Result<Self, FormatError> {
-        verify_block(bytes, ANCHOR_MAGIC, 0)
+        let anchor: Self = verify_block(bytes, ANCHOR_MAGIC, 0)?;
+        let counters = [anchor.incarnation, anchor.first_number, anchor.first_generation];
+        check_counters(&counters.map(U64::get))?;
+        Ok(anchor)
     }
 }
 
@@ -494,6 +525,16 @@ impl SegmentHeader {
     pub fn verify(bytes: &[u8]) -> Result<Self, FormatError> {
         let header: Self = verify_block(bytes, SEGMENT_MAGIC, 0)?;
         check_version(header.major.get(), header.minor.get(), header.incompatible.get())?;
+        let counters = [
+            header.number,
+            header.generation,
+            header.incarnation,
+            header.predecessor_number,
+            header.predecessor_generation,
+            header.predecessor_offset,
+            header.predecessor_sequence,
+        ];
+        check_counters(&counters.map(U64::get))?;
         Ok(header)
     }
 
@@ -563,6 +604,9 @@ impl BatchHeader {
         if (header.length.get() as usize) < BATCH_HEADER_BYTES {
             return Err(FormatError::Length);
         }
+        let counters = [header.generation, header.sequence, header.durable_sequence];
+        check_counters(&counters.map(U64::get))?;
+        check_counters(&[header.incarnation.get()])?;
         Ok(header)
     }
 
@@ -678,9 +722,7 @@ impl<'a> VerifiedFrame<'a> {
         if crc32c::crc32c(payload) != header.payload_crc.get() {
             return Err(FormatError::Checksum);
         }
-        if header.base_offset.get().checked_add(u64::from(header.count.get())).is_none() {
-            return Err(FormatError::Length);
-        }
+        check_counters(&[header.end_offset()])?;
         if kind == FrameKind::Data
             && (header.count.get() == 0
                 || Records::new(payload).count_checked() != Some(header.count.get()))
@@ -781,16 +823,32 @@ impl FooterHeader {
         segment_bytes: u64,
     ) -> Result<Self, FormatError> {
         let footer: Self = verify_block(bytes, FOOTER_MAGIC, seed.at(Self::offset(segment_bytes)))?;
-        let entries_end =
-            footer.entries_offset.get() + u64::from(footer.entries.get()) * ENTRY_BYTES as u64;
-        let runs_end = footer.runs_offset.get() + u64::from(footer.runs.get()) * RUN_BYTES as u64;
-        if entries_end > segment_bytes
-            || runs_end > segment_bytes
-            || footer.end_offset.get() > segment_bytes
-        {
+        if !footer.is_possible(segment_bytes) {
             return Err(FormatError::Length);
         }
         Ok(footer)
+    }
+
+    /// Batches, entries, runs and footer lie one behind the other, each from a block on.
+    fn is_possible(&self, segment_bytes: u64) -> bool {
+        let list = |offset: U64, count: U32, bytes: usize| {
+            let length = u64::from(count.get()) * bytes as u64;
+            (offset.get(), offset.get().saturating_add(length))
+        };
+        let (entries, entries_end) = list(self.entries_offset, self.entries, ENTRY_BYTES);
+        let (runs, runs_end) = list(self.runs_offset, self.runs, RUN_BYTES);
+        let (end, checkpoint) = (self.end_offset.get(), self.checkpoint_offset.get());
+        let in_blocks = |offset: &u64| offset.is_multiple_of(BLOCK_BYTES as u64);
+        [end, entries, runs, checkpoint].iter().all(in_blocks)
+            && DATA_START <= end
+            && end <= entries
+            && entries_end <= runs
+            && runs_end <= Self::offset(segment_bytes)
+            && (checkpoint == 0 || (DATA_START..end).contains(&checkpoint))
+            && self.first_sequence.get() > 0
+            && self.first_sequence.get() <= self.last_sequence.get()
+            && check_counters(&[self.last_sequence, self.successor_generation].map(U64::get))
+                .is_ok()
     }
 }
 

@@ -56,6 +56,8 @@ mod flush;
 mod footer;
 #[doc(hidden)]
 pub mod format;
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 mod mover;
 pub mod offline;

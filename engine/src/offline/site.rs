@@ -154,5 +154,6 @@ fn rebuilt_header(path: &Path) -> Option<EngineHeader> {
         }
     }
     let (engine_id, segment_bytes) = told?;
-    Some(EngineHeader::new(engine_id, folders.len() as u32, segment_bytes))
+    let header = EngineHeader::new(engine_id, folders.len() as u32, segment_bytes);
+    header.is_possible().then_some(header)
 }
