@@ -35,6 +35,27 @@ pub enum Command {
     /// The process that `kill` kills.
     #[command(hide = true)]
     KillChild(crate::kill::ChildArguments),
+    /// Every decoder of bytes from disk, and whole recoveries, fed with mutated inputs; --count is
+    /// the number of executions.
+    Fuzz(FuzzArguments),
+    /// Writes the files that `fuzz` starts from.
+    Corpus(CorpusArguments),
+}
+
+/// See [`Command::Fuzz`].
+#[derive(Clone, Debug, clap::Args)]
+pub struct FuzzArguments {
+    /// Repeats this one execution of the seed.
+    #[arg(long, value_name = "NUMBER")]
+    pub execution: Option<u64>,
+}
+
+/// See [`Command::Corpus`].
+#[derive(Clone, Debug, clap::Args)]
+pub struct CorpusArguments {
+    /// Folder to write to; in the repository it is tools/crash/corpus.
+    #[arg(long, value_name = "FOLDER")]
+    pub write: PathBuf,
 }
 
 /// How much of it, and from which seed.
@@ -64,6 +85,8 @@ impl Command {
             Command::Sim => "sim",
             Command::Kill => "kill",
             Command::KillChild(_) => "kill-child",
+            Command::Fuzz(_) => "fuzz",
+            Command::Corpus(_) => "corpus",
         }
     }
 }

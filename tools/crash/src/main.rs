@@ -2,8 +2,12 @@
 //! damage. Each command prints its seed, what it covered, what it skipped and why, and a closing
 //! line; it exits with 0 only when nothing failed.
 
+#[path = "../../../engine/tests/common/archive.rs"]
+mod archive;
 mod cli;
+mod fuzz;
 mod kill;
+mod random;
 mod report;
 mod sim;
 
@@ -25,6 +29,8 @@ fn main() -> ExitCode {
         Command::Sim => sim::run(request, &mut report),
         Command::Kill => kill::run(request, &mut report),
         Command::KillChild(_) => Ok(()),
+        Command::Fuzz(fuzz) => fuzz::run(request, fuzz.execution, &mut report),
+        Command::Corpus(corpus) => fuzz::write_corpus(&corpus.write, &mut report),
     };
     match outcome.and_then(|()| report.finish(arguments.json.as_deref())) {
         Ok(true) => ExitCode::SUCCESS,

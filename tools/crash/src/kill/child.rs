@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ringwal_engine::{Engine, Io, Options, Stream, StreamId, SyncMode};
 
 use super::model::payload;
-use super::random::{Random, mix};
+use crate::random::{Random, mix};
 
 /// Streams that each writer thread has.
 pub const STREAMS_PER_THREAD: u64 = 2;

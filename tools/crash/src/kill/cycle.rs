@@ -14,7 +14,7 @@ use ringwal_engine::{OpenError, Options};
 
 use super::child::options;
 use super::model::Model;
-use super::random::Random;
+use crate::random::Random;
 use crate::report::Report;
 
 /// How long the phase aimed at may take to come; then any moment will do.

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::Stop;
 use super::cycle::{Aim, Bench, Victim};
-use super::random::Random;
+use crate::random::Random;
 use crate::report::Report;
 
 /// `_IOR('X', 125, u32)` of linux/ext4.h.

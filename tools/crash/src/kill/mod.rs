@@ -8,7 +8,6 @@ mod child;
 mod cycle;
 mod ext4;
 mod model;
-mod random;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

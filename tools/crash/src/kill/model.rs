@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ringwal_engine::{Engine, ReadError, StreamId};
 
 use super::child::streams;
-use super::random::{Random, mix};
+use crate::random::{Random, mix};
 
 /// The record of a stream at an offset and in an epoch: the same wherever it is asked for.
 pub fn payload(contents: u64, stream: u64, offset: u64, epoch: u64) -> Vec<u8> {
