@@ -4,7 +4,7 @@
 //! segment starts with one, so that nothing older has to be read for it. In between, single facts
 //! follow. No I/O, no decisions.
 
-use crate::format::FormatError;
+use crate::format::{FormatError, check_counters};
 use crate::stream::{EpochStart, EpochTable, StreamId};
 
 /// One fact.
@@ -89,9 +89,27 @@ impl Control {
         let mut words = Words(payload);
         let mut controls = Vec::new();
         while !words.0.is_empty() {
-            controls.push(Self::decode(&mut words)?);
+            let control = Self::decode(&mut words)?;
+            control.check()?;
+            controls.push(control);
         }
         Ok(controls)
+    }
+
+    /// Whether there can be such a fact.
+    fn check(&self) -> Result<(), FormatError> {
+        match self {
+            Self::Trim { before, .. } => check_counters(&[*before]),
+            Self::Epoch { start, .. } => check_counters(&[start.start]),
+            Self::CheckpointStream { trimmed, next, epochs, .. } if trimmed <= next => {
+                check_counters(&[*next, epochs.last().start])
+            }
+            Self::CheckpointStream { .. } => Err(FormatError::Length),
+            Self::Free { number, generation } | Self::CheckpointSegment { number, generation } => {
+                check_counters(&[*number, *generation])
+            }
+            Self::CheckpointBegin | Self::CheckpointEnd => Ok(()),
+        }
     }
 
     fn decode(words: &mut Words<'_>) -> Result<Self, FormatError> {

@@ -145,9 +145,6 @@ impl Directory {
     }
 
     fn make_shards(&self, options: &Options) -> Result<(), OpenError> {
-        if options.read_only {
-            return Ok(());
-        }
         let used = shard_folders(&self.path).iter().any(|folder| !segment_files(folder).is_empty());
         for shard in 0..self.shards {
             let path = self.shard_path(shard);
@@ -155,6 +152,13 @@ impl Directory {
                 // All folders are made before the first segment.
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 return Err(corrupt(&self.path, &name, "the folder of this shard is missing"));
+            }
+            if options.read_only {
+                if !path.exists() {
+                    // Whoever made the directory died before anything was put into it.
+                    return Err(OpenError::Missing { directory: self.path.clone() });
+                }
+                continue;
             }
             match fs::create_dir(&path) {
                 Ok(()) => {}
@@ -171,6 +175,9 @@ impl Directory {
                     ),
                 })?;
             }
+        }
+        if options.read_only {
+            return Ok(());
         }
         // Also what an earlier open made and did not live to sync.
         sync_directory(&self.path)

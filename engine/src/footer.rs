@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::disk::{BLOCK_BYTES, Buffer, BufferMut, block_round_up};
 use crate::format::{
     DATA_START, ENTRY_BYTES, EntryRecord, FRAME_HEADER_BYTES, FooterHeader, FormatError, RUN_BYTES,
-    RunRecord, SegmentSeed,
+    RunRecord, SegmentSeed, check_counters,
 };
 use crate::index::Entry;
 
@@ -140,6 +140,11 @@ pub(crate) fn read_runs(
         let entries_end = u64::from(run.entry.get()) + u64::from(run.entries.get());
         let ordered = run.base_offset.get() < run.end_offset.get();
         if entries_end > u64::from(entries) || !ordered {
+            return Err(FormatError::Length);
+        }
+        check_counters(&[run.end_offset.get()])?;
+        // Segments are shorter than that.
+        if run.frame_bytes.get() > u64::from(u32::MAX) {
             return Err(FormatError::Length);
         }
         Ok(run)

@@ -35,6 +35,10 @@ pub const INCOMPATIBLE_KNOWN: u64 = 0;
 /// Where the batches of a segment start: after two header blocks.
 pub const DATA_START: u64 = 2 * BLOCK_BYTES as u64;
 
+/// No offset, sequence, generation, incarnation or segment number is greater: none gets that far,
+/// and one can be added to each without a second thought.
+pub const COUNTER_MAX: u64 = 1 << 62;
+
 /// Identity of an engine directory: random, fixed at its creation.
 pub type EngineId = [u8; 16];
 
@@ -81,6 +85,14 @@ macro_rules! layout {
     };
 }
 use layout;
+
+/// Whether a writer can have counted that far.
+pub(crate) fn check_counters(counters: &[u64]) -> Result<(), FormatError> {
+    if counters.iter().any(|counter| *counter > COUNTER_MAX) {
+        return Err(FormatError::Length);
+    }
+    Ok(())
+}
 
 fn check_version(major: u32, minor: u32, incompatible: u64) -> Result<(), FormatError> {
     if major > FORMAT_MAJOR || incompatible & !INCOMPATIBLE_KNOWN != 0 {

@@ -57,6 +57,8 @@ mod flush;
 mod footer;
 #[doc(hidden)]
 pub mod format;
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 mod mover;
 #[doc(hidden)]

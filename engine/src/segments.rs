@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::io;
 
 use crate::disk::{BLOCK_BYTES, Buffer, BufferMut, FileId, Operation};
-use crate::format::{EngineId, JournalEnd, SegmentHeader, SegmentSeed};
+use crate::format::{COUNTER_MAX, EngineId, JournalEnd, SegmentHeader, SegmentSeed};
 use crate::mutants::{self, Mutant};
 
 /// Bytes zeroed by one write: short enough not to hold up an append for long.
@@ -25,6 +25,7 @@ pub(crate) fn segment_number(name: &str) -> Option<u64> {
     (digits.len() >= 8 && digits.bytes().all(|byte| byte.is_ascii_digit()))
         .then(|| digits.parse().ok())
         .flatten()
+        .filter(|number| *number <= COUNTER_MAX)
 }
 
 /// What all segments of a shard share.

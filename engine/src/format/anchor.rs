@@ -2,7 +2,7 @@
 
 use zerocopy::little_endian::{U32, U64};
 
-use super::{EngineId, FormatError, layout, verify_block, write_block};
+use super::{EngineId, FormatError, check_counters, layout, verify_block, write_block};
 
 const ANCHOR_MAGIC: [u8; 8] = *b"RWANCHOR";
 
@@ -59,6 +59,9 @@ impl AnchorHeader {
     /// # Errors
     /// What is wrong with the bytes.
     pub fn verify(bytes: &[u8]) -> Result<Self, FormatError> {
-        verify_block(bytes, ANCHOR_MAGIC, 0)
+        let anchor: Self = verify_block(bytes, ANCHOR_MAGIC, 0)?;
+        let counters = [anchor.incarnation, anchor.first_number, anchor.first_generation];
+        check_counters(&counters.map(U64::get))?;
+        Ok(anchor)
     }
 }

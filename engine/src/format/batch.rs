@@ -4,7 +4,8 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
-    DATA_START, EngineId, FRAME_HEADER_BYTES, FormatError, SegmentSeed, VerifiedFrame, layout,
+    DATA_START, EngineId, FRAME_HEADER_BYTES, FormatError, SegmentSeed, VerifiedFrame,
+    check_counters, layout,
 };
 
 const BATCH_MAGIC: u32 = 0x3142_5752; // "RWB1"
@@ -81,6 +82,9 @@ impl BatchHeader {
         if (header.length.get() as usize) < BATCH_HEADER_BYTES {
             return Err(FormatError::Length);
         }
+        let counters = [header.generation, header.sequence, header.durable_sequence];
+        check_counters(&counters.map(U64::get))?;
+        check_counters(&[header.incarnation.get()])?;
         Ok(header)
     }
 

@@ -4,7 +4,7 @@
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{FormatError, layout};
+use super::{FormatError, check_counters, layout};
 
 /// Bytes of a record's length, in front of the record.
 pub const RECORD_PREFIX_BYTES: usize = 4;
@@ -159,9 +159,7 @@ impl<'a> VerifiedFrame<'a> {
         if crc32c::crc32c(payload) != header.payload_crc.get() {
             return Err(FormatError::Checksum);
         }
-        if header.base_offset.get().checked_add(u64::from(header.count.get())).is_none() {
-            return Err(FormatError::Length);
-        }
+        check_counters(&[header.end_offset()])?;
         if kind == FrameKind::Data
             && (header.count.get() == 0
                 || Records::new(payload).count_checked() != Some(header.count.get()))

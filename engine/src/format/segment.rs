@@ -4,8 +4,8 @@
 use zerocopy::little_endian::{U32, U64};
 
 use super::{
-    EngineId, FORMAT_MAJOR, FORMAT_MINOR, FormatError, INCOMPATIBLE_KNOWN, check_version, layout,
-    verify_block, write_block,
+    EngineId, FORMAT_MAJOR, FORMAT_MINOR, FormatError, INCOMPATIBLE_KNOWN, check_counters,
+    check_version, layout, verify_block, write_block,
 };
 use crate::mutants::{self, Mutant};
 
@@ -102,6 +102,16 @@ impl SegmentHeader {
     pub fn verify(bytes: &[u8]) -> Result<Self, FormatError> {
         let header: Self = verify_block(bytes, SEGMENT_MAGIC, 0)?;
         check_version(header.major.get(), header.minor.get(), header.incompatible.get())?;
+        let counters = [
+            header.number,
+            header.generation,
+            header.incarnation,
+            header.predecessor_number,
+            header.predecessor_generation,
+            header.predecessor_offset,
+            header.predecessor_sequence,
+        ];
+        check_counters(&counters.map(U64::get))?;
         Ok(header)
     }
 

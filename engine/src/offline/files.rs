@@ -82,7 +82,13 @@ impl SegmentFile {
         if header.engine_id != site.directory.engine_id {
             return Owner::OtherEngine;
         }
-        let (its_shard, number) = (header.shard.get() as u16, header.number.get());
+        let Some(its_shard) = u16::try_from(header.shard.get())
+            .ok()
+            .filter(|its_shard| site.shards().contains(its_shard))
+        else {
+            return Owner::OtherEngine;
+        };
+        let number = header.number.get();
         if (its_shard, number) == (shard, self.number) {
             return Owner::This;
         }

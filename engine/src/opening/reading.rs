@@ -160,7 +160,7 @@ impl Opening<'_> {
         plan: &Plan,
     ) -> Result<Option<(u64, HashSet<u64>)>, OpenError> {
         for found in plan.segments.iter().rev() {
-            let limit = plan.limit(found).unwrap_or(self.identity.segment_bytes);
+            let limit = plan.limit(found).unwrap_or(u64::MAX).min(self.identity.segment_bytes);
             let left = limit.saturating_sub(DATA_START) as usize;
             let mut length = FIRST_BYTES.min(left);
             loop {
@@ -203,7 +203,7 @@ impl Opening<'_> {
             }
             walk.begin_scan(found);
             let incarnation = found.header.incarnation.get();
-            let mut limit = limit.unwrap_or(self.identity.segment_bytes);
+            let mut limit = limit.unwrap_or(u64::MAX).min(self.identity.segment_bytes);
             if untouched == Some(incarnation) {
                 // An incarnation uses its segments in order: behind an unused one there is no
                 // batch, or else the beginning shows that the unused one was not unused.

@@ -42,6 +42,33 @@ pub enum Command {
         #[arg(long)]
         hours: f64,
     },
+    /// `kill -9` of a process that writes, at random moments and in every phase of the engine's
+    /// life, and ext4 shut down under one; --count is the number of kills.
+    Kill,
+    /// The process that `kill` kills.
+    #[command(hide = true)]
+    KillChild(crate::kill::ChildArguments),
+    /// Every decoder of bytes from disk, and whole recoveries, fed with mutated inputs; --count is
+    /// the number of executions.
+    Fuzz(FuzzArguments),
+    /// Writes the files that `fuzz` starts from.
+    Corpus(CorpusArguments),
+}
+
+/// See [`Command::Fuzz`].
+#[derive(Clone, Debug, clap::Args)]
+pub struct FuzzArguments {
+    /// Repeats this one execution of the seed.
+    #[arg(long, value_name = "NUMBER")]
+    pub execution: Option<u64>,
+}
+
+/// See [`Command::Corpus`].
+#[derive(Clone, Debug, clap::Args)]
+pub struct CorpusArguments {
+    /// Folder to write to; in the repository it is tools/crash/corpus.
+    #[arg(long, value_name = "FOLDER")]
+    pub write: PathBuf,
 }
 
 /// How much of it, and from which seed.
@@ -72,6 +99,10 @@ impl Command {
             Command::Repro => "repro",
             Command::Mutants => "mutants",
             Command::Deep { .. } => "deep",
+            Command::Kill => "kill",
+            Command::KillChild(_) => "kill-child",
+            Command::Fuzz(_) => "fuzz",
+            Command::Corpus(_) => "corpus",
         }
     }
 }

@@ -2,9 +2,14 @@
 //! damage. Each command prints its seed, what it covered, what it skipped and why, and a closing
 //! line; it exits with 0 only when nothing failed.
 
+#[path = "../../../engine/tests/common/archive.rs"]
+mod archive;
 mod cli;
 mod deep;
+mod fuzz;
+mod kill;
 mod mutants;
+mod random;
 mod report;
 mod sim;
 
@@ -23,6 +28,9 @@ fn main() -> ExitCode {
         eprintln!("error: this build has no mutant {mutant}");
         return ExitCode::FAILURE;
     }
+    if let Command::KillChild(child) = &arguments.command {
+        return kill::run_child(child);
+    }
     let request = arguments.request();
     let mut report = Report::new(arguments.command.name(), request.seed);
     let outcome = match arguments.command {
@@ -30,6 +38,10 @@ fn main() -> ExitCode {
         Command::Repro => sim::repro(request, &mut report),
         Command::Mutants => mutants::run(request, &mut report),
         Command::Deep { hours } => deep::run(request, hours, &mut report),
+        Command::Kill => kill::run(request, &mut report),
+        Command::KillChild(_) => Ok(()),
+        Command::Fuzz(fuzz) => fuzz::run(request, fuzz.execution, &mut report),
+        Command::Corpus(corpus) => fuzz::write_corpus(&corpus.write, &mut report),
     };
     match outcome.and_then(|()| report.finish(arguments.json.as_deref())) {
         Ok(true) => ExitCode::SUCCESS,
