@@ -29,6 +29,11 @@ pub struct Arguments {
 pub enum Command {
     /// Seeded runs of the engine on a simulated disk, with power cuts, kills and faults.
     Sim,
+    /// States that a loss of power could leave on a real file system.
+    Replay(crate::block::replay::ReplayArguments),
+    /// A process of `replay` or `faults`.
+    #[command(hide = true)]
+    BlockRole(crate::block::role::RoleArguments),
 }
 
 /// How much of it, and from which seed.
@@ -56,6 +61,8 @@ impl Command {
     pub fn name(&self) -> &'static str {
         match self {
             Command::Sim => "sim",
+            Command::Replay(_) => "replay",
+            Command::BlockRole(_) => "block-role",
         }
     }
 }

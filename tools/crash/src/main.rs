@@ -2,6 +2,7 @@
 //! damage. Each command prints its seed, what it covered, what it skipped and why, and a closing
 //! line; it exits with 0 only when nothing failed.
 
+mod block;
 mod cli;
 mod report;
 mod sim;
@@ -16,9 +17,14 @@ use report::Report;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let request = arguments.request();
+    if let Command::BlockRole(role) = &arguments.command {
+        return block::role::exit_code(role.play());
+    }
     let mut report = Report::new(arguments.command.name(), request.seed);
-    let outcome = match arguments.command {
+    let outcome = match &arguments.command {
         Command::Sim => sim::run(request, &mut report),
+        Command::Replay(replay) => block::replay::run(request, replay, &mut report),
+        Command::BlockRole(_) => unreachable!("played above"),
     };
     match outcome.and_then(|()| report.finish(arguments.json.as_deref())) {
         Ok(true) => ExitCode::SUCCESS,
