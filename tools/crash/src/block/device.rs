@@ -1,12 +1,12 @@
 //! The disk under test: a FUSE file system with one file, which a loop device is put over. It logs
 //! every write and flush in order, has a volatile cache, and fails when told to.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
     Generation, INodeNo, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty,
@@ -17,8 +17,8 @@ use rustix::mount::UnmountFlags;
 use super::image::{Image, is_zero};
 
 const FILE: INodeNo = INodeNo(2);
-const FILE_NAME: &str = "disk";
 const FOREVER: Duration = Duration::from_secs(3600);
+const DETACH_LIMIT: Duration = Duration::from_secs(20);
 
 /// What the disk was told, in order, and what was known at that point.
 #[derive(Clone, Debug)]
@@ -198,12 +198,35 @@ impl Server {
     /// # Errors
     /// Without FUSE.
     pub fn start(device: Arc<Device>, path: &Path) -> Result<Server> {
-        serve(OneFile { device }, path)
+        serve(OneFile { device, name: file_name(path) }, path)
     }
 
-    /// The file.
+    /// The file. It is named as its directory: the only part of its path that is seen from other
+    /// mount namespaces.
     pub fn file(&self) -> PathBuf {
-        self.path.join(FILE_NAME)
+        self.path.join(file_name(&self.path))
+    }
+
+    /// Waits until no loop device uses the file any more: the kernel takes the mounts of an ended
+    /// process apart a little later.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub fn wait_detached(&self) -> Result<()> {
+        let name = file_name(&self.path);
+        let deadline = Instant::now() + DETACH_LIMIT;
+        while Instant::now() < deadline {
+            let mut in_use = false;
+            for device in std::fs::read_dir("/sys/block")?.flatten() {
+                let backing = std::fs::read_to_string(device.path().join("loop/backing_file"));
+                in_use |= backing.is_ok_and(|path| Path::new(path.trim_end()).ends_with(&name));
+            }
+            if !in_use {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        bail!("a loop device keeps {}", self.file().display())
     }
 
     /// Where it is mounted.
@@ -232,8 +255,13 @@ impl Drop for Server {
     }
 }
 
+fn file_name(path: &Path) -> OsString {
+    path.file_name().unwrap_or_default().to_owned()
+}
+
 struct OneFile {
     device: Arc<Device>,
+    name: OsString,
 }
 
 impl OneFile {
@@ -273,7 +301,7 @@ pub fn attributes(ino: INodeNo, kind: FileType, size: u64) -> FileAttr {
 impl Filesystem for OneFile {
     fn lookup(&self, _request: &Request, _parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.attributes(FILE) {
-            Some(found) if name == FILE_NAME => reply.entry(&FOREVER, &found, Generation(0)),
+            Some(found) if name == self.name => reply.entry(&FOREVER, &found, Generation(0)),
             _ => reply.error(Errno::ENOENT),
         }
     }

@@ -116,8 +116,13 @@ impl History {
         self.streams.entry(stream).or_default().acknowledged = end;
     }
 
+    /// Whether an open has ever returned.
+    pub fn has_begun(&self) -> bool {
+        !self.streams.is_empty()
+    }
+
     /// What one stream must hold.
-    pub fn stream(&self, stream: u64) -> StreamHistory {
+    fn stream(&self, stream: u64) -> StreamHistory {
         self.streams.get(&stream).cloned().unwrap_or_default()
     }
 

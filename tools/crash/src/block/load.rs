@@ -125,7 +125,7 @@ fn write(
         .iter()
         .map(|stream| Writer::new(setup, voice, engine.stream(StreamId::new(*stream))))
         .collect();
-    let bursts = 4 + random.below(20);
+    let bursts = 4 + random.below(40);
     for burst in 0..bursts {
         let writer = &mut writers[random.below(streams.len() as u64) as usize];
         let tokens = writer.burst(&mut random)?;
@@ -186,10 +186,7 @@ impl<'a> Writer<'a> {
     }
 
     /// A full disk gets room by trimming everything of this stream.
-    fn when_space<T>(
-        &mut self,
-        append: impl Fn(&Stream) -> Result<T, AppendError>,
-    ) -> Result<T> {
+    fn when_space<T>(&mut self, append: impl Fn(&Stream) -> Result<T, AppendError>) -> Result<T> {
         let deadline = Instant::now() + SPACE_LIMIT;
         loop {
             match append(&self.stream) {

@@ -6,8 +6,11 @@
 //! each write is there, is lost, or is torn: between sectors of 512 bytes in segments, between
 //! blocks of 4 KiB in what belongs to the file system.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -18,7 +21,7 @@ use super::image::{BLOCK_BYTES, Image};
 use super::random::Random;
 use super::role::{Kind, Role, Setup};
 use super::states::{State, StateDisk};
-use super::system::{Private, make_file_system};
+use super::system::{Private, leave_namespace, make_file_system};
 use super::watchdog::Watchdog;
 use crate::cli::Request;
 use crate::report::Report;
@@ -83,7 +86,7 @@ pub fn run(request: Request, arguments: &ReplayArguments, report: &mut Report) -
         if arguments.self_check {
             replay.self_check(count, report)?;
         } else {
-            let caught = replay.states(count, Broken::Nothing, report)?;
+            let caught = replay.states(count, Broken::Nothing, report)?.caught;
             report.pass(count - caught.len() as u64);
             caught.into_iter().for_each(|(_, what)| report.fail(what));
         }
@@ -109,9 +112,23 @@ struct Replay<'a> {
     seed: u64,
     /// As mkfs left it.
     fresh: Image,
+    keep: Option<&'a Path>,
+}
+
+/// One of the threads that record and judge; each has its own disks.
+struct Worker<'a> {
+    replay: &'a Replay<'a>,
+    number: usize,
     disk: StateDisk,
     watchdog: Watchdog,
-    keep: Option<&'a Path>,
+    seen: Seen,
+}
+
+/// What was covered, and the states that break the promise, by number.
+#[derive(Debug, Default)]
+struct Seen {
+    covered: BTreeMap<String, u64>,
+    caught: Vec<(u64, String)>,
 }
 
 /// A disk at the beginning of a recording, and what it must hold.
@@ -142,43 +159,35 @@ impl<'a> Replay<'a> {
         arguments: &'a ReplayArguments,
     ) -> Result<Replay<'a>> {
         let fresh = fresh_image(private, kind)?;
-        let disk = StateDisk::new(private, kind, fresh.len())?;
-        let place = private.directory(&format!("device-{}", std::process::id()))?;
+        drop(StateDisk::new(private, kind, "try", fresh.len())?);
+        let place = private.directory("try-fuse")?;
         drop(Server::start(Device::new(Image::new(BLOCK_BYTES), true), &place)?);
-        let watchdog = Watchdog::new("replay", STEP_LIMIT);
-        let keep = arguments.keep.as_deref();
-        Ok(Replay { private, kind, seed, fresh, disk, watchdog, keep })
+        Ok(Replay { private, kind, seed, fresh, keep: arguments.keep.as_deref() })
     }
 
-    /// Judges so many states. Those that break the promise, by number.
-    fn states(
-        &self,
-        count: u64,
-        broken: Broken,
-        report: &mut Report,
-    ) -> Result<Vec<(u64, String)>> {
-        let mut caught = Vec::new();
-        let (mut done, mut run) = (0, 0);
-        let mut carried = None;
-        while done < count {
-            let mut random = Random::new(self.seed, 0x5747 + run);
-            let beginning = match carried.take() {
-                Some(beginning) if random.percent(60) && broken == Broken::Nothing => {
-                    report.cover(&format!("{}: recordings that begin after a crash", self.kind), 1);
-                    beginning
-                }
-                _ => self.beginning(&mut random),
+    /// Judges so many states, some at a time: they wait for the disk more than for the processor.
+    fn states(&self, count: u64, broken: Broken, report: &mut Report) -> Result<Seen> {
+        let next_run = AtomicU64::new(0);
+        let workers = std::thread::available_parallelism().map_or(1, usize::from) + 1;
+        let outcomes: Vec<Result<Seen>> = std::thread::scope(|scope| {
+            let work = |number| {
+                let next_run = &next_run;
+                move || Worker::new(self, number)?.run(count, broken, next_run)
             };
-            self.watchdog.step(format!("recording {run}"));
-            let recording = self.record(beginning, broken, &mut random, report)?;
-            let wanted = STATES_PER_RUN.min(count - done);
-            let begins = Begins { run, first: done, wanted };
-            carried = self.judge(recording, broken, begins, &mut random, &mut caught, report)?;
-            done += wanted;
-            run += 1;
+            let workers: Vec<_> = (0..workers).map(|number| scope.spawn(work(number))).collect();
+            let joined = workers.into_iter().map(|worker| worker.join());
+            joined.map(|outcome| outcome.unwrap_or_else(|_| bail!("a worker panicked"))).collect()
+        });
+        let mut caught = Vec::new();
+        for seen in outcomes {
+            let seen = seen?;
+            caught.extend(seen.caught);
+            for (what, number) in seen.covered {
+                report.cover(&format!("{}: {what}", self.kind), number);
+            }
         }
-        report.cover(&format!("{}: recordings", self.kind), run);
-        Ok(caught)
+        caught.sort();
+        Ok(Seen { covered: BTreeMap::new(), caught })
     }
 
     fn self_check(&self, count: u64, report: &mut Report) -> Result<()> {
@@ -186,7 +195,7 @@ impl<'a> Replay<'a> {
             (Broken::Early, "records acknowledged when they are submitted"),
             (Broken::NoFlush, "flushes that do nothing"),
         ] {
-            let caught = self.states(count, broken, report)?;
+            let caught = self.states(count, broken, report)?.caught;
             match caught.first() {
                 Some((first, example)) => {
                     let number = caught.len();
@@ -200,10 +209,69 @@ impl<'a> Replay<'a> {
         }
         Ok(())
     }
+}
+
+impl<'a> Worker<'a> {
+    fn new(replay: &'a Replay<'a>, number: usize) -> Result<Worker<'a>> {
+        // The roles of other workers must not copy this one's mounts: a state would stay mounted.
+        leave_namespace()?;
+        let place = format!("state-{}-{number}", replay.kind);
+        let disk = StateDisk::new(replay.private, replay.kind, &place, replay.fresh.len())?;
+        let watchdog = Watchdog::new("replay", STEP_LIMIT);
+        Ok(Worker { replay, number, disk, watchdog, seen: Seen::default() })
+    }
+
+    /// One run after another, until there are so many states.
+    fn run(mut self, count: u64, broken: Broken, next_run: &AtomicU64) -> Result<Seen> {
+        loop {
+            let run = next_run.fetch_add(1, Ordering::Relaxed);
+            let (first, end) = (run * STATES_PER_RUN, count.min((run + 1) * STATES_PER_RUN));
+            if first >= end {
+                return Ok(self.seen);
+            }
+            let mut random = Random::new(self.replay.seed, 0x5747 + run);
+            // The second recording begins in a state that the first one left after a crash.
+            let half = if random.percent(70) { first + (end - first) / 2 } else { end };
+            let fresh = self.beginning(&mut random);
+            let crashed = self.record_and_judge(fresh, broken, first..half, &mut random)?;
+            let next = match crashed {
+                Some(crashed) => {
+                    self.cover("recordings that begin after a crash", 1);
+                    crashed
+                }
+                None => self.beginning(&mut random),
+            };
+            if half < end {
+                self.record_and_judge(next, broken, half..end, &mut random)?;
+            }
+        }
+    }
+
+    fn cover(&mut self, what: &str, count: u64) {
+        *self.seen.covered.entry(what.to_owned()).or_default() += count;
+    }
+
+    fn record_and_judge(
+        &mut self,
+        beginning: Beginning,
+        broken: Broken,
+        states: Range<u64>,
+        random: &mut Random,
+    ) -> Result<Option<Beginning>> {
+        self.watchdog.step(format!("recording for states {states:?}"));
+        self.cover("recordings", 1);
+        match self.record(beginning, broken, random)? {
+            Ok(recording) => self.judge(recording, broken, states, random),
+            Err(what) => {
+                self.seen.caught.push((states.start, what));
+                Ok(None)
+            }
+        }
+    }
 
     fn beginning(&self, random: &mut Random) -> Beginning {
         Beginning {
-            image: self.fresh.clone(),
+            image: self.replay.fresh.clone(),
             history: History::default(),
             asked: Asked::default(),
             life: 1,
@@ -212,38 +280,42 @@ impl<'a> Replay<'a> {
     }
 
     /// Runs the engine on the disk, in one process after another, and takes down what it writes.
+    /// An engine that fails on a sound disk is a finding.
     fn record(
-        &self,
+        &mut self,
         beginning: Beginning,
         broken: Broken,
         random: &mut Random,
-        report: &mut Report,
-    ) -> Result<Recording> {
+    ) -> Result<Result<Recording, String>> {
         let Beginning { image, history, mut asked, life, shards } = beginning;
+        let Replay { private, kind, seed, .. } = *self.replay;
         let device = Device::new(image.clone(), true);
-        let place = self.private.directory(&format!("device-{}", std::process::id()))?;
+        let place = format!("device-{}-{}", std::process::id(), self.number);
+        let place = private.directory(&place)?;
         let server = Server::start(device.clone(), &place)?;
         let roles = 1 + random.below(3) as u32;
         for number in 0..roles {
             let setup = Setup {
                 role: Kind::Load,
                 file: Some(server.file()),
-                file_system: self.kind.to_owned(),
-                place: self.private.directory("recorded")?,
-                seed: self.seed,
+                file_system: kind.to_owned(),
+                place: private.directory(&format!("recorded-{}", self.number))?,
+                seed,
                 life: life + number,
                 shards,
                 backend: random.below(10).saturating_sub(7) as usize,
                 early: broken == Broken::Early,
             };
-            self.play(&setup, &device).with_context(|| {
-                format!("recording on {}, life {}", self.kind, setup.life)
-            })?;
-            wait_detached(&place)?;
+            if let Err(error) = play(&setup, &device) {
+                let life = setup.life;
+                let what = format!("{kind} seed {seed}: recording, life {life}: {error:#}");
+                return Ok(Err(what));
+            }
+            server.wait_detached()?;
         }
         let (writes, flushes) = device.counts();
-        report.cover(&format!("{}: writes logged", self.kind), writes);
-        report.cover(&format!("{}: flushes logged", self.kind), flushes);
+        self.cover("writes logged", writes);
+        self.cover("flushes logged", flushes);
         drop(server);
         let log = device.take_log();
         for entry in &log {
@@ -251,62 +323,42 @@ impl<'a> Replay<'a> {
                 asked.note(line)?;
             }
         }
-        Ok(Recording { image, history, asked, log, next_life: life + roles, shards })
-    }
-
-    fn play(&self, setup: &Setup, device: &Arc<Device>) -> Result<()> {
-        let marks = device.clone();
-        let mut role = Role::start(setup, move |line| marks.mark(line.to_owned()))?;
-        let mut last = String::new();
-        while let Some(line) = role.hear(LINE_LIMIT)? {
-            if line == "opened" {
-                role.tell("go on")?;
-            }
-            last = line;
-        }
-        let status = role.end(LINE_LIMIT)?;
-        ensure!(status.success(), "the load ended with {status}; its last line: {last}");
-        ensure!(last == "done" || last == "killed", "the load's last line: {last}");
-        Ok(())
+        self.cover("opens recorded", u64::from(roles));
+        Ok(Ok(Recording { image, history, asked, log, next_life: life + roles, shards }))
     }
 
     /// Builds states from a recording, in the order of the log, and judges each. One of them is
     /// where another recording may begin.
     fn judge(
-        &self,
+        &mut self,
         recording: Recording,
         broken: Broken,
-        begins: Begins,
+        states: Range<u64>,
         random: &mut Random,
-        caught: &mut Vec<(u64, String)>,
-        report: &mut Report,
     ) -> Result<Option<Beginning>> {
-        let places = places(&recording.log, begins.wanted, random);
-        let carry_at = random.below(begins.wanted);
+        let Replay { kind, seed, .. } = *self.replay;
+        let wanted = states.end - states.start;
+        let places = places(&recording.log, wanted, random);
+        let carry_from = states.start + random.below(wanted.max(1));
         let mut carried = None;
         let mut walk = Walk::new(recording, broken);
-        for (number, place) in (0..).zip(places) {
-            let state = begins.first + number;
-            let name = format!(
-                "{} seed {} recording {} state {state} (entry {place} of {})",
-                self.kind,
-                self.seed,
-                begins.run,
-                walk.recording.log.len()
-            );
+        for (state, place) in states.zip(places) {
+            let entries = walk.recording.log.len();
+            let name = format!("{kind} seed {seed} state {state} (entry {place} of {entries})");
             self.watchdog.step(name.clone());
             if let Err(error) = walk.advance(place) {
-                caught.push((state, format!("{name}: {error:#}")));
+                self.seen.caught.push((state, format!("{name}: {error:#}")));
                 return Ok(None);
             }
-            let mut built = Random::new(self.seed, begins.run << 32 | number | 1 << 63);
+            let mut built = Random::new(seed, state | 1 << 63);
             let made = walk.build(&mut built);
-            report.cover(&format!("{}: states", self.kind), 1);
-            report.cover(&format!("{}: unflushed writes kept", self.kind), made.kept);
-            report.cover(&format!("{}: unflushed writes lost", self.kind), made.lost);
-            report.cover(&format!("{}: unflushed writes torn", self.kind), made.torn);
+            self.cover("states", 1);
+            self.cover("states without unflushed writes", u64::from(made.is_empty()));
+            self.cover("unflushed writes kept", made.kept);
+            self.cover("unflushed writes lost", made.lost);
+            self.cover("unflushed writes torn", made.torn);
             let judged = State {
-                seed: self.seed,
+                seed,
                 image: &walk.image,
                 history: &walk.recording.history,
                 asked: &walk.recording.asked,
@@ -315,8 +367,8 @@ impl<'a> Replay<'a> {
             };
             if let Err(error) = self.disk.check(&judged, &mut built) {
                 self.keep_image(&walk.image, state)?;
-                caught.push((state, format!("{name}, {made:?}: {error:#}")));
-            } else if number == carry_at {
+                self.seen.caught.push((state, format!("{name}, {made:?}: {error:#}")));
+            } else if state >= carry_from && carried.is_none() {
                 carried = Some(Beginning {
                     image: walk.image.clone(),
                     history: walk.recording.history.clone(),
@@ -331,19 +383,30 @@ impl<'a> Replay<'a> {
     }
 
     fn keep_image(&self, image: &Image, state: u64) -> Result<()> {
-        let Some(directory) = self.keep else { return Ok(()) };
-        let path = directory.join(format!("{}-seed-{}-state-{state}.img", self.kind, self.seed));
+        let Some(directory) = self.replay.keep else { return Ok(()) };
+        let Replay { kind, seed, .. } = *self.replay;
+        let path = directory.join(format!("{kind}-seed-{seed}-state-{state}.img"));
         let file = std::fs::File::create(&path)?;
         file.set_len(image.len() as u64)?;
         image.store(&file).with_context(|| format!("keeping {}", path.display()))
     }
 }
 
-#[derive(Clone, Copy)]
-struct Begins {
-    run: u64,
-    first: u64,
-    wanted: u64,
+/// Plays one role to its end, with its marks in the log.
+fn play(setup: &Setup, device: &Arc<Device>) -> Result<()> {
+    let marks = device.clone();
+    let mut role = Role::start(setup, move |line| marks.mark(line.to_owned()))?;
+    let mut last = String::new();
+    while let Some(line) = role.hear(LINE_LIMIT)? {
+        if line == "opened" {
+            role.tell("go on")?;
+        }
+        last = line;
+    }
+    let status = role.end(LINE_LIMIT)?;
+    ensure!(status.success(), "the load ended with {status}; its last line: {last}");
+    ensure!(last == "done" || last == "killed", "the load's last line: {last}");
+    Ok(())
 }
 
 /// An image with an empty file system.
@@ -370,39 +433,20 @@ pub fn fresh_image(private: &Private, kind: &str) -> Result<Image> {
     Ok(image)
 }
 
-/// Waits until no loop device uses the file in this directory any more: the kernel takes the
-/// mounts of an ended process apart a little later.
-///
-/// # Errors
-/// When that takes too long.
-pub fn wait_detached(place: &Path) -> Result<()> {
-    let place = place.to_string_lossy();
-    for _ in 0..10_000 {
-        let mut in_use = false;
-        for device in std::fs::read_dir("/sys/block")?.flatten() {
-            let backing = std::fs::read_to_string(device.path().join("loop/backing_file"));
-            in_use |= backing.is_ok_and(|backing| backing.contains(&*place));
-        }
-        if !in_use {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    bail!("a loop device keeps {place}")
-}
-
-/// Ascending places in the log: half of them anywhere, half right behind a receipt.
+/// Ascending places in the log: most right behind a write, the others right behind a receipt.
 fn places(log: &[Entry], count: u64, random: &mut Random) -> Vec<usize> {
-    let receipts: Vec<usize> = (0..log.len())
-        .filter(|at| matches!(&log[*at], Entry::Mark(line) if line.starts_with(['A', 'T', 'O'])))
-        .collect();
+    let behind = |wanted: fn(&Entry) -> bool| -> Vec<usize> {
+        (0..log.len()).filter(|at| wanted(&log[*at])).map(|at| at + 1).collect()
+    };
+    let writes = behind(|entry| matches!(entry, Entry::Write { .. } | Entry::Zero { .. }));
+    let receipts =
+        behind(|entry| matches!(entry, Entry::Mark(line) if line.starts_with(['A', 'T', 'O'])));
     let mut places: Vec<usize> = (0..count)
         .map(|_| {
-            if random.percent(50) || receipts.is_empty() {
-                random.below(log.len() as u64 + 1) as usize
-            } else {
-                let receipt = receipts[random.below(receipts.len() as u64) as usize];
-                (receipt + 1 + random.below(3) as usize).min(log.len())
+            let among = if random.percent(65) { &writes } else { &receipts };
+            match among.len() as u64 {
+                0 => log.len(),
+                length => among[random.below(length) as usize],
             }
         })
         .collect();
@@ -427,6 +471,12 @@ struct Made {
     kept: u64,
     lost: u64,
     torn: u64,
+}
+
+impl Made {
+    fn is_empty(&self) -> bool {
+        self.kept + self.lost + self.torn == 0
+    }
 }
 
 impl Walk {

@@ -53,10 +53,10 @@ impl StateDisk {
     ///
     /// # Errors
     /// Without loop devices.
-    pub fn new(private: &Private, kind: &str, bytes: usize) -> Result<StateDisk> {
+    pub fn new(private: &Private, kind: &str, name: &str, bytes: usize) -> Result<StateDisk> {
         let memory = memory_file(bytes as u64)?;
         let device = Loop::attach(&memory)?;
-        let place = private.directory(&format!("state-{kind}"))?;
+        let place = private.directory(name)?;
         Ok(StateDisk { memory, device, place, kind: kind.to_owned() })
     }
 
@@ -80,7 +80,8 @@ impl StateDisk {
         let options = options(state.shards, state.backend);
         let (seed, asked) = (state.seed, state.asked);
         let mut looked = None;
-        if random.percent(10) && directory.join("engine").exists() {
+        // Until the first open has returned, there may be nothing yet to be looked at.
+        if random.percent(10) && state.history.has_begun() {
             let engine = options.clone().read_only(true).open(&directory);
             let engine = engine.context("the first open, read-only")?;
             looked = Some(state.history.check(&engine, seed, asked).context("read-only open")?);
