@@ -31,6 +31,8 @@ pub enum Command {
     Sim,
     /// States that a loss of power could leave on a real file system.
     Replay(crate::block::replay::ReplayArguments),
+    /// A disk that fails, in every way, under the real engine.
+    Faults,
     /// A process of `replay` or `faults`.
     #[command(hide = true)]
     BlockRole(crate::block::role::RoleArguments),
@@ -62,6 +64,7 @@ impl Command {
         match self {
             Command::Sim => "sim",
             Command::Replay(_) => "replay",
+            Command::Faults => "faults",
             Command::BlockRole(_) => "block-role",
         }
     }

@@ -1,7 +1,9 @@
 //! The disk under test: a FUSE file system with one file, which a loop device is put over. It logs
 //! every write and flush in order, has a volatile cache, and fails when told to.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -14,7 +16,7 @@ use fuser::{
 };
 use rustix::mount::UnmountFlags;
 
-use super::image::{Image, is_zero};
+use super::image::{BLOCK_BYTES, Image, is_zero};
 
 const FILE: INodeNo = INodeNo(2);
 const FOREVER: Duration = Duration::from_secs(3600);
@@ -38,6 +40,8 @@ pub enum Entry {
 pub struct Faults {
     /// So many writes fail with EIO.
     pub write_errors: u32,
+    /// Only writes to segments fail.
+    pub only_data: bool,
     /// So many flushes fail with EIO.
     pub flush_errors: u32,
     /// A flush that fails loses what it should have made durable.
@@ -65,6 +69,12 @@ struct State {
     held: Vec<Held>,
     writes: u64,
     flushes: u64,
+    /// Writes to segments.
+    data_writes: u64,
+    /// Requests that have failed.
+    failed: u64,
+    /// Blocks that belong to segments.
+    data_blocks: BTreeSet<u64>,
 }
 
 enum Held {
@@ -90,6 +100,9 @@ impl Device {
             held: Vec::new(),
             writes: 0,
             flushes: 0,
+            data_writes: 0,
+            failed: 0,
+            data_blocks: BTreeSet::new(),
         };
         Arc::new(Device { state: Mutex::new(state) })
     }
@@ -112,6 +125,22 @@ impl Device {
     pub fn counts(&self) -> (u64, u64) {
         let state = self.state();
         (state.writes, state.flushes)
+    }
+
+    /// Requests that have failed so far.
+    pub fn failed(&self) -> u64 {
+        self.state().failed
+    }
+
+    /// Writes to segments so far, failed ones included.
+    pub fn data_writes(&self) -> u64 {
+        self.state().data_writes
+    }
+
+    /// More bytes that belong to segments.
+    pub fn add_data(&self, bytes: Range<u64>) {
+        let block = BLOCK_BYTES as u64;
+        self.state().data_blocks.extend(bytes.start / block..bytes.end / block);
     }
 
     /// What is wrong from now on. The end of a stall answers everyone.
@@ -146,7 +175,12 @@ impl Device {
 impl State {
     fn write(&mut self, offset: usize, data: &[u8]) -> Result<(), Errno> {
         self.writes += 1;
-        if self.faults.write_errors > 0 {
+        let block = offset as u64 / BLOCK_BYTES as u64;
+        let is_data = self.data_blocks.contains(&block);
+        let concerned = is_data || !self.faults.only_data;
+        self.data_writes += u64::from(is_data);
+        if self.faults.write_errors > 0 && concerned {
+            self.failed += 1;
             self.faults.write_errors -= u32::from(self.faults.write_errors != u32::MAX);
             return Err(Errno::EIO);
         }
@@ -169,6 +203,7 @@ impl State {
     fn flush(&mut self) -> Result<(), Errno> {
         self.flushes += 1;
         if self.faults.flush_errors > 0 {
+            self.failed += 1;
             self.faults.flush_errors -= u32::from(self.faults.flush_errors != u32::MAX);
             if self.faults.drop_cache {
                 for (offset, before) in std::mem::take(&mut self.undo).into_iter().rev() {
@@ -227,11 +262,6 @@ impl Server {
             std::thread::sleep(Duration::from_millis(1));
         }
         bail!("a loop device keeps {}", self.file().display())
-    }
-
-    /// Where it is mounted.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use super::role::{Setup, Voice};
 use super::system::extents;
 
 /// The streams of every run.
-pub const STREAMS: std::ops::Range<u64> = 10..16;
+pub const STREAMS: Range<u64> = 10..16;
 /// How many of them one thread has.
 const STREAMS_PER_THREAD: usize = 2;
 /// What a stream holds at most before it is trimmed.
@@ -72,30 +73,34 @@ pub fn run(setup: &Setup, voice: &Voice) -> Result<()> {
     std::process::exit(0);
 }
 
-fn tell_extents(directory: &Path, voice: &Voice, ended: &AtomicBool) -> Result<()> {
+fn tell_extents(directory: &Path, voice: &Voice, ended: &AtomicBool) {
     let mut told = BTreeSet::new();
     loop {
         let last = ended.load(Ordering::Relaxed);
-        for folder in std::fs::read_dir(directory)?.flatten() {
-            let Ok(files) = std::fs::read_dir(folder.path()) else { continue };
-            for file in files.flatten() {
-                let is_segment = file.file_name().to_string_lossy().starts_with("segment-");
-                // A segment may go while it is looked at.
-                let Ok(found) = File::open(file.path()).and_then(|file| extents(&file)) else {
-                    continue;
-                };
-                for extent in found.into_iter().filter(|_| is_segment) {
-                    if told.insert((extent.start, extent.end)) {
-                        voice.say(&format!("E {} {}", extent.start, extent.end - extent.start));
-                    }
-                }
+        for extent in segment_extents(directory) {
+            if told.insert((extent.start, extent.end)) {
+                voice.say(&format!("E {} {}", extent.start, extent.end - extent.start));
             }
         }
         if last {
-            return Ok(());
+            return;
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Bytes of the device that segments have at this moment. A segment may go while it is looked at.
+pub fn segment_extents(directory: &Path) -> Vec<Range<u64>> {
+    let mut found = Vec::new();
+    for folder in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        for file in std::fs::read_dir(folder.path()).into_iter().flatten().flatten() {
+            if file.file_name().to_string_lossy().starts_with("segment-") {
+                let extents = File::open(file.path()).and_then(|file| extents(&file));
+                found.extend(extents.into_iter().flatten());
+            }
+        }
+    }
+    found
 }
 
 enum Token {

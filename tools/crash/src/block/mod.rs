@@ -7,10 +7,12 @@
 //! kernel takes apart what hangs on it.
 
 mod device;
+mod directory;
 pub mod faults;
 mod history;
 mod image;
 mod load;
+mod obey;
 mod payload;
 mod random;
 pub mod replay;

@@ -359,13 +359,12 @@ impl<'a> Worker<'a> {
             self.cover("unflushed writes torn", made.torn);
             let judged = State {
                 seed,
-                image: &walk.image,
                 history: &walk.recording.history,
                 asked: &walk.recording.asked,
                 shards: walk.recording.shards,
                 backend: built.below(10).saturating_sub(7) as usize,
             };
-            if let Err(error) = self.disk.check(&judged, &mut built) {
+            if let Err(error) = self.disk.check(&walk.image, &judged, &mut built) {
                 self.keep_image(&walk.image, state)?;
                 self.seen.caught.push((state, format!("{name}, {made:?}: {error:#}")));
             } else if state >= carry_from && carried.is_none() {

@@ -13,7 +13,7 @@ use ringwal_engine::{Engine, Io, Options, SyncMode};
 use serde::{Deserialize, Serialize};
 
 use super::system::{Loop, Mount, leave_namespace, raw_stdout};
-use super::{faults, load};
+use super::{load, obey};
 
 /// What a role is given.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -70,6 +70,19 @@ impl Setup {
         options(self.shards, self.backend)
     }
 
+    /// Name of the loop device that is mounted at its place.
+    ///
+    /// # Errors
+    /// When nothing is.
+    pub fn device_name(&self) -> Result<String> {
+        let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+        let place = self.place.to_string_lossy();
+        let line = mounts.lines().find(|line| line.split(' ').nth(1) == Some(&*place));
+        let device = line.and_then(|line| line.split(' ').next());
+        let name = device.and_then(|device| device.strip_prefix("/dev/"));
+        Ok(name.with_context(|| format!("nothing is mounted on {place}"))?.to_owned())
+    }
+
     /// The engine's directory.
     pub fn directory(&self) -> PathBuf {
         self.place.join(super::states::DIRECTORY)
@@ -111,7 +124,7 @@ impl RoleArguments {
         let voice = Voice::new()?;
         match setup.role {
             Kind::Load => load::run(&setup, &voice)?,
-            Kind::Obey => faults::obey(&setup, &voice)?,
+            Kind::Obey => obey::run(&setup, &voice)?,
         }
         if let Some((mount, device)) = mounted {
             mount.unmount()?;

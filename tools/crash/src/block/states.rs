@@ -2,11 +2,11 @@
 //! back is checked, also after more appends and another open.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use ringwal_engine::{Append, Engine, Options, StreamId};
+use ringwal_engine::{Append, Engine, StreamId};
 
 use super::history::{Asked, Found, History};
 use super::image::Image;
@@ -36,8 +36,6 @@ pub struct StateDisk {
 pub struct State<'a> {
     /// What the run's payloads come from.
     pub seed: u64,
-    /// What the disk holds.
-    pub image: &'a Image,
     /// What was acknowledged by then.
     pub history: &'a History,
     /// What was ever asked for.
@@ -64,55 +62,54 @@ impl StateDisk {
     ///
     /// # Errors
     /// Says what does not.
-    pub fn check(&self, state: &State<'_>, random: &mut Random) -> Result<()> {
-        state.image.store(&self.memory)?;
+    pub fn check(&self, image: &Image, state: &State<'_>, random: &mut Random) -> Result<()> {
+        image.store(&self.memory)?;
         let options = mount_options(&self.kind);
         let mount = Mount::new(&self.kind, self.device.path(), &self.place, options)?;
-        let outcome = self.check_mounted(state, random);
+        let outcome = check_directory(&mount.path().join(DIRECTORY), state, random);
         let unmounted = mount.unmount();
         self.device.forget_cache()?;
         outcome?;
         unmounted
     }
-
-    fn check_mounted(&self, state: &State<'_>, random: &mut Random) -> Result<()> {
-        let directory = self.place.join(DIRECTORY);
-        let options = options(state.shards, state.backend);
-        let (seed, asked) = (state.seed, state.asked);
-        let mut looked = None;
-        // Until the first open has returned, there may be nothing yet to be looked at.
-        if random.percent(10) && state.history.has_begun() {
-            let engine = options.clone().read_only(true).open(&directory);
-            let engine = engine.context("the first open, read-only")?;
-            looked = Some(state.history.check(&engine, seed, asked).context("read-only open")?);
-            engine.close()?;
-        }
-        let engine = options.open(&directory).context("the first open")?;
-        let found = state.history.check(&engine, seed, asked).context("first open")?;
-        if let Some(looked) = looked {
-            same(&looked, &found).context("read-only and then for writing")?;
-        }
-
-        let mut history = state.history.clone();
-        for (stream, (trimmed, end)) in &found {
-            history.begin(*stream, LIFE_AFTER, *trimmed, *end);
-        }
-        let expected = append_after(&engine, seed, &found, &mut history, random)?;
-        if random.percent(70) {
-            engine.close().context("closing after a crash")?;
-        } else {
-            drop(engine);
-        }
-        let again = reopen(&options, &directory).context("the second open")?;
-        let found = history.check(&again, seed, asked).context("second open")?;
-        same(&expected, &found).context("first and second open")?;
-        again.close().context("closing the second time")?;
-        Ok(())
-    }
 }
 
-fn reopen(options: &Options, directory: &std::path::Path) -> Result<Engine> {
-    Ok(options.open(directory)?)
+/// Whether the promise holds for a directory.
+///
+/// # Errors
+/// Says what does not.
+pub fn check_directory(directory: &Path, state: &State<'_>, random: &mut Random) -> Result<()> {
+    let options = options(state.shards, state.backend);
+    let (seed, asked) = (state.seed, state.asked);
+    let mut looked = None;
+    // Until the first open has returned, there may be nothing yet to be looked at.
+    if random.percent(10) && state.history.has_begun() {
+        let engine = options.clone().read_only(true).open(directory);
+        let engine = engine.context("the first open, read-only")?;
+        looked = Some(state.history.check(&engine, seed, asked).context("read-only open")?);
+        engine.close()?;
+    }
+    let engine = options.open(directory).context("the first open")?;
+    let found = state.history.check(&engine, seed, asked).context("first open")?;
+    if let Some(looked) = looked {
+        same(&looked, &found).context("read-only and then for writing")?;
+    }
+
+    let mut history = state.history.clone();
+    for (stream, (trimmed, end)) in &found {
+        history.begin(*stream, LIFE_AFTER, *trimmed, *end);
+    }
+    let expected = append_after(&engine, seed, &found, &mut history, random)?;
+    if random.percent(70) {
+        engine.close().context("closing after a crash")?;
+    } else {
+        drop(engine);
+    }
+    let again = options.open(directory).context("the second open")?;
+    let found = history.check(&again, seed, asked).context("second open")?;
+    same(&expected, &found).context("first and second open")?;
+    again.close().context("closing the second time")?;
+    Ok(())
 }
 
 /// There is progress: some records get their receipts.

@@ -187,7 +187,7 @@ impl Mount {
     /// What mount(2) says.
     pub fn new(kind: &str, device: &Path, path: &Path, options: &str) -> Result<Mount> {
         let options = std::ffi::CString::new(options)?;
-        let flags = MountFlags::empty();
+        let flags = MountFlags::NOATIME;
         rustix::mount::mount(device, path, kind, flags, options.as_c_str())
             .with_context(|| format!("mounting {kind} from {}", device.display()))?;
         Ok(Mount { path: path.to_owned() })
