@@ -20,6 +20,8 @@ use super::image::is_zero;
 
 const BLOCK: u64 = 4096;
 const FREE_BLOCKS: u64 = 1 << 16;
+/// What is written of a write that is cut short.
+const SHORT_BYTES: usize = 512;
 const NOT_KEPT: Duration = Duration::ZERO;
 
 /// What the engine does to a segment file.
@@ -41,7 +43,8 @@ pub enum Step {
 pub enum Trouble {
     /// ENOSPC.
     NoSpace,
-    /// Only a part is written, so many times.
+    /// Only [`SHORT_BYTES`] are written: of one write, and then of its rest, so many times; of
+    /// every write when there is no end to it.
     Short(u32),
 }
 
@@ -64,6 +67,8 @@ struct State {
     trouble: Option<(Step, Trouble)>,
     troubled: u64,
     writes: u64,
+    /// Where the rest of a write that was cut short begins.
+    short_at: Option<u64>,
 }
 
 impl Files {
@@ -71,7 +76,7 @@ impl Files {
     pub fn new() -> Arc<Files> {
         let root = Node::Directory { names: BTreeMap::new(), durable: BTreeMap::new() };
         let nodes = BTreeMap::from([(INodeNo::ROOT.0, root)]);
-        let state = State { nodes, next: 2, trouble: None, troubled: 0, writes: 0 };
+        let state = State { nodes, next: 2, trouble: None, troubled: 0, writes: 0, short_at: None };
         Arc::new(Files { state: Mutex::new(state) })
     }
 
@@ -188,6 +193,8 @@ impl State {
         if self.is_segment(inode) {
             self.writes += 1;
             let step = match offset {
+                // The rest of a batch may be padding only.
+                _ if self.short_at == Some(offset) => Step::Batch,
                 _ if is_zero(data) => Step::Zero,
                 0 => Step::Header,
                 BLOCK => Step::HeaderCopy,
@@ -196,10 +203,14 @@ impl State {
             self.no_space(step)?;
             if let Some((at, Trouble::Short(left @ 1..))) = self.trouble
                 && at == step
+                && length > SHORT_BYTES
+                && (left == u32::MAX || self.short_at.is_none_or(|at| at == offset))
             {
-                self.trouble = Some((at, Trouble::Short(left - 1)));
+                self.short_at = Some(offset + SHORT_BYTES as u64);
+                let left = if left == u32::MAX { left } else { left - 1 };
+                self.trouble = Some((at, Trouble::Short(left)));
                 self.troubled += 1;
-                length = (length / 2).next_multiple_of(512).min(length);
+                length = SHORT_BYTES;
             }
         }
         let bytes = self.bytes(inode)?;

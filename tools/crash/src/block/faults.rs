@@ -40,7 +40,7 @@ enum Fault {
     Stall,
     DeviceGone,
     ReadOnly,
-    ShortWrite { times: u32 },
+    ShortWrite { twice: bool, always: bool },
     NoSpace(Step),
 }
 
@@ -55,9 +55,9 @@ const FAULTS: [Fault; 20] = [
     Fault::Delay,
     Fault::DeviceGone,
     Fault::ReadOnly,
-    Fault::ShortWrite { times: 1 },
-    Fault::ShortWrite { times: 2 },
-    Fault::ShortWrite { times: ALWAYS },
+    Fault::ShortWrite { twice: false, always: false },
+    Fault::ShortWrite { twice: true, always: false },
+    Fault::ShortWrite { twice: true, always: true },
     Fault::NoSpace(Step::Create),
     Fault::NoSpace(Step::Allocate),
     Fault::NoSpace(Step::Zero),
@@ -80,8 +80,9 @@ impl Fault {
             Fault::Stall => format!("stall of {STALL:?}"),
             Fault::DeviceGone => "device gone".into(),
             Fault::ReadOnly => "file system becomes read-only".into(),
-            Fault::ShortWrite { times: ALWAYS } => "short writes, always".into(),
-            Fault::ShortWrite { times } => format!("short write, {times} in a row"),
+            Fault::ShortWrite { always: true, .. } => "short write, always".into(),
+            Fault::ShortWrite { twice: true, .. } => "short write, and short again".into(),
+            Fault::ShortWrite { .. } => "short write, once".into(),
             Fault::NoSpace(step) => format!("ENOSPC at step {step:?}"),
         }
     }
@@ -307,7 +308,7 @@ impl Case {
             Fault::Stall => self.stalled(),
             Fault::DeviceGone => self.device_gone(),
             Fault::ReadOnly => self.read_only(),
-            Fault::ShortWrite { times } => self.short_write(times),
+            Fault::ShortWrite { twice, always } => self.short_write(twice, always),
             Fault::NoSpace(step) => self.no_space(step),
         }
     }
@@ -484,18 +485,24 @@ impl Case {
         self.end_poisoned()
     }
 
-    fn short_write(&mut self, times: u32) -> Result<()> {
+    /// The rest of a short write is written once more; when that is short too, it is an error.
+    fn short_write(&mut self, twice: bool, always: bool) -> Result<()> {
         let files = self.files()?;
+        let times = match (twice, always) {
+            (_, true) => ALWAYS,
+            (true, false) => 2,
+            (false, false) => 1,
+        };
         files.set_trouble(Some((Step::Batch, Trouble::Short(times))));
-        if times > 1 {
+        if twice {
             self.poisoned("write", None, true)?;
-            ensure!(files.troubled() >= 2, "{} short writes", files.troubled());
+            ensure!(files.troubled() >= 2, "{} short answers", files.troubled());
             return self.end_poisoned();
         }
         self.order(Order::Append(40))?;
         let sight = self.order(Order::Wait(WAIT_MS))?;
         ensure!(sight.acknowledged == 70, "one short write is finished: {sight:?}");
-        ensure!(files.troubled() == 1, "{} short writes", files.troubled());
+        ensure!(files.troubled() == 1, "{} short answers", files.troubled());
         self.end_well()
     }
 
