@@ -32,7 +32,7 @@ pub enum Command {
     /// States that a loss of power could leave on a real file system.
     Replay(crate::block::replay::ReplayArguments),
     /// A disk that fails, in every way, under the real engine.
-    Faults,
+    Faults(crate::block::faults::FaultsArguments),
     /// A process of `replay` or `faults`.
     #[command(hide = true)]
     BlockRole(crate::block::role::RoleArguments),
@@ -64,7 +64,7 @@ impl Command {
         match self {
             Command::Sim => "sim",
             Command::Replay(_) => "replay",
-            Command::Faults => "faults",
+            Command::Faults(_) => "faults",
             Command::BlockRole(_) => "block-role",
         }
     }

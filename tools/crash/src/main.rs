@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     let outcome = match &arguments.command {
         Command::Sim => sim::run(request, &mut report),
         Command::Replay(replay) => block::replay::run(request, replay, &mut report),
-        Command::Faults => block::faults::run(request, &mut report),
+        Command::Faults(faults) => block::faults::run(request, faults, &mut report),
         Command::BlockRole(_) => unreachable!("played above"),
     };
     match outcome.and_then(|()| report.finish(arguments.json.as_deref())) {

@@ -93,6 +93,18 @@ impl Fault {
     }
 }
 
+fn name(fault: Fault, backend: usize) -> String {
+    format!("{} ({})", fault.name(), BACKENDS[backend].0)
+}
+
+/// The options of `faults`.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct FaultsArguments {
+    /// Only the cases whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    case: Option<String>,
+}
+
 enum Outcome {
     Passed,
     Failed(String),
@@ -103,7 +115,7 @@ enum Outcome {
 ///
 /// # Errors
 /// When the harness itself fails.
-pub fn run(request: Request, report: &mut Report) -> Result<()> {
+pub fn run(request: Request, arguments: &FaultsArguments, report: &mut Report) -> Result<()> {
     let ready = Private::enter().and_then(|private| {
         let fresh = fresh_image(&private, "ext4")?;
         drop(StateDisk::new(&private, "ext4", "try", fresh.len())?);
@@ -122,6 +134,9 @@ pub fn run(request: Request, report: &mut Report) -> Result<()> {
         .flat_map(|round| {
             let faults = FAULTS.into_iter();
             faults.flat_map(move |fault| (0..BACKENDS.len()).map(move |at| (round, fault, at)))
+        })
+        .filter(|(_, fault, backend)| {
+            arguments.case.as_ref().is_none_or(|text| name(*fault, *backend).contains(text))
         })
         .collect();
     let next = AtomicUsize::new(0);
@@ -156,7 +171,7 @@ pub fn run(request: Request, report: &mut Report) -> Result<()> {
     sorted.sort_by_key(|(at, _)| *at);
     for (at, outcome) in sorted {
         let (round, fault, backend) = cases[at];
-        let name = format!("{} ({})", fault.name(), BACKENDS[backend].0);
+        let name = name(fault, backend);
         match outcome {
             Outcome::Passed => {
                 println!("passed: {name}");
@@ -202,7 +217,7 @@ struct Case {
 
 impl Bench<'_> {
     fn judge(&self, fault: Fault, backend: usize, seed: u64) -> Outcome {
-        self.watchdog.step(format!("{} ({})", fault.name(), BACKENDS[backend].0));
+        self.watchdog.step(name(fault, backend));
         let judged = self.start(fault, backend, seed).and_then(|mut case| {
             if fault == Fault::ReadOnly && !can_break_file_system() {
                 return Ok(Some("this kernel has no trigger_fs_error in /sys/fs/ext4".into()));

@@ -168,7 +168,7 @@ impl<'a> Replay<'a> {
     /// Judges so many states, some at a time: they wait for the disk more than for the processor.
     fn states(&self, count: u64, broken: Broken, report: &mut Report) -> Result<Seen> {
         let next_run = AtomicU64::new(0);
-        let workers = std::thread::available_parallelism().map_or(1, usize::from) + 1;
+        let workers = 2 * std::thread::available_parallelism().map_or(1, usize::from);
         let outcomes: Vec<Result<Seen>> = std::thread::scope(|scope| {
             let work = |number| {
                 let next_run = &next_run;

@@ -106,7 +106,8 @@ pub fn leave_namespace() -> Result<()> {
 /// A file in memory.
 pub fn memory_file(bytes: u64) -> Result<File> {
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
-    let file = File::from(rustix::fs::memfd_create("ringwal-crash", flags)?);
+    let name = format!("ringwal-crash-{}-", std::process::id());
+    let file = File::from(rustix::fs::memfd_create(name, flags)?);
     file.set_len(bytes)?;
     Ok(file)
 }
