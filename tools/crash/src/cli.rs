@@ -53,6 +53,13 @@ pub enum Command {
     Fuzz(FuzzArguments),
     /// Writes the files that `fuzz` starts from.
     Corpus(CorpusArguments),
+    /// States that a loss of power could leave on a real file system.
+    Replay(crate::block::replay::ReplayArguments),
+    /// A disk that fails, in every way, under the real engine.
+    Faults(crate::block::faults::FaultsArguments),
+    /// A process of `replay` or `faults`.
+    #[command(hide = true)]
+    BlockRole(crate::block::role::RoleArguments),
 }
 
 /// See [`Command::Fuzz`].
@@ -103,6 +110,9 @@ impl Command {
             Command::KillChild(_) => "kill-child",
             Command::Fuzz(_) => "fuzz",
             Command::Corpus(_) => "corpus",
+            Command::Replay(_) => "replay",
+            Command::Faults(_) => "faults",
+            Command::BlockRole(_) => "block-role",
         }
     }
 }

@@ -4,6 +4,7 @@
 
 #[path = "../../../engine/tests/common/archive.rs"]
 mod archive;
+mod block;
 mod cli;
 mod deep;
 mod fuzz;
@@ -28,20 +29,24 @@ fn main() -> ExitCode {
         eprintln!("error: this build has no mutant {mutant}");
         return ExitCode::FAILURE;
     }
-    if let Command::KillChild(child) = &arguments.command {
-        return kill::run_child(child);
+    match &arguments.command {
+        Command::KillChild(child) => return kill::run_child(child),
+        Command::BlockRole(role) => return block::role::exit_code(role.play()),
+        _ => {}
     }
     let request = arguments.request();
     let mut report = Report::new(arguments.command.name(), request.seed);
-    let outcome = match arguments.command {
+    let outcome = match &arguments.command {
         Command::Sim => sim::run(request, &mut report),
         Command::Repro => sim::repro(request, &mut report),
         Command::Mutants => mutants::run(request, &mut report),
-        Command::Deep { hours } => deep::run(request, hours, &mut report),
+        Command::Deep { hours } => deep::run(request, *hours, &mut report),
         Command::Kill => kill::run(request, &mut report),
-        Command::KillChild(_) => Ok(()),
         Command::Fuzz(fuzz) => fuzz::run(request, fuzz.execution, &mut report),
         Command::Corpus(corpus) => fuzz::write_corpus(&corpus.write, &mut report),
+        Command::Replay(replay) => block::replay::run(request, replay, &mut report),
+        Command::Faults(faults) => block::faults::run(request, faults, &mut report),
+        Command::KillChild(_) | Command::BlockRole(_) => unreachable!("played above"),
     };
     match outcome.and_then(|()| report.finish(arguments.json.as_deref())) {
         Ok(true) => ExitCode::SUCCESS,
