@@ -25,8 +25,8 @@ pub const SHARDS: RangeInclusive<u32> = 1..=64;
 /// Length that its segments may have, in bytes; whole blocks.
 pub const SEGMENT_BYTES: RangeInclusive<u64> = 64 << 10..=2 << 30;
 /// No offset, sequence, generation, incarnation or segment number is greater: none gets that far,
-/// and one can be added to each without a second thought.
-pub const COUNTER_MAX: u64 = 1 << 62;
+/// one can be added to each without a second thought, and the shard puts a tag above them.
+pub const COUNTER_MAX: u64 = 1 << 55;
 /// Bytes of a record's length, in front of the record.
 pub const RECORD_PREFIX_BYTES: usize = 4;
 
