@@ -35,7 +35,7 @@ pub enum Target {
     Offline,
 }
 
-/// How often each target comes, of [`SHARES`].
+/// How often each target comes, against the others.
 const WEIGHTS: [(Target, u64); 13] = [
     (Target::EngineHeader, 200),
     (Target::AnchorHeader, 200),
@@ -48,8 +48,8 @@ const WEIGHTS: [(Target, u64); 13] = [
     (Target::Index, 1200),
     (Target::FirstCheckpoint, 1000),
     (Target::Text, 200),
-    (Target::Recovery, 200),
-    (Target::Offline, 1),
+    (Target::Recovery, 300),
+    (Target::Offline, 2),
 ];
 
 /// Bytes that a decoder may hold for each byte of input, and beside it.
@@ -236,8 +236,9 @@ fn mutate_spot(directory: &mut Directory, at: usize, corpus: &Corpus, random: &m
     // Both copies, or the other one tells.
     if kind == Kind::Segment && random.one_in(2) {
         let Some(bytes) = directory.image.get_mut(&file) else { return };
-        let bytes = Arc::make_mut(bytes);
-        bytes.copy_within(offset..offset + length, 4096 - offset);
+        if bytes.len() >= 8192 {
+            Arc::make_mut(bytes).copy_within(offset..offset + length, 4096 - offset);
+        }
     }
 }
 
