@@ -78,11 +78,13 @@ impl Report {
     }
 
     /// Failures so far.
+    #[allow(dead_code, reason = "not every command needs it")]
     pub fn failed(&self) -> u64 {
         self.failed
     }
 
     /// Takes over what a part of the command has seen.
+    #[allow(dead_code, reason = "not every command needs it")]
     pub fn add(&mut self, part: Report) {
         self.passed += part.passed;
         self.failed += part.failed;

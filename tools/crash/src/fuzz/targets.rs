@@ -87,7 +87,7 @@ impl Target {
 
 /// An input, ready to be fed.
 pub enum Input {
-    Bytes { target: Target, sample: Sample },
+    Bytes(Sample),
     Directory(Box<Directory>, u64),
 }
 
@@ -151,7 +151,7 @@ pub fn input(target: Target, corpus: &Corpus, random: &mut Random) -> Input {
     if !random.one_in(6) {
         fix(kind, &mut sample);
     }
-    Input::Bytes { target, sample }
+    Input::Bytes(sample)
 }
 
 fn fix(kind: Kind, sample: &mut Sample) {
@@ -316,7 +316,7 @@ impl Input {
     /// Bytes of it.
     pub fn length(&self) -> usize {
         match self {
-            Input::Bytes { sample, .. } => sample.bytes.len(),
+            Input::Bytes(sample) => sample.bytes.len(),
             Input::Directory(directory, _) => {
                 directory.image.values().map(|bytes| bytes.len()).sum::<usize>()
             }
@@ -326,7 +326,7 @@ impl Input {
     /// Its bytes in one archive, to be kept.
     pub fn archive(&self) -> Vec<u8> {
         match self {
-            Input::Bytes { sample, .. } => sample.bytes.clone(),
+            Input::Bytes(sample) => sample.bytes.clone(),
             Input::Directory(directory, _) => {
                 let mut files = crate::archive::Files::new();
                 files.insert("engine".into(), directory.engine.clone());
@@ -342,7 +342,7 @@ impl Input {
 /// Feeds it.
 pub fn execute(target: Target, input: &Input, bench: &Bench) -> Outcome {
     match input {
-        Input::Bytes { sample, .. } => decode(target, sample),
+        Input::Bytes(sample) => decode(target, sample),
         Input::Directory(directory, chance) if target == Target::Offline => {
             look_offline(directory, *chance, bench)
         }
