@@ -36,8 +36,8 @@ pub const INCOMPATIBLE_KNOWN: u64 = 0;
 pub const DATA_START: u64 = 2 * BLOCK_BYTES as u64;
 
 /// No offset, sequence, generation, incarnation or segment number is greater: none gets that far,
-/// and one can be added to each without a second thought.
-pub const COUNTER_MAX: u64 = 1 << 62;
+/// one can be added to each without a second thought, and the shard puts a tag above them.
+pub const COUNTER_MAX: u64 = 1 << 55;
 
 /// Identity of an engine directory: random, fixed at its creation.
 pub type EngineId = [u8; 16];

@@ -245,6 +245,15 @@ impl SegmentCheck {
         let whole = footer_offset..segment_bytes;
         let WalkedContents::Sealed(footer, _) = &segment.contents else {
             let block = read(footer_offset, BLOCK_BYTES)?;
+            let seed = segment.found.header.seed();
+            if let Ok(footer) = FooterHeader::verify(&block, seed, segment_bytes) {
+                // With its runs right, it would have been taken as sealed.
+                let runs = footer.runs_offset.get();
+                let bytes = runs..runs + u64::from(footer.runs.get()) * RUN_BYTES as u64;
+                let what = "the runs of its index are damaged; the batches are whole".into();
+                let blocks = self.rebuilt_footer(segment, segment_bytes, Some(&footer));
+                return Ok(Some((BadPart { bytes, what }, blocks)));
+            }
             let blocks = self.rebuilt_footer(segment, segment_bytes, None);
             // What an earlier life of the file left there is no damage.
             return Ok(resembles(&block, &blocks.footer).then(|| {

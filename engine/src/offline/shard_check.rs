@@ -364,7 +364,7 @@ impl ShardCheck<'_> {
             "a copy of the anchor is damaged"
         };
         let mut finding = self.finding(Severity::Repairable, ANCHOR, what);
-        finding.bytes = at(&damaged[0])..at(&damaged[0]) + BLOCK_BYTES as u64;
+        finding.bytes = at(&damaged[0])..at(&damaged[damaged.len() - 1]) + BLOCK_BYTES as u64;
         finding.remedy = Some(Remedy::Write {
             file: self.path(ANCHOR),
             writes: damaged.iter().map(|index| (at(index), block.clone())).collect(),

@@ -57,7 +57,7 @@ fn what_another_copy_or_the_batches_tell_is_mended_without_loss() {
             "the footer is damaged",
         ),
         ("entries", |d, p| flip(&segment(d, p.sealed), p.entries + 9), "segment-", "the entries"),
-        ("runs", |d, p| flip(&segment(d, p.sealed), p.runs + 9), "segment-", "footer is damaged"),
+        ("runs", |d, p| flip(&segment(d, p.sealed), p.runs + 9), "segment-", "the runs"),
         (
             "padding",
             |d, p| {

@@ -65,7 +65,6 @@ pub struct Spot {
 /// A directory of one shard.
 #[derive(Clone, Debug)]
 pub struct Directory {
-    pub name: &'static str,
     pub engine_id: [u8; 16],
     pub segment_bytes: u64,
     pub engine: Vec<u8>,
@@ -87,24 +86,18 @@ impl Corpus {
         let mut corpus = Self::default();
         for (name, archive) in ARCHIVES {
             let files = unpack(archive).with_context(|| format!("corpus/{name}.rwd"))?;
-            corpus.take(name, files).with_context(|| format!("corpus/{name}.rwd"))?;
+            corpus.take(files).with_context(|| format!("corpus/{name}.rwd"))?;
         }
         Ok(corpus)
     }
 
-    fn take(&mut self, name: &'static str, mut files: Files) -> Result<()> {
+    fn take(&mut self, mut files: Files) -> Result<()> {
         let engine = files.remove("engine").context("no engine file")?;
         let header = EngineHeader::verify(&engine)?;
         let (engine_id, segment_bytes) = (header.engine_id, header.segment_bytes.get());
         let life = Life { engine_id, ..Life::default() };
-        let mut directory = Directory {
-            name,
-            engine_id,
-            segment_bytes,
-            engine,
-            image: Image::new(),
-            spots: Vec::new(),
-        };
+        let mut directory =
+            Directory { engine_id, segment_bytes, engine, image: Image::new(), spots: Vec::new() };
         let sample = |bytes: &[u8]| Sample {
             bytes: bytes.to_vec(),
             life,

@@ -142,15 +142,17 @@ fn run_one(shared: &Shared<'_>, execution: u64, bench: &Bench) -> (Target, Outco
     let mut random =
         Random::new(mix(shared.seed).wrapping_add(execution.wrapping_mul(0x9E37_79B9)));
     let target = Target::draw(&mut random);
-    let input = targets::input(target, shared.corpus, &mut random);
+    let input =
+        catch_unwind(AssertUnwindSafe(|| targets::input(target, shared.corpus, &mut random)));
+    let input = match input {
+        Ok(input) => input,
+        Err(_) => return (target, Err(format!("the mutation itself: {}", panic_message()))),
+    };
     let length = input.length();
     let (outcome, peak) = memory::peak_of(|| {
         catch_unwind(AssertUnwindSafe(|| targets::execute(target, &input, bench)))
     });
-    let outcome = outcome.unwrap_or_else(|_| {
-        let said = PANIC.with(|said| said.borrow_mut().take());
-        Err(said.unwrap_or_else(|| "a panic".into()))
-    });
+    let outcome = outcome.unwrap_or_else(|_| Err(panic_message()));
     let outcome = outcome.and_then(|verdict| match target.bytes_max(length) {
         most if peak > most => {
             // In powers of two, so that one bug is one failure.
@@ -165,6 +167,10 @@ fn run_one(shared: &Shared<'_>, execution: u64, bench: &Bench) -> (Target, Outco
         let _ = std::fs::write(path, input.archive());
     }
     (target, outcome)
+}
+
+fn panic_message() -> String {
+    PANIC.with(|said| said.borrow_mut().take()).unwrap_or_else(|| "a panic".into())
 }
 
 /// Ends the program when an execution does not end: nothing else can end a loop.

@@ -35,7 +35,7 @@ pub enum Target {
     Offline,
 }
 
-/// How often each target comes, of [`SHARES`].
+/// How often each target comes, against the others.
 const WEIGHTS: [(Target, u64); 13] = [
     (Target::EngineHeader, 200),
     (Target::AnchorHeader, 200),
@@ -48,8 +48,8 @@ const WEIGHTS: [(Target, u64); 13] = [
     (Target::Index, 1200),
     (Target::FirstCheckpoint, 1000),
     (Target::Text, 200),
-    (Target::Recovery, 200),
-    (Target::Offline, 1),
+    (Target::Recovery, 300),
+    (Target::Offline, 2),
 ];
 
 /// Bytes that a decoder may hold for each byte of input, and beside it.
@@ -87,7 +87,7 @@ impl Target {
 
 /// An input, ready to be fed.
 pub enum Input {
-    Bytes { target: Target, sample: Sample },
+    Bytes(Sample),
     Directory(Box<Directory>, u64),
 }
 
@@ -151,7 +151,7 @@ pub fn input(target: Target, corpus: &Corpus, random: &mut Random) -> Input {
     if !random.one_in(6) {
         fix(kind, &mut sample);
     }
-    Input::Bytes { target, sample }
+    Input::Bytes(sample)
 }
 
 fn fix(kind: Kind, sample: &mut Sample) {
@@ -236,8 +236,9 @@ fn mutate_spot(directory: &mut Directory, at: usize, corpus: &Corpus, random: &m
     // Both copies, or the other one tells.
     if kind == Kind::Segment && random.one_in(2) {
         let Some(bytes) = directory.image.get_mut(&file) else { return };
-        let bytes = Arc::make_mut(bytes);
-        bytes.copy_within(offset..offset + length, 4096 - offset);
+        if bytes.len() >= 8192 {
+            Arc::make_mut(bytes).copy_within(offset..offset + length, 4096 - offset);
+        }
     }
 }
 
@@ -315,7 +316,7 @@ impl Input {
     /// Bytes of it.
     pub fn length(&self) -> usize {
         match self {
-            Input::Bytes { sample, .. } => sample.bytes.len(),
+            Input::Bytes(sample) => sample.bytes.len(),
             Input::Directory(directory, _) => {
                 directory.image.values().map(|bytes| bytes.len()).sum::<usize>()
             }
@@ -325,7 +326,7 @@ impl Input {
     /// Its bytes in one archive, to be kept.
     pub fn archive(&self) -> Vec<u8> {
         match self {
-            Input::Bytes { sample, .. } => sample.bytes.clone(),
+            Input::Bytes(sample) => sample.bytes.clone(),
             Input::Directory(directory, _) => {
                 let mut files = crate::archive::Files::new();
                 files.insert("engine".into(), directory.engine.clone());
@@ -341,7 +342,7 @@ impl Input {
 /// Feeds it.
 pub fn execute(target: Target, input: &Input, bench: &Bench) -> Outcome {
     match input {
-        Input::Bytes { sample, .. } => decode(target, sample),
+        Input::Bytes(sample) => decode(target, sample),
         Input::Directory(directory, chance) if target == Target::Offline => {
             look_offline(directory, *chance, bench)
         }

@@ -211,7 +211,7 @@ impl Writer<'_> {
     /// Leaves a few records only; streams with an odd number keep more, which have to be moved.
     fn trim(&mut self, stream: &Stream, next: u64) -> Result<(), Box<dyn std::error::Error>> {
         let id = stream.id().get();
-        let keep = if id % 2 == 0 { 20 } else { 200 };
+        let keep = if id.is_multiple_of(2) { 20 } else { 200 };
         let before = next.saturating_sub(self.random.below(keep));
         say(format_args!("begin trim {id} {before}"));
         stream.trim(before)?;
