@@ -264,6 +264,9 @@ impl Walk {
             Found::Batch(batch) => {
                 self.break_here(offset, false);
                 self.evidence = self.evidence.max(durable_sequence(&batch.header));
+                if self.is_of_another_history(&batch.header) {
+                    self.evidence = self.evidence.max(batch.header.sequence.get());
+                }
                 if self.expects_before(&batch.header) {
                     self.something_there = true;
                     self.islands.push((generation, batch));
@@ -303,6 +306,16 @@ impl Walk {
                 what: "a batch of this sealed segment is damaged".into(),
             }),
         }
+    }
+
+    /// Whether this batch has the sequence that must come and follows another batch than the one
+    /// that was found. A journal writes a sequence once in all that an open reads of it, so no
+    /// torn tail looks like this.
+    fn is_of_another_history(&self, header: &BatchHeader) -> bool {
+        self.chain.is_some_and(|chain| {
+            header.sequence.get() == chain.sequence + 1
+                && !chain.leads_to(header.previous_crc.get())
+        })
     }
 
     /// Whether a batch header is not older than the expected batch.

@@ -25,6 +25,7 @@ pub const ALL: &[(&str, fn())] = &[
     ("another_valid_frame_in_the_same_place", another_valid_frame_in_the_same_place),
     ("a_sealed_segment_of_a_clone", a_sealed_segment_of_a_clone),
     ("the_newest_segment_of_a_clone", the_newest_segment_of_a_clone),
+    ("a_clone_before_the_last_batch", a_clone_before_the_last_batch),
 ];
 
 /// A device and how its shards are opened.
@@ -275,6 +276,29 @@ pub fn the_newest_segment_of_a_clone() {
     let newest = used.iter().rfind(|segment| !segment.batches.is_empty()).expect("one is in use");
     assert!(newest.predecessor.is_some() && newest.footer.is_none(), "{newest:?}");
     expect_named(&story, &clone, &newest.name);
+}
+
+/// A last batch that nothing declares durable may be a torn tail; one that is whole, has the right
+/// sequence and follows another batch than the one before it is not.
+pub fn a_clone_before_the_last_batch() {
+    let (story, clone) = (Story::new(8), Story::new(8));
+    for (story, byte) in [(&story, 1), (&clone, 2)] {
+        let mut shard = story.open().unwrap();
+        while shard.stats().rotations < 1 {
+            story.append(&mut shard, STREAM, &[byte; 2000]);
+        }
+        story.turn(&mut shard, 20);
+        story.kill(shard);
+    }
+    let used = segments(&story.sim, SEGMENT_BYTES);
+    let sealed = used.iter().find(|segment| segment.footer.is_some()).expect("one is sealed");
+    let newest = used.iter().rfind(|segment| !segment.batches.is_empty()).expect("one is in use");
+    let first = newest.batches.first().expect("it has a batch");
+    let mut bytes = story.sim.bytes(&newest.name).expect("it is there");
+    bytes[(first.offset + first.length) as usize..].fill(0);
+    story.sim.put(&newest.name, &bytes);
+    assert!(first.durable_sequence < first.sequence && newest.name != sealed.name);
+    expect_named(&story, &clone, &sealed.name);
 }
 
 /// With this file of the clone in its place, the directory does not open.

@@ -1,10 +1,10 @@
 //! Runs seeds on all cores until they have seen enough, and catches what fails.
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, Once};
 use std::thread;
 
 use super::clones;
@@ -87,20 +87,28 @@ pub fn run(seed: u64) -> Outcome {
 
 /// Runs something that panics when an oracle is hurt; what it said then.
 pub fn catch<T>(what: impl FnOnce() -> T) -> Result<T, String> {
-    thread_local! {
-        static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
-    }
-    static HOOKED: AtomicBool = AtomicBool::new(false);
-    if !HOOKED.swap(true, Ordering::SeqCst) {
-        panic::set_hook(Box::new(|info| {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let others = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !CATCHES.get() {
+                return others(info);
+            }
             let place = info.location().map(|at| format!("{}:{}", at.file(), at.line()));
-            PLACE.with(|here| *here.borrow_mut() = place);
+            PLACE.set(place.unwrap_or_default());
         }));
-    }
-    panic::catch_unwind(AssertUnwindSafe(what)).map_err(|panic| {
-        let place = PLACE.with(|here| here.borrow_mut().take()).unwrap_or_default();
-        format!("{} ({place})", message(&*panic))
-    })
+    });
+    let outer = CATCHES.replace(true);
+    let outcome = panic::catch_unwind(AssertUnwindSafe(what));
+    CATCHES.set(outer);
+    outcome.map_err(|panic| format!("{} ({})", message(&*panic), PLACE.take()))
+}
+
+thread_local! {
+    /// This thread's panics are caught and reported by [`catch`].
+    static CATCHES: Cell<bool> = const { Cell::new(false) };
+    /// Where the last one was.
+    static PLACE: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {

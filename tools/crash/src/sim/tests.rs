@@ -77,3 +77,8 @@ fn a_sealed_segment_of_a_clone() {
 fn the_newest_segment_of_a_clone() {
     scenarios::the_newest_segment_of_a_clone();
 }
+
+#[test]
+fn a_clone_before_the_last_batch() {
+    scenarios::a_clone_before_the_last_batch();
+}
