@@ -10,5 +10,6 @@ mod offline {
     mod refused;
     mod running;
     mod setup;
+    mod short;
     mod whole;
 }

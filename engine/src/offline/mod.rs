@@ -35,6 +35,7 @@ mod remedy;
 mod repair;
 mod segment_check;
 mod shard_check;
+mod short;
 mod site;
 mod snapshot;
 mod verify;

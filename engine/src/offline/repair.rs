@@ -132,8 +132,13 @@ pub fn repair(directory: impl AsRef<Path>, options: &RepairOptions) -> Result<Re
     let hold = if options.dry_run { Hold::Shared } else { Hold::Exclusive };
     let site = Site::open(directory.as_ref(), hold)?;
     let before = verify_site(&site)?;
-    let mut remedies: Vec<_> =
-        before.findings.iter().filter_map(|finding| finding.remedy.clone()).collect();
+    let is_given_up = |shard| options.accept_loss_from.iter().any(|cut| Some(cut.shard) == shard);
+    let mut remedies: Vec<_> = before
+        .findings
+        .iter()
+        .filter(|finding| !finding.is_loss() || is_given_up(finding.shard))
+        .filter_map(|finding| finding.remedy.clone())
+        .collect();
     remedies.sort_by_key(Remedy::renames);
     let mut repair = Repair {
         steps: remedies.iter().map(Remedy::describe).collect(),
@@ -205,8 +210,12 @@ fn plan_cut(site: &Site, cut: Cut, found: &Verification) -> Result<PlannedCut, R
     if (end.generation, end.offset) > (last.generation, last.offset) {
         return Err(refuse("the damage begins before it", advice()));
     }
-    let loss = loss(site, cut.shard, &examined, end)?
+    let mut loss = loss(site, cut.shard, &examined, end)?
         .ok_or_else(|| refuse("what lies before it is not whole", advice()))?;
+    loss.lost_untold = found
+        .findings
+        .iter()
+        .any(|finding| finding.lost_untold && finding.shard == Some(cut.shard));
     Ok(PlannedCut { shard: cut.shard, end, loss, examined })
 }
 

@@ -51,13 +51,20 @@ pub struct Finding {
     pub what: String,
     /// Records that cannot be read because of it, as far as they can be told.
     pub lost: Vec<StreamRange>,
+    /// More records may be lost than `lost` says: nothing tells of them.
+    pub lost_untold: bool,
     pub(super) remedy: Option<Remedy>,
 }
 
 impl Finding {
     /// What [`super::repair()`] would do about it without losing anything.
     pub fn remedy(&self) -> Option<String> {
-        self.remedy.as_ref().map(Remedy::describe)
+        self.remedy.as_ref().filter(|_| !self.is_loss()).map(Remedy::describe)
+    }
+
+    /// Whether its remedy only makes room again for what is lost.
+    pub(super) fn is_loss(&self) -> bool {
+        self.severity == Severity::Corrupt
     }
 }
 
@@ -157,6 +164,7 @@ fn check_engine_file(site: &Site) -> Vec<Finding> {
                 copy + 1
             ),
             lost: Vec::new(),
+            lost_untold: false,
             remedy: Some(Remedy::Write {
                 file: ENGINE_FILE.into(),
                 writes: vec![(offset, block.clone())],
