@@ -6,6 +6,7 @@ mod offline {
     mod acknowledged;
     mod flipped;
     mod killed;
+    mod lost_shard;
     mod mended;
     mod refused;
     mod running;

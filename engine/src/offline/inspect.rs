@@ -158,23 +158,21 @@ pub fn inspect(directory: impl AsRef<Path>) -> Result<Inspection, OpenError> {
     settle(directory, |site| {
         let shards: Vec<_> =
             site.shards().map(|shard| inspect_shard(site, shard)).collect::<Result<_, _>>()?;
-        let settled = shards.iter().flatten().all(|shard| shard.damages.is_empty());
+        let settled = shards.iter().all(|shard| shard.damages.is_empty());
         let inspection = Inspection {
             directory: directory.to_owned(),
             engine_id: site.header.engine_id,
             format: (site.header.major.get(), site.header.minor.get()),
             segment_bytes: site.directory.segment_bytes,
             in_use: Site::is_in_use(directory),
-            shards: shards.into_iter().flatten().collect(),
+            shards,
         };
         Ok((inspection, settled))
     })
 }
 
-fn inspect_shard(site: &Site, shard: u16) -> Result<Option<ShardInspection>, OpenError> {
-    let Some((mut disk, survey)) = site.survey(shard, None, &HashMap::new())? else {
-        return Ok(None);
-    };
+fn inspect_shard(site: &Site, shard: u16) -> Result<ShardInspection, OpenError> {
+    let (mut disk, survey) = site.survey(shard, None, &HashMap::new())?;
     let segments = segment_files(site, shard, &mut disk)?;
     let path = site.directory.shard_path(shard);
     let mut files: Vec<_> =
@@ -214,7 +212,7 @@ fn inspect_shard(site: &Site, shard: u16) -> Result<Option<ShardInspection>, Ope
         let epochs = &recovered.index.streams[stream].epochs;
         StreamRange::split(*stream, epochs, range.clone())
     });
-    Ok(Some(ShardInspection {
+    Ok(ShardInspection {
         shard,
         incarnation: plan.incarnation,
         anchor: anchor.map(|anchor| (anchor.first_number.get(), anchor.first_generation.get())),
@@ -224,7 +222,7 @@ fn inspect_shard(site: &Site, shard: u16) -> Result<Option<ShardInspection>, Ope
         damages: file_damages.into_iter().chain(recovered.damages).collect(),
         files,
         streams,
-    }))
+    })
 }
 
 fn blank(length: u64, state: FileState) -> FileInspection {

@@ -110,9 +110,7 @@ pub(super) fn loss(
     examined: &Examined,
     end: JournalEnd,
 ) -> Result<Option<Loss>, OpenError> {
-    let Some((_, after)) = site.survey(shard, Some(end), &examined.assumed)? else {
-        return Ok(None);
-    };
+    let (_, after) = site.survey(shard, Some(end), &examined.assumed)?;
     let before = &examined.survey.recovered.index;
     let is_whole = after.recovered.index.holes().iter().all(|(stream, hole)| {
         before.streams.get(stream).is_some_and(|state| hole.end <= state.trimmed)

@@ -109,6 +109,13 @@ pub struct Cut {
     pub byte: u64,
 }
 
+impl Cut {
+    /// All of a shard.
+    fn whole(shard: u16) -> Self {
+        Self { shard, segment: 0, byte: 0 }
+    }
+}
+
 impl fmt::Display for Cut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:{}", self.shard, self.segment, self.byte)

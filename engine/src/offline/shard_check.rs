@@ -20,7 +20,7 @@ use super::segment_check::{SegmentCheck, check_segment};
 use super::short::{Behind, behind};
 use super::site::Site;
 use super::verify::{Finding, Severity, Verification};
-use super::{StreamRange, spans_by_generation};
+use super::{Cut, StreamRange, spans_by_generation};
 
 /// A shard as it is, or would be with its headers repaired.
 pub(super) struct Examined {
@@ -31,17 +31,17 @@ pub(super) struct Examined {
     pub(super) assumed: HashMap<String, SegmentHeader>,
 }
 
-/// Surveys a shard, with whatever headers can be rebuilt; `None` when nothing was ever in it.
-pub(super) fn examine(site: &Site, shard: u16) -> Result<Option<Examined>, OpenError> {
-    let Some(mut disk) = site.disk(shard)? else { return Ok(None) };
+/// Surveys a shard, with whatever headers can be rebuilt.
+pub(super) fn examine(site: &Site, shard: u16) -> Result<Examined, OpenError> {
+    let mut disk = site.disk(shard)?;
     let files = segment_files(site, shard, &mut disk)?;
     let mut assumed = HashMap::new();
     loop {
-        let Some((disk, survey)) = site.survey(shard, None, &assumed)? else { return Ok(None) };
+        let (disk, survey) = site.survey(shard, None, &assumed)?;
         // A segment that is found again may tell the header of the next.
         let more = assumptions(site, shard, &files, &survey);
         if more.keys().all(|name| assumed.contains_key(name)) {
-            return Ok(Some(Examined { disk, survey, files, assumed }));
+            return Ok(Examined { disk, survey, files, assumed });
         }
         assumed.extend(more);
     }
@@ -54,9 +54,11 @@ pub(super) fn check_shard(
     verification: &mut Verification,
 ) -> Result<(), OpenError> {
     let examined = match examine(site, shard) {
-        Ok(Some(examined)) => examined,
-        Ok(None) => return Ok(()),
+        Ok(examined) => examined,
         Err(OpenError::Corrupt(corruption)) => {
+            if site.directory.lost_shard(shard).is_some() {
+                verification.cuts.push(Cut::whole(shard));
+            }
             verification.findings.extend(corruption.damages.into_iter().map(|damage| Finding {
                 severity: Severity::Corrupt,
                 shard: Some(shard),
@@ -64,7 +66,7 @@ pub(super) fn check_shard(
                 bytes: damage.bytes,
                 what: damage.what,
                 lost: Vec::new(),
-                lost_untold: false,
+                lost_untold: true,
                 remedy: None,
             }));
             return Ok(());
