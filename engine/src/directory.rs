@@ -49,6 +49,10 @@ impl Directory {
                 }
                 Self::create(path, options)?
             }
+            // A folder of that name: a source tree, perhaps.
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory && options.read_only => {
+                return Err(OpenError::Missing { directory: path.to_owned() });
+            }
             Err(error) => return Err(OpenError::io("read", path.join(ENGINE_FILE))(error)),
         };
         let directory = Self::held(path, lock, &header);

@@ -38,6 +38,15 @@ pub const DATA_START: u64 = 2 * BLOCK_BYTES as u64;
 /// Identity of an engine directory: random, fixed at its creation.
 pub type EngineId = [u8; 16];
 
+/// Highest generation, incarnation, sequence or number that is believed: what follows it still can be
+/// counted.
+const COUNT_MAX: u64 = u64::MAX / 2;
+
+fn check_counts(counts: &[(&'static str, u64)]) -> Result<(), FormatError> {
+    let impossible = counts.iter().find(|(_, count)| *count > COUNT_MAX);
+    impossible.map_or(Ok(()), |(name, count)| Err(FormatError::Count(name, *count)))
+}
+
 /// Why bytes were not believed.
 #[derive(Copy, Clone, Eq, PartialEq, Debug, thiserror::Error)]
 pub enum FormatError {
@@ -56,6 +65,9 @@ pub enum FormatError {
     /// Written by a newer version: major, minor, incompatible bits.
     #[error("format {0}.{1} with incompatible features {2:#x}")]
     Newer(u32, u32, u64),
+    /// A number that counts up and has no next: no engine lives so long.
+    #[error("{0} = {1} is beyond what an engine can count to")]
+    Count(&'static str, u64),
     /// Numbers that no directory can have: shards, bytes of a segment.
     #[error("{0} shards with segments of {1} bytes are outside of the format's limits")]
     Geometry(u32, u64),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::disk::Disk;
 use crate::error::OpenError;
 use crate::format::JournalEnd;
-use crate::opening::Survey;
+use crate::opening::{ANCHOR, Survey};
 use crate::recovery::{Damage, WalkedContents, WalkedSegment};
 use crate::segments::segment_number;
 use crate::stream::{EpochStart, StreamId};
@@ -51,7 +51,7 @@ pub struct ShardInspection {
     pub damages: Vec<Damage>,
     /// Records that should be there and are not.
     pub missing: Vec<StreamRange>,
-    /// The files in its folder, by name.
+    /// The files in its folder but for the anchor, by name.
     pub files: Vec<FileInspection>,
     /// Its streams, by id.
     pub streams: Vec<StreamInspection>,
@@ -72,14 +72,16 @@ pub enum FileState {
     Free,
     /// Belongs to another engine, shard or number.
     Foreign,
-    /// Has no valid header: never finished, or damaged.
+    /// Zeros so far: kept in reserve, or its preparing was cut short.
+    Unprepared,
+    /// Has no valid header and is not blank.
     Unreadable,
-    /// Not a segment.
+    /// Neither a segment nor the anchor.
     Other,
 }
 
 impl FileState {
-    /// In one word.
+    /// In a word or a few.
     pub fn word(self) -> &'static str {
         match self {
             Self::Sealed => "sealed",
@@ -88,6 +90,7 @@ impl FileState {
             Self::Unused => "unused",
             Self::Free => "free",
             Self::Foreign => "foreign",
+            Self::Unprepared => "not prepared yet",
             Self::Unreadable => "unreadable",
             Self::Other => "other",
         }
@@ -178,9 +181,11 @@ fn inspect_shard(site: &Site, shard: u16) -> Result<ShardInspection, OpenError> 
     let mut files: Vec<_> =
         segments.iter().map(|file| inspect_file(site, shard, &survey, file)).collect();
     let others = disk.list().map_err(OpenError::io("list", path))?;
+    let is_other = |name: &str| segment_number(name).is_none() && name != ANCHOR;
     files.extend(
-        others.into_iter().filter(|entry| segment_number(&entry.name).is_none()).map(|entry| {
-            FileInspection { name: entry.name, ..blank(entry.length, FileState::Other) }
+        others.into_iter().filter(|entry| is_other(&entry.name)).map(|entry| FileInspection {
+            name: entry.name,
+            ..blank(entry.length, FileState::Other)
         }),
     );
     files.sort_by(|left, right| left.name.cmp(&right.name));
@@ -251,6 +256,9 @@ fn inspect_file(site: &Site, shard: u16, survey: &Survey, file: &SegmentFile) ->
         ..blank(file.length, FileState::Unreadable)
     };
     match file.owner(site, shard) {
+        Owner::Unknown if file.blocks.iter().all(|byte| *byte == 0) => {
+            return FileInspection { state: FileState::Unprepared, ..base };
+        }
         Owner::Unknown => return base,
         Owner::OtherEngine | Owner::Misplaced { .. } => {
             return FileInspection { state: FileState::Foreign, ..base };

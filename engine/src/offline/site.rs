@@ -44,7 +44,7 @@ pub(super) struct Site {
 impl Site {
     pub(super) fn open(path: &Path, hold: Hold) -> Result<Self, OpenError> {
         Directory::check_path(path, true)?;
-        let looks_like_one = path.join(ENGINE_FILE).exists()
+        let looks_like_one = path.join(ENGINE_FILE).is_file()
             || shard_folders(path).iter().any(|folder| is_used(folder));
         if !looks_like_one {
             return Err(OpenError::Missing { directory: path.to_owned() });
@@ -66,7 +66,14 @@ impl Site {
 
     fn read(path: &Path, lock: Option<Arc<OwnedFd>>) -> Result<Self, OpenError> {
         let bytes = match fs::read(path.join(ENGINE_FILE)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::IsADirectory
+                ) =>
+            {
+                Vec::new()
+            }
             bytes => bytes.map_err(OpenError::io("read", path.join(ENGINE_FILE)))?,
         };
         let copies =

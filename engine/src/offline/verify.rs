@@ -153,14 +153,14 @@ fn check_engine_file(site: &Site) -> Vec<Finding> {
     let finding = |copy: usize, problem: &crate::format::FormatError| {
         let offset = (copy * BLOCK_BYTES) as u64;
         let other_is_valid = site.copies[1 - copy].is_none();
-        let source = if other_is_valid { "the other copy" } else { "the segments" };
+        let told = if other_is_valid { "the other copy tells it" } else { "the segments tell it" };
         Finding {
             severity: Severity::Repairable,
             shard: None,
             file: ENGINE_FILE.into(),
             bytes: offset..offset + BLOCK_BYTES as u64,
             what: format!(
-                "copy {} of the engine's identity is damaged ({problem}); {source} tells it",
+                "copy {} of the engine's identity is damaged ({problem}); {told}",
                 copy + 1
             ),
             lost: Vec::new(),

@@ -40,7 +40,7 @@ fn what_another_copy_or_the_batches_tell_is_mended_without_loss() {
             "both",
             |d, _| overwrite(&d.join("engine"), 0..2 * BLOCK, 0),
             "engine",
-            "the segments tells it",
+            "the segments tell it",
         ),
         ("no engine", |d, _| fs::remove_file(d.join("engine")).unwrap(), "engine", "too few bytes"),
         ("anchor", |d, _| flip(&d.join("shard-00/anchor"), BLOCK + 20), "anchor", "anchor"),

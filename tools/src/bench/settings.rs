@@ -193,7 +193,8 @@ fn refuse_objectives_of_others(
         .collect();
     let unknown = objectives.iter().filter_map(|objective| objective.run.as_ref()).find(|name| {
         // The steps of a sweep have names of their own.
-        !names.contains(name) && !(name.starts_with("open-") && runs.contains(&RunName::Open))
+        let is_step = name.starts_with("open-") && runs.contains(&RunName::Open);
+        !names.contains(name) && !is_step
     });
     match unknown {
         None => Ok(()),
