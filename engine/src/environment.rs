@@ -1,11 +1,13 @@
-//! What a directory's file system is and has room for, asked of the kernel.
+//! What a directory's file system is and can do, asked of the kernel and tried for real.
 
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+use rustix::fs::{AtFlags, IFlags, StatxFlags, ioctl_getflags, ioctl_setflags, statx};
+
+use crate::disk::{BLOCK_BYTES, BufferMut};
 
 /// The file systems that the engine tells apart.
 #[derive(Clone, Eq, PartialEq, Debug)]
@@ -63,6 +65,58 @@ impl fmt::Display for FileSystem {
             Self::Other(magic) => write!(f, "{magic:#x}"),
         }
     }
+}
+
+/// What a directory can do.
+#[derive(Clone, Debug)]
+pub struct DirectoryProbe {
+    /// Its file system.
+    pub file_system: FileSystem,
+    /// An aligned O_DIRECT write of one block succeeded.
+    pub direct: bool,
+    /// Memory alignment that statx asks for, in bytes; 0 when it does not say.
+    pub memory_alignment: u32,
+    /// Offset alignment that statx asks for, in bytes; 0 when it does not say.
+    pub offset_alignment: u32,
+}
+
+/// Asks and tries; leaves nothing behind.
+///
+/// # Errors
+/// When nothing can be created in the directory.
+///
+/// ```
+/// let directory = tempfile::tempdir()?;
+/// let probe = ringwal_engine::environment::probe_directory(directory.path())?;
+/// println!("{} direct: {}", probe.file_system, probe.direct);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub fn probe_directory(directory: &Path) -> io::Result<DirectoryProbe> {
+    let file_system = FileSystem::of(directory)?;
+    let path = directory.join(format!(".probe-{}", std::process::id()));
+    let file = File::options().read(true).write(true).create_new(true).open(&path)?;
+    let result = probe_file(&file, &path, file_system);
+    std::fs::remove_file(&path)?;
+    result
+}
+
+fn probe_file(file: &File, path: &Path, file_system: FileSystem) -> io::Result<DirectoryProbe> {
+    let (memory_alignment, offset_alignment) =
+        match statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) {
+            Ok(answer) if answer.stx_mask & StatxFlags::DIOALIGN.bits() != 0 => {
+                (answer.stx_dio_mem_align, answer.stx_dio_offset_align)
+            }
+            _ => (0, 0),
+        };
+    let direct = try_direct_write(path).unwrap_or(false);
+    Ok(DirectoryProbe { file_system, direct, memory_alignment, offset_alignment })
+}
+
+fn try_direct_write(path: &Path) -> io::Result<bool> {
+    let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::DIRECT;
+    let file = rustix::fs::open(path, flags, rustix::fs::Mode::empty())?;
+    let block = BufferMut::allocate(BLOCK_BYTES);
+    Ok(rustix::io::pwrite(&file, &block, 0)? == BLOCK_BYTES)
 }
 
 /// Switches copy-on-write off for files that are created in a btrfs directory from now on.
