@@ -150,14 +150,15 @@ impl Options {
         self
     }
 
-    /// Length of a segment file in bytes, a multiple of 4096. Default 64 MiB, 1 MiB to 2 GiB (down
-    /// to 64 KiB for tests). Fixed when the directory is created.
+    /// Length of a segment file in bytes, a multiple of 4096. Default 64 MiB, 64 KiB to 2 GiB; less
+    /// than 4 MiB also shortens batches. Fixed when the directory is created.
     pub fn segment_bytes(mut self, segment_bytes: u64) -> Self {
         self.segment_bytes = Some(segment_bytes);
         self
     }
 
-    /// Memory for batches, in bytes, for each shard. Default 32 MiB, at least 8 batches.
+    /// Memory for batches, in bytes, for each shard. Default 32 MiB, 8 of the longest
+    /// batches to 1 GiB.
     pub fn pool_bytes(mut self, pool_bytes: usize) -> Self {
         self.pool_bytes = pool_bytes;
         self

@@ -13,6 +13,7 @@ use crate::environment::{FileSystem, set_no_copy_on_write};
 use crate::error::OpenError;
 use crate::format::{EngineHeader, EngineId, FormatError};
 use crate::mutants::{self, Mutant};
+use crate::opening::ANCHOR;
 use crate::recovery::{Corruption, Damage};
 use crate::segments::segment_number;
 
@@ -43,17 +44,21 @@ impl Directory {
                 if options.read_only {
                     return Err(OpenError::Missing { directory: path.to_owned() });
                 }
-                if shard_folders(path).iter().any(|folder| !segment_files(folder).is_empty()) {
-                    let what = "the file that names the engine is missing, and there are segments";
+                if shard_folders(path).iter().any(|folder| is_used(folder)) {
+                    let what = "the file that names the engine is missing, and shards were used";
                     return Err(corrupt(path, ENGINE_FILE, what));
                 }
                 Self::create(path, options)?
+            }
+            // A folder of that name: a source tree, perhaps.
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory && options.read_only => {
+                return Err(OpenError::Missing { directory: path.to_owned() });
             }
             Err(error) => return Err(OpenError::io("read", path.join(ENGINE_FILE))(error)),
         };
         let directory = Self::held(path, lock, &header);
         directory.check_geometry(options)?;
-        directory.make_shards(options)?;
+        directory.check_shards(options)?;
         Ok(directory)
     }
 
@@ -110,11 +115,14 @@ impl Directory {
         })))
     }
 
-    /// Writes the file that names the engine: aside, synced, renamed, the directory synced.
+    /// Makes the folders of all shards, each with a blank anchor, and when they are durable the
+    /// file that names the engine: aside, synced, renamed, the directory synced. So a folder or an
+    /// anchor that is missing beside that file was there before.
     fn create(path: &Path, options: &Options) -> Result<EngineHeader, OpenError> {
         check_file_system(path)?;
         let segment_bytes = options.segment_bytes.unwrap_or(SEGMENT_BYTES_DEFAULT);
         let shards = u32::from(options.shards.unwrap_or(1));
+        make_folders(path, shards as u16)?;
         let engine_id = random_id().map_err(OpenError::io("read", "/dev/urandom"))?;
         let header = EngineHeader::new(engine_id, shards, segment_bytes);
         let mut blocks = vec![0; 2 * BLOCK_BYTES];
@@ -144,43 +152,40 @@ impl Directory {
         Ok(())
     }
 
-    fn make_shards(&self, options: &Options) -> Result<(), OpenError> {
-        let used = shard_folders(&self.path).iter().any(|folder| !segment_files(folder).is_empty());
-        for shard in 0..self.shards {
-            let path = self.shard_path(shard);
-            if used && !path.exists() {
-                // All folders are made before the first segment.
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                return Err(corrupt(&self.path, &name, "the folder of this shard is missing"));
-            }
-            if options.read_only {
-                if !path.exists() {
-                    // Whoever made the directory died before anything was put into it.
-                    return Err(OpenError::Missing { directory: self.path.clone() });
-                }
-                continue;
-            }
-            match fs::create_dir(&path) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(OpenError::io("create", path)(error)),
-            }
-            if FileSystem::of(&path).map_err(OpenError::io("statfs", &path))? == FileSystem::Btrfs {
-                set_no_copy_on_write(&path).map_err(|error| OpenError::FileSystem {
-                    directory: path.clone(),
-                    file_system: "btrfs".into(),
-                    message: format!(
-                        "copy-on-write cannot be switched off ({error}); overwriting could run \
-                         out of space; use ext4 or xfs"
-                    ),
-                })?;
-            }
+    /// Refuses a directory that lacks a shard; sees to it that the others can be written to.
+    fn check_shards(&self, options: &Options) -> Result<(), OpenError> {
+        let lost = (0..self.shards).filter_map(|shard| Some((shard, self.lost_shard(shard)?)));
+        let damages: Vec<_> = lost
+            .map(|(shard, what)| Damage {
+                file: shard_name(shard),
+                bytes: 0..0,
+                what: format!(
+                    "{what}; restore it from a backup, or give the shard up with `ringwal repair \
+                     --accept-data-loss-from {shard}:0:0`"
+                ),
+            })
+            .collect();
+        if !damages.is_empty() {
+            let directory = self.path.clone();
+            let corruption = Corruption { directory, damages, missing: Vec::new() };
+            return Err(OpenError::Corrupt(Box::new(corruption)));
         }
         if options.read_only {
             return Ok(());
         }
-        // Also what an earlier open made and did not live to sync.
+        (0..self.shards).try_for_each(|shard| check_copy_on_write(&self.shard_path(shard)))?;
+        // Whoever made it may have died before the last name was durable.
         sync_directory(&self.path)
+    }
+
+    /// What of a shard is missing that was there when the directory was finished.
+    pub(crate) fn lost_shard(&self, shard: u16) -> Option<&'static str> {
+        let path = self.shard_path(shard);
+        if !path.is_dir() {
+            return Some("the folder of this shard is missing, with every record in it");
+        }
+        let is_empty = !path.join(ANCHOR).exists() && segment_files(&path).is_empty();
+        is_empty.then_some("the folder of this shard has neither an anchor nor segments any more")
     }
 
     /// The lock, for a ring to hold on to.
@@ -195,8 +200,69 @@ impl Directory {
 
     /// Folder of one shard.
     pub(crate) fn shard_path(&self, shard: u16) -> PathBuf {
-        self.path.join(format!("shard-{shard:02}"))
+        self.path.join(shard_name(shard))
     }
+}
+
+/// Name of a shard's folder.
+pub(crate) fn shard_name(shard: u16) -> String {
+    format!("shard-{shard:02}")
+}
+
+/// The folders of a directory whose making may have been cut short before, with other options.
+fn make_folders(path: &Path, shards: u16) -> Result<(), OpenError> {
+    for surplus in shard_folders(path) {
+        if (0..shards).any(|shard| path.join(shard_name(shard)) == surplus) {
+            continue;
+        }
+        fs::remove_file(surplus.join(ANCHOR))
+            .or_else(|error| match error.kind() {
+                io::ErrorKind::NotFound => Ok(()),
+                _ => Err(error),
+            })
+            .and_then(|()| fs::remove_dir(&surplus))
+            .map_err(OpenError::io("remove", &surplus))?;
+    }
+    for shard in 0..shards {
+        make_folder(&path.join(shard_name(shard)))?;
+    }
+    sync_directory(path)
+}
+
+/// The folder of a shard with a blank anchor, durable but for its own name.
+pub(crate) fn make_folder(path: &Path) -> Result<(), OpenError> {
+    match fs::create_dir(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(OpenError::io("create", path)(error)),
+    }
+    check_copy_on_write(path)?;
+    let anchor = path.join(ANCHOR);
+    File::create(&anchor)
+        .and_then(|mut file| file.write_all(&[0; 2 * BLOCK_BYTES]).and_then(|()| file.sync_all()))
+        .map_err(OpenError::io("write", &anchor))?;
+    sync_directory(path)
+}
+
+fn check_copy_on_write(path: &Path) -> Result<(), OpenError> {
+    if FileSystem::of(path).map_err(OpenError::io("statfs", path))? != FileSystem::Btrfs {
+        return Ok(());
+    }
+    set_no_copy_on_write(path).map_err(|error| OpenError::FileSystem {
+        directory: path.to_owned(),
+        file_system: "btrfs".into(),
+        message: format!(
+            "copy-on-write cannot be switched off ({error}); overwriting could run out of space; \
+             use ext4 or xfs"
+        ),
+    })
+}
+
+/// Whether a shard was ever opened: creation leaves no segment, and an anchor of zeros.
+pub(crate) fn is_used(folder: &Path) -> bool {
+    let is_blank =
+        |anchor: io::Result<Vec<u8>>| anchor.map_or(true, |bytes| bytes.iter().all(|b| *b == 0));
+    !segment_files(folder).is_empty() || !is_blank(fs::read(folder.join(ANCHOR)))
 }
 
 /// Refuses what cannot work at all; what makes nothing durable is for the caller to report.
@@ -217,7 +283,7 @@ fn check_file_system(path: &Path) -> Result<(), OpenError> {
 /// Folders of shards, in order.
 pub(crate) fn shard_folders(path: &Path) -> Vec<PathBuf> {
     (0..=u16::from(u8::MAX))
-        .map(|shard| path.join(format!("shard-{shard:02}")))
+        .map(|shard| path.join(shard_name(shard)))
         .filter(|folder| folder.is_dir())
         .collect()
 }
@@ -240,7 +306,7 @@ pub(crate) fn corrupt(path: &Path, file: &str, what: &str) -> OpenError {
     }))
 }
 
-fn sync_directory(path: &Path) -> Result<(), OpenError> {
+pub(crate) fn sync_directory(path: &Path) -> Result<(), OpenError> {
     if mutants::is(Mutant::NoDirectorySync) {
         return Ok(());
     }
@@ -339,6 +405,76 @@ mod tests {
         assert_eq!(SYNCED.take(), std::slice::from_ref(&path));
         drop(Directory::open(&path, &options.read_only(true)).unwrap());
         assert_eq!(SYNCED.take(), [] as [PathBuf; 0]);
+    }
+
+    fn names(path: &Path) -> Vec<String> {
+        let entries = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = entries.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_making_that_was_cut_short_is_completed() {
+        let cut_short: [fn(&Path); 5] = [
+            |_| {},
+            |path| fs::create_dir(path.join("shard-00")).unwrap(),
+            |path| {
+                make_folders(path, 3).unwrap();
+                fs::remove_file(path.join("shard-02/anchor")).unwrap();
+            },
+            |path| {
+                make_folders(path, 2).unwrap();
+                fs::write(path.join("shard-01/anchor"), [0; 100]).unwrap();
+            },
+            |path| {
+                make_folders(path, 2).unwrap();
+                fs::write(path.join("engine.new"), b"RWENG").unwrap();
+            },
+        ];
+        for make in cut_short {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path();
+            make(path);
+            drop(Directory::open(path, &Options::new().shards(2)).unwrap());
+            assert_eq!(names(path), ["engine", "lock", "shard-00", "shard-01"]);
+            for shard in ["shard-00", "shard-01"] {
+                let anchor = fs::read(path.join(shard).join(ANCHOR)).unwrap();
+                assert_eq!(anchor, [0; 2 * BLOCK_BYTES]);
+            }
+            drop(Directory::open(path, &Options::new()).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_finished_directory_without_a_shard_is_damaged() {
+        let lose: [fn(&Path); 2] = [
+            |shard| fs::remove_dir_all(shard).unwrap(),
+            |shard| fs::remove_file(shard.join(ANCHOR)).unwrap(),
+        ];
+        for lose in lose {
+            for read_only in [false, true] {
+                let directory = tempfile::tempdir().unwrap();
+                let path = directory.path();
+                drop(Directory::open(path, &Options::new().shards(2)).unwrap());
+                lose(&path.join("shard-01"));
+                let before = names(path);
+                let options = Options::new().read_only(read_only);
+                let refused = Directory::open(path, &options).err().unwrap();
+                assert!(matches!(refused, OpenError::Corrupt(_)), "{refused}");
+                let text = refused.to_string();
+                assert!(text.contains("shard-01: ") && text.contains("from 1:0:0"), "{text}");
+                assert_eq!(names(path), before);
+            }
+        }
+        // An anchor with contents, and no file that names the engine.
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        make_folders(path, 1).unwrap();
+        fs::write(path.join("shard-00/anchor"), [1; 8192]).unwrap();
+        let refused = Directory::open(path, &Options::new()).err().unwrap();
+        assert!(matches!(refused, OpenError::Corrupt(_)), "{refused}");
+        assert_eq!(fs::read(path.join("shard-00/anchor")).unwrap(), [1; 8192]);
     }
 
     #[test]

@@ -359,10 +359,12 @@ impl Stream {
     /// refused in the token.
     pub fn append_frame(&self, frame: &[u8]) -> Result<AppendBatch, AppendError> {
         let frame = VerifiedFrame::verify(frame).map_err(AppendError::BadFrame)?;
-        let is_ours = frame.kind == crate::format::FrameKind::Data
-            && frame.header.stream.get() == self.stream.get();
-        if !is_ours {
+        if frame.kind != crate::format::FrameKind::Data {
             return Err(AppendError::BadFrame(crate::format::FormatError::Magic));
+        }
+        let (expected, found) = (self.stream, StreamId::new(frame.header.stream.get()));
+        if found != expected {
+            return Err(AppendError::WrongStream { expected, found });
         }
         self.shared
             .wait_for_room(Lane::Records, || self.shared.try_append_frame(&frame).map(AppendBatch))

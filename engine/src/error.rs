@@ -68,7 +68,7 @@ pub enum AppendError {
     },
     /// A record or a batch of records is longer than one batch can be.
     #[error(
-        "{bytes} bytes do not fit one batch, whose limit is {max} bytes; split the data or raise batch_bytes_max"
+        "{bytes} bytes do not fit one batch, whose limit is {max} bytes; split the data, or raise batch_bytes_max, which a quarter of a segment bounds"
     )]
     TooLarge {
         /// Bytes that one batch would need.
@@ -101,6 +101,14 @@ pub enum AppendError {
     /// Bytes given to `append_frame` are not a valid frame.
     #[error("the frame is damaged: {0}; ask its sender again")]
     BadFrame(crate::format::FormatError),
+    /// A frame given to `append_frame` belongs to another stream.
+    #[error("the frame is of stream {found}, not of stream {expected}; append it to its own")]
+    WrongStream {
+        /// The stream that it was given to.
+        expected: StreamId,
+        /// The stream that it names.
+        found: StreamId,
+    },
 }
 
 /// Why a command that was queued did nothing when its batch was sealed.

@@ -60,6 +60,9 @@ pub enum FormatError {
     /// Written by a newer version: major, minor, incompatible bits.
     #[error("format {0}.{1} with incompatible features {2:#x}")]
     Newer(u32, u32, u64),
+    /// A number that counts up and has no next: no engine lives so long.
+    #[error("{0} = {1} is beyond what an engine can count to")]
+    Count(&'static str, u64),
     /// Numbers that no directory can have: shards, bytes of a segment.
     #[error("{0} shards with segments of {1} bytes are outside of the format's limits")]
     Geometry(u32, u64),
@@ -86,12 +89,15 @@ macro_rules! layout {
 }
 use layout;
 
-/// Whether a writer can have counted that far.
+/// Whether a writer can have counted that far; the first that cannot be is named.
+fn check_counts(counts: &[(&'static str, u64)]) -> Result<(), FormatError> {
+    let impossible = counts.iter().find(|(_, count)| *count > COUNTER_MAX);
+    impossible.map_or(Ok(()), |(name, count)| Err(FormatError::Count(name, *count)))
+}
+
+/// As [`check_counts`], where the place says what is counted.
 pub(crate) fn check_counters(counters: &[u64]) -> Result<(), FormatError> {
-    if counters.iter().any(|counter| *counter > COUNTER_MAX) {
-        return Err(FormatError::Length);
-    }
-    Ok(())
+    counters.iter().try_for_each(|counter| check_counts(&[("counter", *counter)]))
 }
 
 fn check_version(major: u32, minor: u32, incompatible: u64) -> Result<(), FormatError> {

@@ -26,7 +26,7 @@
 //! let receipt = orders.append(b"one")?.wait()?; // blocking; `.await` on any runtime
 //! let receipts = orders.append_batch([b"a", b"b"])?.wait()?; // all or none after a crash
 //! assert_eq!((receipt.offset(), receipts.offsets()), (0, 1..3));
-//! for record in orders.read(0..)? {
+//! for record in orders.read(receipt.offset()..)? {
 //!     let record = record?;
 //!     println!("{}: {:?}", record.offset(), record.payload());
 //! }
@@ -40,7 +40,7 @@
 //!
 //! A receipt means: the record, and every record before it in its shard, is on the device. What a
 //! crash leaves is a prefix of what was appended, with every acknowledged record in it; where the
-//! device lost one, opening says so instead of returning less.
+//! device lost one, opening, or reading it from a sealed segment, says so instead of returning less.
 
 mod batch;
 mod checkpoint;

@@ -57,14 +57,19 @@ impl Options {
     /// As [`Options::open`]; also when the directory has several shards or is to be read only.
     pub fn open_shard(&self, directory: impl AsRef<Path>) -> Result<Shard, OpenError> {
         self.check()?;
+        let refused = |option, value: String| {
+            let bounds = "the caller's own loop drives one shard, for writing".into();
+            Err(OpenError::Option { option, value, bounds })
+        };
+        if self.read_only {
+            return refused("read_only", "true".into());
+        }
+        if let Some(shards) = self.shards.filter(|shards| *shards != 1) {
+            return refused("shards", shards.to_string());
+        }
         let directory = Directory::open(directory.as_ref(), self)?;
-        if directory.shards != 1 || self.read_only {
-            let option = if self.read_only { "read_only" } else { "shards" };
-            return Err(OpenError::Option {
-                option,
-                value: directory.shards.to_string(),
-                bounds: "the caller's own loop drives one shard, for writing".into(),
-            });
+        if directory.shards != 1 {
+            return refused("shards", directory.shards.to_string());
         }
         let opened = crate::thread::open(&directory, 0, self, Clock::real())?;
         Ok(Shard::new(opened, Some(directory)))

@@ -1,5 +1,6 @@
 //! What the shard's loop and everybody else share: the queue, the index and the counters, each
-//! behind a lock that is taken once per batch by the loop and once per command by a caller.
+//! behind a lock of its own. A caller takes the queue's once for each command; the loop takes each
+//! a few times per turn, never for each record, and holds none while it waits.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

@@ -448,3 +448,19 @@ fn the_last_handle_may_be_dropped_in_a_waker_that_a_shard_runs() {
         assert_eq!(payloads(&engine, 7), [b"one"]);
     });
 }
+
+#[test]
+fn an_own_loop_of_several_shards_or_to_be_read_only_is_refused_before_anything_is_made() {
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("data");
+    for (options, what) in
+        [(options(1).read_only(true), "option read_only = true"), (options(3), "option shards = 3")]
+    {
+        let error = options.open_shard(&directory).map(drop).unwrap_err();
+        assert!(error.to_string().contains(what), "{error}");
+        assert!(!directory.exists());
+    }
+    options(2).open(&directory).unwrap().close().unwrap();
+    let error = Engine::options().open_shard(&directory).map(drop).unwrap_err();
+    assert!(error.to_string().contains("option shards = 2"), "{error}");
+}

@@ -6,9 +6,11 @@ mod offline {
     mod acknowledged;
     mod flipped;
     mod killed;
+    mod lost_shard;
     mod mended;
     mod refused;
     mod running;
     mod setup;
+    mod short;
     mod whole;
 }

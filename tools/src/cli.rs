@@ -9,12 +9,23 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use crate::offline::{DumpArgs, InspectArgs, RepairArgs, TailArgs, VerifyArgs};
 use crate::report::slo::{self, Objective};
 
+/// As the table of the README has them.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    fine
+  1    failure that has no code of its own; also a directory that another process has open
+  2    usage: the command line, or options that contradict the directory
+  3    the environment refuses: no io_uring, no such directory, no engine in it, no right, no space
+  4    data is damaged
+  5    an objective missed, or a regression
+  130  interrupted by SIGINT or SIGTERM; what there was until then is written";
+
 /// Group commit on io_uring: measures how fast records become durable on this disk.
 ///
 /// Without a subcommand it is `ringwal bench`.
 #[derive(Debug, Parser)]
 #[command(name = "ringwal", version, args_conflicts_with_subcommands = true)]
-#[command(max_term_width = 100)]
+#[command(max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
     /// What to do; `bench` when left out.
     #[command(subcommand)]

@@ -8,6 +8,11 @@ use std::process::ExitCode;
 use ringwal_engine::disk::uring::UringError;
 use ringwal_engine::{OpenError, OpenErrorKind};
 
+/// How to raise the limit on locked memory: 8192 KiB hold the rings of many shards, and kernels from
+/// 5.16 on allow as much by default.
+pub const MEMLOCK_FIXES: [&str; 3] =
+    ["ulimit -l 8192", "LimitMEMLOCK=8M", "docker run --ulimit memlock=-1:-1"];
+
 /// How the program ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -99,10 +104,9 @@ impl Failure {
                 let failure =
                     Failure::environment(format!("io_uring_setup: {source}")).cause(cause);
                 match source.kind() {
-                    io::ErrorKind::OutOfMemory => failure
-                        .fix("ulimit -l 8192")
-                        .fix("LimitMEMLOCK=8M")
-                        .fix("docker run --ulimit memlock=-1:-1"),
+                    io::ErrorKind::OutOfMemory => {
+                        MEMLOCK_FIXES.into_iter().fold(failure, Failure::fix)
+                    }
                     _ => failure.fix(advice),
                 }
             }
@@ -147,6 +151,10 @@ impl Failure {
         let mut failure = Failure::new(Exit::Failure, error.to_string());
         for cause in chain {
             match cause.downcast_ref::<Failure>() {
+                None if cause.downcast_ref::<io::Error>().is_some_and(is_refused) => {
+                    failure.exit = Exit::Environment;
+                    failure.causes.push(cause.to_string());
+                }
                 Some(inner) => {
                     failure.exit = inner.exit;
                     failure.causes.push(inner.error.clone());
@@ -177,14 +185,10 @@ impl Failure {
 
 fn exit_of(error: &OpenError) -> Exit {
     match error {
-        OpenError::NoSpace { .. } | OpenError::NotADirectory { .. } => return Exit::Environment,
-        OpenError::Io { source, .. } => match source.kind() {
-            io::ErrorKind::PermissionDenied
-            | io::ErrorKind::ReadOnlyFilesystem
-            | io::ErrorKind::StorageFull
-            | io::ErrorKind::QuotaExceeded => return Exit::Environment,
-            _ => {}
-        },
+        OpenError::NoSpace { .. } | OpenError::Missing { .. } | OpenError::NotADirectory { .. } => {
+            return Exit::Environment;
+        }
+        OpenError::Io { source, .. } if is_refused(source) => return Exit::Environment,
         _ => {}
     }
     match error.kind() {
@@ -193,6 +197,20 @@ fn exit_of(error: &OpenError) -> Exit {
         OpenErrorKind::Corrupt => Exit::Corrupt,
         _ => Exit::Failure,
     }
+}
+
+/// Whether the file system refused a path: the user can mend it, and it says nothing about data.
+fn is_refused(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::PermissionDenied
+            | io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+    )
 }
 
 impl fmt::Display for Failure {

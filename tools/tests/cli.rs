@@ -64,7 +64,7 @@ fn nonsense_is_a_usage_error_that_names_itself() {
         (&["--duration", "0s"][..], "longer than nothing"),
         (&["--duration", "5"], "number with a unit"),
         (&["--only", "everything"], "everything"),
-        (&["--record-size", "2GiB"], "at most 1 MiB"),
+        (&["--record-size", "2GiB"], "at most 1 MB"),
         (&["--slo", "fast"], "METRIC<TIME"),
         (&["--clients", "0"], "1..=4096"),
         (&["--followers", "2"], "--followers"),
@@ -236,7 +236,7 @@ fn directories_that_cannot_be_used_are_refused_with_cause_and_fix() {
     let output = run(directory.path(), &["--only", "idle", "--dir", "file/below"]);
     assert_error(&output, 3, &["cause: ", "fix: --dir"]);
     let output = run(directory.path(), &["report", "missing"]);
-    assert_error(&output, 1, &["cause: "]);
+    assert_error(&output, 3, &["cause: "]);
 
     let data = directory.path().join("data");
     let options = ringwal_engine::Engine::options().io(ringwal_engine::Io::Blocking);

@@ -146,8 +146,8 @@ fn what_cannot_be_looked_into_says_why() {
         [&["inspect"][..], &["verify"], &["dump"], &["tail", "--stream", "1"], &["repair"]]
     {
         let on = |path: &str| run(&[command, &[path]].concat());
-        assert_error(&on(&absent), 1, &["holds no engine", "fix: check the path"]);
-        assert_error(&on(directory.path().to_str().unwrap()), 1, &["holds no engine"]);
+        assert_error(&on(&absent), 3, &["holds no engine", "fix: check the path"]);
+        assert_error(&on(directory.path().to_str().unwrap()), 3, &["holds no engine"]);
         assert_error(&on(&file), 3, &["is not a directory", "fix: choose another path"]);
         assert!(!Path::new(&absent).exists());
     }

@@ -95,7 +95,7 @@ impl UringDisk {
             .map_err(|source| UringError::Directory { path: path.to_owned(), source })?;
         let memory = |source| UringError::Memory { pool_bytes: options.pool_bytes, source };
         let pool = Pool::new(options.pool_bytes, options.slot_bytes).map_err(memory)?;
-        let wake = Wake::new().map_err(memory)?;
+        let wake = Wake::new().map_err(|source| UringError::Event { source })?;
         let ring = build_ring(&options)?;
         let entries = options.entries_clamped();
         let lock_fd = lock.as_ref().map_or(-1, |lock| lock.as_raw_fd());
@@ -316,7 +316,9 @@ impl UringDisk {
         let file = File::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
         self.release_retired();
         let Some(slot) = self.file_slots_free.pop() else {
-            return Err(io::Error::other("the ring's file table is full; raise files_max"));
+            return Err(io::Error::other(
+                "the ring's file table is full; raise the limit of open files (ulimit -n)",
+            ));
         };
         if let Err(error) = self.ring.submitter().register_files_update(slot, &[descriptor]) {
             self.file_slots_free.push(slot);

@@ -1,4 +1,5 @@
-//! Waking a shard that sleeps in its disk. While it is awake, a call costs one atomic load.
+//! Waking a shard that sleeps in its disk. While it is awake, a call costs a
+//! SeqCst fence and a load.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
     DATA_START, EngineId, FRAME_HEADER_BYTES, FormatError, SegmentSeed, VerifiedFrame,
-    check_counters, layout,
+    check_counts, layout,
 };
 
 const BATCH_MAGIC: u32 = 0x3142_5752; // "RWB1"
@@ -82,9 +82,12 @@ impl BatchHeader {
         if (header.length.get() as usize) < BATCH_HEADER_BYTES {
             return Err(FormatError::Length);
         }
-        let counters = [header.generation, header.sequence, header.durable_sequence];
-        check_counters(&counters.map(U64::get))?;
-        check_counters(&[header.incarnation.get()])?;
+        check_counts(&[
+            ("generation", header.generation.get()),
+            ("sequence", header.sequence.get()),
+            ("durable_sequence", header.durable_sequence.get()),
+            ("incarnation", header.incarnation.get()),
+        ])?;
         Ok(header)
     }
 
@@ -164,6 +167,11 @@ mod tests {
         let mut block = [0u8; BLOCK_BYTES];
         header.write(seed(), 8192, &mut block);
         assert!(BatchHeader::verify(&block, seed(), 8192).is_ok());
+        let endless = BatchHeader { sequence: u64::MAX.into(), ..header };
+        endless.write(seed(), 8192, &mut block);
+        let refused = FormatError::Count("sequence", u64::MAX);
+        assert_eq!(BatchHeader::verify(&block, seed(), 8192).unwrap_err(), refused);
+        header.write(seed(), 8192, &mut block);
         assert_eq!(BatchHeader::verify(&block, seed(), 12288).unwrap_err(), FormatError::Checksum);
         let other_life = SegmentSeed::new(&[7; 16], 3, 10);
         assert_eq!(

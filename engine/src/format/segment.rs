@@ -4,7 +4,7 @@
 use zerocopy::little_endian::{U32, U64};
 
 use super::{
-    EngineId, FORMAT_MAJOR, FORMAT_MINOR, FormatError, INCOMPATIBLE_KNOWN, check_counters,
+    EngineId, FORMAT_MAJOR, FORMAT_MINOR, FormatError, INCOMPATIBLE_KNOWN, check_counts,
     check_version, layout, verify_block, write_block,
 };
 use crate::mutants::{self, Mutant};
@@ -102,16 +102,14 @@ impl SegmentHeader {
     pub fn verify(bytes: &[u8]) -> Result<Self, FormatError> {
         let header: Self = verify_block(bytes, SEGMENT_MAGIC, 0)?;
         check_version(header.major.get(), header.minor.get(), header.incompatible.get())?;
-        let counters = [
-            header.number,
-            header.generation,
-            header.incarnation,
-            header.predecessor_number,
-            header.predecessor_generation,
-            header.predecessor_offset,
-            header.predecessor_sequence,
-        ];
-        check_counters(&counters.map(U64::get))?;
+        check_counts(&[
+            ("number", header.number.get()),
+            ("generation", header.generation.get()),
+            ("incarnation", header.incarnation.get()),
+            ("predecessor_generation", header.predecessor_generation.get()),
+            ("predecessor_offset", header.predecessor_offset.get()),
+            ("predecessor_sequence", header.predecessor_sequence.get()),
+        ])?;
         Ok(header)
     }
 
@@ -186,5 +184,27 @@ mod tests {
         header.minor = (FORMAT_MINOR + 1).into();
         header.write(&mut block);
         assert!(SegmentHeader::verify(&block).is_ok());
+    }
+
+    #[test]
+    fn a_header_that_nothing_could_follow_is_refused_whatever_its_checksum() {
+        let verified = |number, generation, incarnation, sequence| {
+            let end = JournalEnd { sequence, ..JournalEnd::default() };
+            let header =
+                SegmentHeader::new([1; 16], 0, number, generation, incarnation, 1 << 20, Some(end));
+            let mut block = [0u8; BLOCK_BYTES];
+            header.write(&mut block);
+            SegmentHeader::verify(&block).map(drop)
+        };
+        assert_eq!(verified(1, 1, 1, 1), Ok(()));
+        let max = u64::MAX;
+        for (verified, name) in [
+            (verified(max, 1, 1, 1), "number"),
+            (verified(1, max, 1, 1), "generation"),
+            (verified(1, 1, max, 1), "incarnation"),
+            (verified(1, 1, 1, max), "predecessor_sequence"),
+        ] {
+            assert_eq!(verified, Err(FormatError::Count(name, max)));
+        }
     }
 }

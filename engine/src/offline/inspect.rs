@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::disk::Disk;
 use crate::error::OpenError;
 use crate::format::JournalEnd;
-use crate::opening::Survey;
+use crate::opening::{ANCHOR, Survey};
 use crate::recovery::{Damage, WalkedContents, WalkedSegment};
 use crate::segments::segment_number;
 use crate::stream::{EpochStart, StreamId};
@@ -51,7 +51,7 @@ pub struct ShardInspection {
     pub damages: Vec<Damage>,
     /// Records that should be there and are not.
     pub missing: Vec<StreamRange>,
-    /// The files in its folder, by name.
+    /// The files in its folder but for the anchor, by name.
     pub files: Vec<FileInspection>,
     /// Its streams, by id.
     pub streams: Vec<StreamInspection>,
@@ -72,14 +72,16 @@ pub enum FileState {
     Free,
     /// Belongs to another engine, shard or number.
     Foreign,
-    /// Has no valid header: never finished, or damaged.
+    /// Zeros so far: kept in reserve, or its preparing was cut short.
+    Unprepared,
+    /// Has no valid header and is not blank.
     Unreadable,
-    /// Not a segment.
+    /// Neither a segment nor the anchor.
     Other,
 }
 
 impl FileState {
-    /// In one word.
+    /// In a word or a few.
     pub fn word(self) -> &'static str {
         match self {
             Self::Sealed => "sealed",
@@ -88,6 +90,7 @@ impl FileState {
             Self::Unused => "unused",
             Self::Free => "free",
             Self::Foreign => "foreign",
+            Self::Unprepared => "not prepared yet",
             Self::Unreadable => "unreadable",
             Self::Other => "other",
         }
@@ -158,31 +161,31 @@ pub fn inspect(directory: impl AsRef<Path>) -> Result<Inspection, OpenError> {
     settle(directory, |site| {
         let shards: Vec<_> =
             site.shards().map(|shard| inspect_shard(site, shard)).collect::<Result<_, _>>()?;
-        let settled = shards.iter().flatten().all(|shard| shard.damages.is_empty());
+        let settled = shards.iter().all(|shard| shard.damages.is_empty());
         let inspection = Inspection {
             directory: directory.to_owned(),
             engine_id: site.header.engine_id,
             format: (site.header.major.get(), site.header.minor.get()),
             segment_bytes: site.directory.segment_bytes,
             in_use: Site::is_in_use(directory),
-            shards: shards.into_iter().flatten().collect(),
+            shards,
         };
         Ok((inspection, settled))
     })
 }
 
-fn inspect_shard(site: &Site, shard: u16) -> Result<Option<ShardInspection>, OpenError> {
-    let Some((mut disk, survey)) = site.survey(shard, None, &HashMap::new())? else {
-        return Ok(None);
-    };
+fn inspect_shard(site: &Site, shard: u16) -> Result<ShardInspection, OpenError> {
+    let (mut disk, survey) = site.survey(shard, None, &HashMap::new())?;
     let segments = segment_files(site, shard, &mut disk)?;
     let path = site.directory.shard_path(shard);
     let mut files: Vec<_> =
         segments.iter().map(|file| inspect_file(site, shard, &survey, file)).collect();
     let others = disk.list().map_err(OpenError::io("list", path))?;
+    let is_other = |name: &str| segment_number(name).is_none() && name != ANCHOR;
     files.extend(
-        others.into_iter().filter(|entry| segment_number(&entry.name).is_none()).map(|entry| {
-            FileInspection { name: entry.name, ..blank(entry.length, FileState::Other) }
+        others.into_iter().filter(|entry| is_other(&entry.name)).map(|entry| FileInspection {
+            name: entry.name,
+            ..blank(entry.length, FileState::Other)
         }),
     );
     files.sort_by(|left, right| left.name.cmp(&right.name));
@@ -214,7 +217,7 @@ fn inspect_shard(site: &Site, shard: u16) -> Result<Option<ShardInspection>, Ope
         let epochs = &recovered.index.streams[stream].epochs;
         StreamRange::split(*stream, epochs, range.clone())
     });
-    Ok(Some(ShardInspection {
+    Ok(ShardInspection {
         shard,
         incarnation: plan.incarnation,
         anchor: anchor.map(|anchor| (anchor.first_number.get(), anchor.first_generation.get())),
@@ -224,7 +227,7 @@ fn inspect_shard(site: &Site, shard: u16) -> Result<Option<ShardInspection>, Ope
         damages: file_damages.into_iter().chain(recovered.damages).collect(),
         files,
         streams,
-    }))
+    })
 }
 
 fn blank(length: u64, state: FileState) -> FileInspection {
@@ -253,6 +256,9 @@ fn inspect_file(site: &Site, shard: u16, survey: &Survey, file: &SegmentFile) ->
         ..blank(file.length, FileState::Unreadable)
     };
     match file.owner(site, shard) {
+        Owner::Unknown if file.blocks.iter().all(|byte| *byte == 0) => {
+            return FileInspection { state: FileState::Unprepared, ..base };
+        }
         Owner::Unknown => return base,
         Owner::OtherEngine | Owner::Misplaced { .. } => {
             return FileInspection { state: FileState::Foreign, ..base };

@@ -22,6 +22,9 @@ use super::{Cut, StreamRange, subtract};
 pub struct Loss {
     /// Records that count now and would be gone, also those that are unreadable already.
     pub lost: Vec<StreamRange>,
+    /// More may be lost than that: the end of a segment, or a shard's folder, is gone, and nothing
+    /// tells what it held.
+    pub lost_untold: bool,
     /// Records of older epochs that would come back, since the epoch that cut them is behind the
     /// cut.
     pub returned: Vec<StreamRange>,
@@ -30,7 +33,7 @@ pub struct Loss {
 }
 
 impl Loss {
-    /// Number of records lost.
+    /// Number of records lost, as far as it is known.
     pub fn records(&self) -> u64 {
         self.lost.iter().map(|range| range.offsets.end - range.offsets.start).sum()
     }
@@ -107,9 +110,7 @@ pub(super) fn loss(
     examined: &Examined,
     end: JournalEnd,
 ) -> Result<Option<Loss>, OpenError> {
-    let Some((_, after)) = site.survey(shard, Some(end), &examined.assumed)? else {
-        return Ok(None);
-    };
+    let (_, after) = site.survey(shard, Some(end), &examined.assumed)?;
     let before = &examined.survey.recovered.index;
     let is_whole = after.recovered.index.holes().iter().all(|(stream, hole)| {
         before.streams.get(stream).is_some_and(|state| hole.end <= state.trimmed)

@@ -35,6 +35,7 @@ mod remedy;
 mod repair;
 mod segment_check;
 mod shard_check;
+mod short;
 mod site;
 mod snapshot;
 mod verify;
@@ -106,6 +107,13 @@ pub struct Cut {
     pub segment: u64,
     /// Byte in the file.
     pub byte: u64,
+}
+
+impl Cut {
+    /// All of a shard.
+    fn whole(shard: u16) -> Self {
+        Self { shard, segment: 0, byte: 0 }
+    }
 }
 
 impl fmt::Display for Cut {

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::config::{Io, Options};
-use crate::directory::Directory;
+use crate::directory::{Directory, make_folder, sync_directory};
 use crate::error::{CloseError, OpenError};
 use crate::format::JournalEnd;
 use crate::own_loop::Shard;
@@ -132,8 +132,13 @@ pub fn repair(directory: impl AsRef<Path>, options: &RepairOptions) -> Result<Re
     let hold = if options.dry_run { Hold::Shared } else { Hold::Exclusive };
     let site = Site::open(directory.as_ref(), hold)?;
     let before = verify_site(&site)?;
-    let mut remedies: Vec<_> =
-        before.findings.iter().filter_map(|finding| finding.remedy.clone()).collect();
+    let is_given_up = |shard| options.accept_loss_from.iter().any(|cut| Some(cut.shard) == shard);
+    let mut remedies: Vec<_> = before
+        .findings
+        .iter()
+        .filter(|finding| !finding.is_loss() || is_given_up(finding.shard))
+        .filter_map(|finding| finding.remedy.clone())
+        .collect();
     remedies.sort_by_key(Remedy::renames);
     let mut repair = Repair {
         steps: remedies.iter().map(Remedy::describe).collect(),
@@ -144,6 +149,12 @@ pub fn repair(directory: impl AsRef<Path>, options: &RepairOptions) -> Result<Re
     };
     let mut changes: Vec<_> = remedies.iter().map(|remedy| remedy.file().to_owned()).collect();
     for cut in &options.accept_loss_from {
+        if site.shards().contains(&cut.shard) && site.directory.lost_shard(cut.shard).is_some() {
+            check_whole(*cut)?;
+            changes.push(Site::shard_name(cut.shard).into());
+            repair.cuts.push((*cut, Loss { lost_untold: true, ..Loss::default() }));
+            continue;
+        }
         let planned = plan_cut(&site, *cut, &repair.before)?;
         changes.extend(changed_by_cut(&site, &planned));
         repair.cuts.push((*cut, planned.loss));
@@ -161,6 +172,11 @@ pub fn repair(directory: impl AsRef<Path>, options: &RepairOptions) -> Result<Re
     }
     for cut in &options.accept_loss_from {
         let site = site.again()?;
+        if site.directory.lost_shard(cut.shard).is_some() {
+            make_folder(&site.directory.shard_path(cut.shard))?;
+            sync_directory(&site.directory.path)?;
+            continue;
+        }
         let planned = plan_cut(&site, *cut, &repair.before)?;
         apply_cut(&site, planned)?;
     }
@@ -175,6 +191,13 @@ struct PlannedCut {
     examined: Examined,
 }
 
+/// Of a shard that is not there, only all can be given up.
+fn check_whole(cut: Cut) -> Result<(), RepairError> {
+    let whole = Cut::whole(cut.shard);
+    let (why, advice) = ("nothing of this shard is there", format!("take {whole}"));
+    if cut == whole { Ok(()) } else { Err(RepairError::Position { cut, why, advice }) }
+}
+
 /// Checks that a cut is needed and that what it leaves is whole.
 fn plan_cut(site: &Site, cut: Cut, found: &Verification) -> Result<PlannedCut, RepairError> {
     let refuse = |why, advice: String| RepairError::Position { cut, why, advice };
@@ -183,13 +206,10 @@ fn plan_cut(site: &Site, cut: Cut, found: &Verification) -> Result<PlannedCut, R
         .findings
         .iter()
         .any(|finding| finding.severity == Severity::Corrupt && finding.shard == Some(cut.shard));
-    let examined = match site.shards().contains(&cut.shard) {
-        true => examine(site, cut.shard)?,
-        false => None,
-    };
-    let Some(examined) = examined else {
+    if !site.shards().contains(&cut.shard) {
         return Err(refuse("there is no such shard", "take the place that verify prints".into()));
-    };
+    }
+    let examined = examine(site, cut.shard)?;
     if !is_corrupt {
         let advice = "leave the option out".into();
         return Err(refuse("no acknowledged data of this shard is damaged", advice));
@@ -205,8 +225,12 @@ fn plan_cut(site: &Site, cut: Cut, found: &Verification) -> Result<PlannedCut, R
     if (end.generation, end.offset) > (last.generation, last.offset) {
         return Err(refuse("the damage begins before it", advice()));
     }
-    let loss = loss(site, cut.shard, &examined, end)?
+    let mut loss = loss(site, cut.shard, &examined, end)?
         .ok_or_else(|| refuse("what lies before it is not whole", advice()))?;
+    loss.lost_untold = found
+        .findings
+        .iter()
+        .any(|finding| finding.lost_untold && finding.shard == Some(cut.shard));
     Ok(PlannedCut { shard: cut.shard, end, loss, examined })
 }
 
@@ -244,7 +268,7 @@ fn back_up(site: &Site, files: &[PathBuf], backup: &Path) -> Result<(), RepairEr
     }
     for file in files {
         let (from, to) = (directory.join(file), backup.join(file));
-        if !from.exists() {
+        if !from.is_file() {
             continue;
         }
         if let Some(folder) = to.parent() {

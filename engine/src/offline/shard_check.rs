@@ -17,9 +17,10 @@ use super::loss::find_cut;
 use super::places::Source;
 use super::remedy::Remedy;
 use super::segment_check::{SegmentCheck, check_segment};
+use super::short::{Behind, behind};
 use super::site::Site;
 use super::verify::{Finding, Severity, Verification};
-use super::{StreamRange, spans_by_generation};
+use super::{Cut, StreamRange, spans_by_generation};
 
 /// A shard as it is, or would be with its headers repaired.
 pub(super) struct Examined {
@@ -30,17 +31,17 @@ pub(super) struct Examined {
     pub(super) assumed: HashMap<String, SegmentHeader>,
 }
 
-/// Surveys a shard, with whatever headers can be rebuilt; `None` when nothing was ever in it.
-pub(super) fn examine(site: &Site, shard: u16) -> Result<Option<Examined>, OpenError> {
-    let Some(mut disk) = site.disk(shard)? else { return Ok(None) };
+/// Surveys a shard, with whatever headers can be rebuilt.
+pub(super) fn examine(site: &Site, shard: u16) -> Result<Examined, OpenError> {
+    let mut disk = site.disk(shard)?;
     let files = segment_files(site, shard, &mut disk)?;
     let mut assumed = HashMap::new();
     loop {
-        let Some((disk, survey)) = site.survey(shard, None, &assumed)? else { return Ok(None) };
+        let (disk, survey) = site.survey(shard, None, &assumed)?;
         // A segment that is found again may tell the header of the next.
         let more = assumptions(site, shard, &files, &survey);
         if more.keys().all(|name| assumed.contains_key(name)) {
-            return Ok(Some(Examined { disk, survey, files, assumed }));
+            return Ok(Examined { disk, survey, files, assumed });
         }
         assumed.extend(more);
     }
@@ -53,9 +54,11 @@ pub(super) fn check_shard(
     verification: &mut Verification,
 ) -> Result<(), OpenError> {
     let examined = match examine(site, shard) {
-        Ok(Some(examined)) => examined,
-        Ok(None) => return Ok(()),
+        Ok(examined) => examined,
         Err(OpenError::Corrupt(corruption)) => {
+            if site.directory.lost_shard(shard).is_some() {
+                verification.cuts.push(Cut::whole(shard));
+            }
             verification.findings.extend(corruption.damages.into_iter().map(|damage| Finding {
                 severity: Severity::Corrupt,
                 shard: Some(shard),
@@ -63,6 +66,7 @@ pub(super) fn check_shard(
                 bytes: damage.bytes,
                 what: damage.what,
                 lost: Vec::new(),
+                lost_untold: true,
                 remedy: None,
             }));
             return Ok(());
@@ -71,6 +75,7 @@ pub(super) fn check_shard(
     };
     let mut check = ShardCheck { site, shard, examined, findings: Vec::new() };
     check.check_files();
+    check.check_lengths()?;
     check.check_anchor()?;
     let segments = check.check_segments(verification)?;
     check.check_journal();
@@ -102,6 +107,7 @@ impl ShardCheck<'_> {
             bytes: 0..0,
             what: what.into(),
             lost: Vec::new(),
+            lost_untold: false,
             remedy: None,
         }
     }
@@ -118,7 +124,6 @@ impl ShardCheck<'_> {
             ..self.finding(Severity::Repairable, &file.name, what)
         };
         let path = || self.path(&file.name);
-        let segment_bytes = self.site.directory.segment_bytes;
         let mut findings = Vec::new();
         match file.owner(self.site, self.shard) {
             Owner::OtherEngine => {
@@ -137,15 +142,49 @@ impl ShardCheck<'_> {
             Owner::This => findings.extend(self.check_copies(file)),
             Owner::Unknown => findings.extend(self.check_headless(file)),
         }
-        let counts = file.header().is_some() || self.examined.assumed.contains_key(&file.name);
-        if counts && file.length < segment_bytes {
-            let what = format!("is {} bytes long and should be {segment_bytes}", file.length);
-            let remedy = Remedy::Extend { file: path(), from: file.length, length: segment_bytes };
-            let mut finding = repairable(what, remedy);
-            finding.bytes = file.length..segment_bytes;
-            findings.push(finding);
-        }
         findings
+    }
+
+    /// Segments that are shorter than they were made.
+    fn check_lengths(&mut self) -> Result<(), OpenError> {
+        let segment_bytes = self.site.directory.segment_bytes;
+        let files = std::mem::take(&mut self.examined.files);
+        for file in &files {
+            let is_ours = match file.owner(self.site, self.shard) {
+                Owner::This | Owner::Misplaced { .. } => true,
+                Owner::Unknown => self.examined.assumed.contains_key(&file.name),
+                Owner::OtherEngine => false,
+            };
+            if !is_ours || file.length >= segment_bytes {
+                continue;
+            }
+            let path = self.site.directory.shard_path(self.shard).join(&file.name);
+            let behind = behind(&mut self.examined, file).map_err(OpenError::io("read", path))?;
+            let (severity, note) = match behind {
+                Behind::Nothing => (Severity::Repairable, "no batch was behind its end"),
+                Behind::Told => {
+                    (Severity::Corrupt, "it was cut off, and what was behind its end is gone")
+                }
+                Behind::Untold => (
+                    Severity::Corrupt,
+                    "it was cut off, and what was behind its end is gone; how many records that \
+                     were, nothing tells",
+                ),
+            };
+            let what =
+                format!("is {} bytes long and should be {segment_bytes}: {note}", file.length);
+            let mut finding = self.finding(severity, &file.name, what);
+            finding.bytes = file.length..segment_bytes;
+            finding.lost_untold = behind == Behind::Untold;
+            finding.remedy = Some(Remedy::Extend {
+                file: self.path(&file.name),
+                from: file.length,
+                length: segment_bytes,
+            });
+            self.findings.push(finding);
+        }
+        self.examined.files = files;
+        Ok(())
     }
 
     /// The two copies of a header that counts must both be right, and the same.
@@ -292,6 +331,13 @@ impl ShardCheck<'_> {
                 StreamRange::split(*stream, epochs, range.clone())
             })
             .collect();
+        let is_cut_off = |finding: &&mut Finding| {
+            finding.severity == Severity::Corrupt
+                && matches!(finding.remedy, Some(Remedy::Extend { .. }))
+        };
+        if let Some(cut_off) = self.findings.iter_mut().find(is_cut_off) {
+            cut_off.lost.append(&mut missing);
+        }
         let mut more = Vec::new();
         for Damage { file, bytes, what } in &recovered.damages {
             let path = self.path(file);

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Options;
-use crate::directory::{Directory, ENGINE_FILE, corrupt, lock, segment_files, shard_folders};
+use crate::directory::{
+    Directory, ENGINE_FILE, corrupt, is_used, lock, segment_files, shard_folders, shard_name,
+};
 use crate::disk::BLOCK_BYTES;
 use crate::disk::blocking::{BlockingDisk, BlockingOptions};
 use crate::error::OpenError;
@@ -42,7 +44,8 @@ pub(super) struct Site {
 impl Site {
     pub(super) fn open(path: &Path, hold: Hold) -> Result<Self, OpenError> {
         Directory::check_path(path, true)?;
-        let looks_like_one = path.join(ENGINE_FILE).exists() || !shard_folders(path).is_empty();
+        let looks_like_one = path.join(ENGINE_FILE).is_file()
+            || shard_folders(path).iter().any(|folder| is_used(folder));
         if !looks_like_one {
             return Err(OpenError::Missing { directory: path.to_owned() });
         }
@@ -63,7 +66,14 @@ impl Site {
 
     fn read(path: &Path, lock: Option<Arc<OwnedFd>>) -> Result<Self, OpenError> {
         let bytes = match fs::read(path.join(ENGINE_FILE)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::IsADirectory
+                ) =>
+            {
+                Vec::new()
+            }
             bytes => bytes.map_err(OpenError::io("read", path.join(ENGINE_FILE)))?,
         };
         let copies =
@@ -103,25 +113,18 @@ impl Site {
 
     /// Name of a shard's folder.
     pub(super) fn shard_name(shard: u16) -> String {
-        format!("shard-{shard:02}")
+        shard_name(shard)
     }
 
-    /// The shard's folder, read-only; `None` when nothing has been put into any shard yet.
-    pub(super) fn disk(&self, shard: u16) -> Result<Option<BlockingDisk>, OpenError> {
+    /// The shard's folder, read-only.
+    pub(super) fn disk(&self, shard: u16) -> Result<BlockingDisk, OpenError> {
         let path = self.directory.shard_path(shard);
-        if !path.exists() {
-            if shard_folders(&self.directory.path)
-                .iter()
-                .all(|folder| segment_files(folder).is_empty())
-            {
-                return Ok(None);
-            }
-            let what = "the folder of this shard is missing; restore it from a backup";
+        if let Some(what) = self.directory.lost_shard(shard) {
             return Err(corrupt(&self.directory.path, &Self::shard_name(shard), what));
         }
         let options =
             BlockingOptions { pool_bytes: BLOCK_BYTES, slot_bytes: BLOCK_BYTES, read_only: true };
-        BlockingDisk::open(&path, options).map(Some).map_err(OpenError::io("open", path))
+        BlockingDisk::open(&path, options).map_err(OpenError::io("open", path))
     }
 
     /// What recovery makes of a shard, on a disk of its own.
@@ -130,11 +133,11 @@ impl Site {
         shard: u16,
         forced: Option<JournalEnd>,
         assumed: &HashMap<String, SegmentHeader>,
-    ) -> Result<Option<(BlockingDisk, Survey)>, OpenError> {
-        let Some(mut disk) = self.disk(shard)? else { return Ok(None) };
+    ) -> Result<(BlockingDisk, Survey), OpenError> {
+        let mut disk = self.disk(shard)?;
         let path = self.directory.shard_path(shard);
         let survey = survey(&mut disk, &path, shard, &self.identity(), forced, assumed)?;
-        Ok(Some((disk, survey)))
+        Ok((disk, survey))
     }
 }
 

@@ -97,9 +97,8 @@ impl Snapshot {
     pub fn open(directory: impl AsRef<Path>) -> Result<Self, OpenError> {
         let directory = directory.as_ref();
         let shards = settle(directory, |site| {
-            let shards: Vec<_> =
+            let shards: Vec<ShardSnapshot> =
                 site.shards().map(|shard| open_shard(site, shard)).collect::<Result<_, _>>()?;
-            let shards: Vec<ShardSnapshot> = shards.into_iter().flatten().collect();
             let settled = shards.iter().all(|shard| shard.damages.is_empty());
             Ok((shards, settled))
         })?;
@@ -201,7 +200,7 @@ impl Snapshot {
     /// Whether the running engine has used the file for something else meanwhile.
     fn was_freed(&self, shard: &ShardSnapshot, segment: &LiveSegment) -> bool {
         let Ok(site) = Site::open(&self.directory, Hold::Not) else { return false };
-        let Ok(Some(mut disk)) = site.disk(shard.shared.shard) else { return false };
+        let Ok(mut disk) = site.disk(shard.shared.shard) else { return false };
         let Ok(files) = segment_files(&site, shard.shared.shard, &mut disk) else { return false };
         let now = files.iter().find(|file| file.name == segment.name);
         now.and_then(|file| file.header())
@@ -241,10 +240,8 @@ fn note_bad(bad: &mut Vec<Range<u64>>, place: &Place<'_>, end: u64) {
     }
 }
 
-fn open_shard(site: &Site, shard: u16) -> Result<Option<ShardSnapshot>, OpenError> {
-    let Some((disk, survey)) = site.survey(shard, None, &HashMap::new())? else {
-        return Ok(None);
-    };
+fn open_shard(site: &Site, shard: u16) -> Result<ShardSnapshot, OpenError> {
+    let (disk, survey) = site.survey(shard, None, &HashMap::new())?;
     let (recovered, file_damages) = (survey.recovered, survey.file_damages);
     let is_open = recovered
         .live
@@ -271,7 +268,7 @@ fn open_shard(site: &Site, shard: u16) -> Result<Option<ShardSnapshot>, OpenErro
         ShardStats::new(shard, disk.description()),
     ));
     let damages = file_damages.into_iter().chain(recovered.damages).collect();
-    Ok(Some(ShardSnapshot { shared, live, end: recovered.end, is_open, damages }))
+    Ok(ShardSnapshot { shared, live, end: recovered.end, is_open, damages })
 }
 
 impl ShardSnapshot {
@@ -355,7 +352,7 @@ impl ShardSnapshot {
     fn has_successor(&self, directory: &Path) -> Result<bool, OpenError> {
         let site = Site::open(directory, Hold::Not)?;
         let shard = self.shared.shard;
-        let Some(mut disk) = site.disk(shard)? else { return Ok(false) };
+        let mut disk = site.disk(shard)?;
         let files = match segment_files(&site, shard, &mut disk) {
             // Removed between listing and opening.
             Err(OpenError::Io { .. }) => return Ok(true),

@@ -51,13 +51,20 @@ pub struct Finding {
     pub what: String,
     /// Records that cannot be read because of it, as far as they can be told.
     pub lost: Vec<StreamRange>,
+    /// More records may be lost than `lost` says: nothing tells of them.
+    pub lost_untold: bool,
     pub(super) remedy: Option<Remedy>,
 }
 
 impl Finding {
     /// What [`super::repair()`] would do about it without losing anything.
     pub fn remedy(&self) -> Option<String> {
-        self.remedy.as_ref().map(Remedy::describe)
+        self.remedy.as_ref().filter(|_| !self.is_loss()).map(Remedy::describe)
+    }
+
+    /// Whether its remedy only makes room again for what is lost.
+    pub(super) fn is_loss(&self) -> bool {
+        self.severity == Severity::Corrupt
     }
 }
 
@@ -146,17 +153,18 @@ fn check_engine_file(site: &Site) -> Vec<Finding> {
     let finding = |copy: usize, problem: &crate::format::FormatError| {
         let offset = (copy * BLOCK_BYTES) as u64;
         let other_is_valid = site.copies[1 - copy].is_none();
-        let source = if other_is_valid { "the other copy" } else { "the segments" };
+        let told = if other_is_valid { "the other copy tells it" } else { "the segments tell it" };
         Finding {
             severity: Severity::Repairable,
             shard: None,
             file: ENGINE_FILE.into(),
             bytes: offset..offset + BLOCK_BYTES as u64,
             what: format!(
-                "copy {} of the engine's identity is damaged ({problem}); {source} tells it",
+                "copy {} of the engine's identity is damaged ({problem}); {told}",
                 copy + 1
             ),
             lost: Vec::new(),
+            lost_untold: false,
             remedy: Some(Remedy::Write {
                 file: ENGINE_FILE.into(),
                 writes: vec![(offset, block.clone())],

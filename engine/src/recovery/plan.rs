@@ -74,6 +74,11 @@ impl Plan {
         self.unused.extend::<Vec<_>>(stale);
     }
 
+    /// Whether recovery left this generation out from the beginning.
+    pub(crate) fn is_unused(&self, generation: u64) -> bool {
+        self.unused.iter().any(|segment| segment.generation() == generation)
+    }
+
     /// Byte at which the scan of this segment must stop, if an end was named inside it.
     pub(crate) fn limit(&self, segment: &FoundSegment) -> Option<u64> {
         self.predecessor.filter(|end| end.generation == segment.generation()).map(|end| end.offset)

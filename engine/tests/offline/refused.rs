@@ -14,9 +14,13 @@ fn what_holds_no_engine_is_refused_and_left_alone() {
     let file = path.join("file");
     fs::write(&file, b"x").unwrap();
     let absent = path.join("absent");
+    // A source tree has a folder of that name.
+    let tree = tempfile::tempdir().unwrap();
+    fs::create_dir(tree.path().join("engine")).unwrap();
     for (path, what) in [
         (absent.as_path(), "holds no engine"),
         (path, "holds no engine"),
+        (tree.path(), "holds no engine"),
         (file.as_path(), "is not a directory"),
     ] {
         for error in [

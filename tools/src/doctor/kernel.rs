@@ -11,12 +11,11 @@ use crate::environment::{
 const KERNEL_MIN: (u32, u32) = (5, 11);
 /// What it needs for deferred task work.
 const KERNEL_BEST: (u32, u32) = (6, 1);
+/// What the rings of a few shards need, and what kernels from 5.16 on allow by default. Buffers
+/// beyond it work too, unregistered.
+const MEMLOCK_BYTES: u64 = 8 << 20;
 /// The buffers of one shard, and its rings.
-const MEMLOCK_BEST_BYTES: u64 = 40 << 20;
-/// Below this even rings may be refused.
-const MEMLOCK_MIN_BYTES: u64 = 256 << 10;
-/// How to raise the limit.
-const MEMLOCK_FIX: &str = "ulimit -l 65536 | LimitMEMLOCK=64M | docker run --ulimit memlock=-1:-1";
+const MEMLOCK_REGISTERED_BYTES: u64 = 40 << 20;
 /// What goes without io_uring.
 const BLOCKING: &str = "or run with --io blocking";
 
@@ -94,7 +93,7 @@ fn ring(found: &Surroundings) -> Check {
     let no_memory = error.number == Errno::NOMEM.raw_os_error();
     let fix = match found.ring.disabled {
         Some(1..) => "see kernel.io_uring_disabled".to_owned(),
-        _ if no_memory => MEMLOCK_FIX.to_owned(),
+        _ if no_memory => crate::exit::MEMLOCK_FIXES.join(" | "),
         _ if is_refusal(error) && found.host.seccomp != Seccomp::Off => "see seccomp".to_owned(),
         _ if error.number == Errno::NOSYS.raw_os_error() => "a kernel with io_uring".to_owned(),
         _ => "ask the security module (SELinux, AppArmor) for the denial".to_owned(),
@@ -132,16 +131,16 @@ fn memlock(found: &Surroundings) -> Check {
         Some(bytes) if bytes < 1 << 20 => format!("{} KiB", bytes >> 10),
         Some(bytes) => format!("{} MiB", bytes >> 20),
     };
-    let check = Check::new("memlock limit", "40 MiB per shard", limit.clone());
+    let check = Check::new("memlock limit", "8192 KiB, for the rings", limit.clone());
     match found.host.memlock.bytes {
         _ if found.host.memlock.exempt => {
             Check { found: format!("{limit}, not applied (CAP_IPC_LOCK)"), ..check }
         }
         None => check,
-        Some(bytes) if bytes >= MEMLOCK_BEST_BYTES => check,
-        Some(bytes) if bytes >= MEMLOCK_MIN_BYTES => check
+        Some(bytes) if bytes >= MEMLOCK_REGISTERED_BYTES => check,
+        Some(bytes) if bytes >= MEMLOCK_BYTES => check
             .severity(Severity::Note)
-            .fix(format!("buffers are used unregistered, which costs some CPU: {MEMLOCK_FIX}")),
-        Some(_) => check.severity(Severity::Warning).fix(MEMLOCK_FIX),
+            .fix("none needed: buffers beyond the limit are used unregistered, for some CPU"),
+        Some(_) => check.severity(Severity::Warning).fix(crate::exit::MEMLOCK_FIXES.join(" | ")),
     }
 }

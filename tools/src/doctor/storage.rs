@@ -102,7 +102,7 @@ fn free(found: &Surroundings) -> Check {
         mebibytes(file_system.free_bytes),
         mebibytes(file_system.total_bytes)
     );
-    let check = Check::new("free space", "256 MiB, better 1 GiB", text);
+    let check = Check::new("free space", "256 MiB at first, 320 MiB in use", text);
     if file_system.free_bytes < FREE_BYTES_MIN {
         check.severity(Severity::Error).fix("free space on it, or choose another directory")
     } else if file_system.free_bytes < FREE_BYTES_BEST {
@@ -114,6 +114,9 @@ fn free(found: &Surroundings) -> Check {
 
 fn direct(direct: &DirectIo, file_system: &FileSystem) -> Check {
     let check = Check::new("direct I/O", "4 KiB, also with RWF_DSYNC", "works");
+    if let Some(cause) = &direct.untested {
+        return Check { found: format!("not tested: {cause}"), ..check }.severity(Severity::Note);
+    }
     let found = match &direct.problem {
         None if file_system.kind == FileSystemKind::Memory => {
             return Check { found: "accepted, but there is no device".to_owned(), ..check }
@@ -133,8 +136,11 @@ fn direct(direct: &DirectIo, file_system: &FileSystem) -> Check {
 fn alignment(direct: &DirectIo) -> Check {
     let required = "at most 4096";
     if !direct.works {
-        return Check::new("alignment", required, "not known without direct I/O")
-            .severity(Severity::Note);
+        let found = match &direct.untested {
+            Some(cause) => format!("not tested: {cause}"),
+            None => "not known without direct I/O".to_owned(),
+        };
+        return Check::new("alignment", required, found).severity(Severity::Note);
     }
     let source = if direct.told_by_kernel { "STATX_DIOALIGN" } else { "tried" };
     let found = format!(

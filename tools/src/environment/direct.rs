@@ -23,6 +23,8 @@ pub struct DirectIo {
     pub works: bool,
     /// Such a write with RWF_DSYNC worked.
     pub dsync_works: bool,
+    /// Why nothing could be tried, in words.
+    pub untested: Option<String>,
     /// Why not, in words.
     pub problem: Option<String>,
 }
@@ -63,12 +65,13 @@ pub fn try_in(directory: &Path) -> DirectIo {
     let file = match scratch_file(directory, true) {
         Ok(file) => file,
         Err(error) => {
-            found.problem = Some(match error.raw_os_error() {
-                Some(number) if number == rustix::io::Errno::INVAL.raw_os_error() => {
-                    "open with O_DIRECT: the file system refuses it (EINVAL)".to_owned()
-                }
-                _ => format!("creating a file: {error}"),
-            });
+            let is_refusal = error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error());
+            if is_refusal {
+                let problem = "open with O_DIRECT: the file system refuses it (EINVAL)";
+                found.problem = Some(problem.to_owned());
+            } else {
+                found.untested = Some(format!("creating a file: {error}"));
+            }
             return found;
         }
     };

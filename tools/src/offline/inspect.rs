@@ -22,7 +22,10 @@ pub fn run(args: &InspectArgs) -> Result<Exit> {
     } else {
         exit::print_last(&table(&inspection))?;
     }
-    Ok(Exit::Success)
+    let is_damaged =
+        |shard: &ShardInspection| !shard.damages.is_empty() || !shard.missing.is_empty();
+    let damaged = inspection.shards.iter().any(is_damaged);
+    Ok(if damaged { Exit::Corrupt } else { Exit::Success })
 }
 
 fn hex(id: &[u8]) -> String {
@@ -57,7 +60,7 @@ fn shard_table(shard: &ShardInspection) -> String {
     text += "\n";
     let _ = writeln!(
         text,
-        "  {:<18} {:<10} {:>10} {:>11} {:>9} {:>21} {:>10} {:>10} {:>10}  next",
+        "  {:<18} {:<16} {:>10} {:>11} {:>9} {:>21} {:>10} {:>10} {:>10}  next",
         "file",
         "state",
         "generation",
@@ -96,7 +99,7 @@ fn file_line(file: &FileInspection) -> String {
     let sequences = file.sequences.map_or_else(String::new, |(a, b)| format!("{a}..={b}"));
     let next = file.successor.map_or_else(String::new, |(number, _)| number.to_string());
     let line = format!(
-        "  {:<18} {:<10} {:>10} {:>11} {:>9} {:>21} {:>10} {:>10} {:>10}  {next}",
+        "  {:<18} {:<16} {:>10} {:>11} {:>9} {:>21} {:>10} {:>10} {:>10}  {next}",
         file.name,
         file.state.word(),
         optional(file.generation),

@@ -34,7 +34,8 @@ fn describe(repair: &Repair, dry_run: bool) -> String {
     }
     for (cut, loss) in &repair.cuts {
         let records = super::count(loss.records(), "record", "records");
-        text += &format!("cut at {cut}: {will} {records}\n");
+        let more = if loss.lost_untold { ", and what nothing tells of any more" } else { "" };
+        text += &format!("cut at {cut}: {will} {records}{more}\n");
         for lost in &loss.lost {
             text += &format!("  {will}: {lost}\n");
         }

@@ -123,6 +123,7 @@ fn finding_json(finding: &Finding) -> Value {
         "until": finding.bytes.end,
         "what": finding.what,
         "unreadable": finding.lost.iter().map(range_json).collect::<Vec<_>>(),
+        "more_lost": finding.lost_untold,
         "remedy": finding.remedy(),
     })
 }

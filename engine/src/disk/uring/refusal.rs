@@ -17,7 +17,15 @@ pub enum UringError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The memory for batches or the wake-up event cannot be had.
+    /// The wake-up event cannot be had.
+    #[error(
+        "cannot make the event that wakes a shard: {source}; raise the limit of open files (ulimit -n)"
+    )]
+    Event {
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The memory for batches cannot be had.
     #[error("cannot map {pool_bytes} bytes of batch buffers: {source}")]
     Memory {
         /// The memory that was asked for, in bytes.

@@ -187,7 +187,7 @@ fn a_full_file_table_is_an_error_with_the_setting() {
     open(&mut disk, "a");
     open(&mut disk, "b");
     let error = run(&mut disk, Operation::Open { name: "c".into(), create: true }).unwrap_err();
-    assert!(error.to_string().contains("files_max"));
+    assert!(error.to_string().contains("ulimit -n"));
 }
 
 #[test]
