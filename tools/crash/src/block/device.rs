@@ -71,6 +71,9 @@ struct State {
     flushes: u64,
     /// Writes to segments.
     data_writes: u64,
+    /// Blocks of segments whose write or flush has failed, and writes to them since.
+    suspect: BTreeSet<u64>,
+    rewrites: u64,
     /// Requests that have failed.
     failed: u64,
     /// Blocks that belong to segments.
@@ -101,6 +104,8 @@ impl Device {
             writes: 0,
             flushes: 0,
             data_writes: 0,
+            suspect: BTreeSet::new(),
+            rewrites: 0,
             failed: 0,
             data_blocks: BTreeSet::new(),
         };
@@ -135,6 +140,11 @@ impl Device {
     /// Writes to segments so far, failed ones included.
     pub fn data_writes(&self) -> u64 {
         self.state().data_writes
+    }
+
+    /// Writes to where a write or its flush had failed before.
+    pub fn rewrites(&self) -> u64 {
+        self.state().rewrites
     }
 
     /// More bytes that belong to segments.
@@ -179,8 +189,10 @@ impl State {
         let is_data = self.data_blocks.contains(&block);
         let concerned = is_data || !self.faults.only_data;
         self.data_writes += u64::from(is_data);
+        self.rewrites += u64::from(self.suspect.contains(&block));
         if self.faults.write_errors > 0 && concerned {
             self.failed += 1;
+            self.suspect.extend(is_data.then_some(block));
             self.faults.write_errors -= u32::from(self.faults.write_errors != u32::MAX);
             return Err(Errno::EIO);
         }
@@ -204,6 +216,8 @@ impl State {
         self.flushes += 1;
         if self.faults.flush_errors > 0 {
             self.failed += 1;
+            let unflushed = self.undo.iter().map(|(at, _)| (*at / BLOCK_BYTES) as u64);
+            self.suspect.extend(unflushed.filter(|block| self.data_blocks.contains(block)));
             self.faults.flush_errors -= u32::from(self.faults.flush_errors != u32::MAX);
             if self.faults.drop_cache {
                 for (offset, before) in std::mem::take(&mut self.undo).into_iter().rev() {

@@ -409,6 +409,8 @@ impl Case {
             "poisoned by {:?}, not by {stage} with {errno:?}",
             sight.poison
         );
+        // What was with the kernel already at the failure still gets to the disk.
+        std::thread::sleep(Duration::from_millis(200));
         let written = self.data_writes();
         let sight = self.order(Order::Append(5))?;
         ensure!(sight.refusal.as_deref() == Some("Poisoned"), "taken when poisoned: {sight:?}");
@@ -432,6 +434,9 @@ impl Case {
         let sight = self.order(Order::Close)?;
         ensure!(sight.error.is_some(), "closed without an error: {sight:?}");
         ensure!(self.data_writes() == written, "written again while closing");
+        if let Ground::Block { device, .. } = &self.ground {
+            ensure!(device.rewrites() == 0, "{} writes were tried again", device.rewrites());
+        }
         self.heal();
         self.role.tell(&serde_json::to_string(&Order::Exit)?)
     }

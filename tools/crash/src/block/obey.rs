@@ -125,7 +125,7 @@ impl Obedient<'_> {
                 }
                 Ok(())
             }
-            Order::Settle => settle(&engine),
+            Order::Settle => settle(&engine, self.setup),
             Order::Read => self.read(&engine),
             Order::Trim(left) => {
                 let stream = engine.stream(StreamId::new(STREAM));
@@ -235,13 +235,15 @@ impl Obedient<'_> {
     }
 }
 
-/// The reserve and the segment ahead are there, and nothing has been written for a while.
-fn settle(engine: &Engine) -> Result<(), String> {
+/// The reserve and the segment ahead are there, nothing has been written for a while, and the file
+/// system has nothing of its own to write.
+fn settle(engine: &Engine, setup: &Setup) -> Result<(), String> {
     for _ in 0..1000 {
         let stats = &engine.stats().shards[0];
         if stats.segments.prepared >= 3 {
             std::thread::sleep(Duration::from_millis(30));
-            return Ok(());
+            let directory = std::fs::File::open(&setup.place).map_err(|error| error.to_string())?;
+            return rustix::fs::syncfs(&directory).map_err(|error| error.to_string());
         }
         std::thread::sleep(Duration::from_millis(5));
     }
