@@ -56,7 +56,8 @@ fn a_geometry_that_cannot_be_is_damage_and_sizes_nothing() {
         (1, u64::MAX / 4096 * 4096),
     ] {
         EngineHeader::new(ID, shards, segment_bytes).write(&mut block);
-        assert_eq!(EngineHeader::verify(&block).unwrap_err(), FormatError::Length);
+        let refused = FormatError::Geometry(shards, segment_bytes);
+        assert_eq!(EngineHeader::verify(&block).unwrap_err(), refused);
         let (_keep, data) = new();
         rewrite(&data.join("engine"), &[0, 4096], 64, |block| {
             block[20..24].copy_from_slice(&u32::to_le_bytes(shards));
@@ -108,7 +109,8 @@ fn a_counter_that_nobody_can_reach_is_not_believed() {
     }
     let end = ringwal_engine::JournalEnd { offset: u64::MAX, ..Default::default() };
     SegmentHeader::new(ID, 0, 1, 1, 1, SEGMENT_BYTES, Some(end)).write(&mut block);
-    assert_eq!(SegmentHeader::verify(&block).unwrap_err(), FormatError::Length);
+    let refused = FormatError::Count("predecessor_offset", u64::MAX);
+    assert_eq!(SegmentHeader::verify(&block).unwrap_err(), refused);
 
     let seed = SegmentSeed::new(&ID, 1, 1);
     let batch = |sequence: u64| BatchHeader {
@@ -149,11 +151,12 @@ fn a_counter_that_nobody_can_reach_is_not_believed() {
         &[3, 1, u64::MAX],
         &[6, 1, u64::MAX],
         &[5, 7, 0, u64::MAX, 1, 0, 0],
-        // Trimmed beyond its end.
-        &[5, 7, 9, 8, 1, 0, 0],
     ] {
-        assert_eq!(fuzzing::controls(&words(wrong)).unwrap_err(), FormatError::Length, "{wrong:?}");
+        let refused = FormatError::Count("counter", u64::MAX);
+        assert_eq!(fuzzing::controls(&words(wrong)).unwrap_err(), refused, "{wrong:?}");
     }
+    let trimmed_beyond_its_end = words(&[5, 7, 9, 8, 1, 0, 0]);
+    assert_eq!(fuzzing::controls(&trimmed_beyond_its_end).unwrap_err(), FormatError::Length);
     assert_eq!(fuzzing::segment_number("segment-18446744073709551615"), None);
     assert_eq!(fuzzing::segment_number("segment-00000012"), Some(12));
 }

@@ -2,7 +2,9 @@
 
 use zerocopy::little_endian::{U32, U64};
 
-use super::{DATA_START, FormatError, SegmentSeed, layout, verify_block, write_block};
+use super::{
+    DATA_START, FormatError, SegmentSeed, check_counters, layout, verify_block, write_block,
+};
 use crate::disk::{BLOCK_BYTES, block_round_up};
 
 const FOOTER_MAGIC: [u8; 8] = *b"RWFOOTER";
@@ -120,8 +122,8 @@ impl FooterHeader {
         footer.is_laid_out(segment_bytes).then_some(footer).ok_or(FormatError::Length)
     }
 
-    /// Whether batches, entries, runs and footer follow one another at whole blocks, and a later
-    /// batch can be counted.
+    /// Whether batches, entries, runs and footer follow one another at whole blocks, and its
+    /// batches can be counted.
     fn is_laid_out(&self, segment_bytes: u64) -> bool {
         let (end, checkpoint) = (self.end_offset.get(), self.checkpoint_offset.get());
         let (entries, runs) = (self.entries_offset.get(), self.runs_offset.get());
@@ -132,7 +134,9 @@ impl FooterHeader {
             && (checkpoint == 0 || (DATA_START..end).contains(&checkpoint))
             && entries_end.is_some_and(|entries_end| entries_end <= runs)
             && runs_end.is_some_and(|runs_end| runs_end <= Self::offset(segment_bytes))
-            && self.last_sequence.get() < u64::MAX
+            && (1..=self.last_sequence.get()).contains(&self.first_sequence.get())
+            && check_counters(&[self.last_sequence, self.successor_generation].map(U64::get))
+                .is_ok()
     }
 }
 

@@ -133,10 +133,10 @@ impl Walk {
                 || first <= chain.sequence
                 || (self.strict && !adjacent)
             {
-                // All of it was durable, so this is no torn tail, and nothing behind it can
-                // show that the journal goes on.
-                self.break_at(found, DATA_START, true);
-                self.evidence = self.evidence.max(last).max(chain.sequence + 1);
+                // All of a sealed segment was durable, so one with the wrong chain is no torn
+                // tail, and nothing behind it can show that the journal goes on.
+                self.break_at(found, DATA_START, adjacent);
+                self.evidence = self.evidence.max(last);
             }
         }
         self.chain = Some(Chain { sequence: last, crc: footer.last_crc.get() });
