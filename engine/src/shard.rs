@@ -185,9 +185,12 @@ impl ShardLoop {
     /// Submits and reaps; a disk that has broken is left alone.
     fn reap(&mut self, wait: Wait) {
         if self.disk_broken {
-            if wait != Wait::No {
-                self.shared.wake.sleep();
-            }
+            // That it cannot even sleep is no worse than what has happened already.
+            let _ = match wait {
+                Wait::No => Ok(()),
+                Wait::For(timeout) => self.shared.wake.sleep(Some(timeout)),
+                Wait::Forever => self.shared.wake.sleep(None),
+            };
             return;
         }
         if let Err(error) = self.disk.reap(&mut self.completions, wait) {

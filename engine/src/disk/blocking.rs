@@ -6,9 +6,7 @@ use std::fs::File;
 use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, FallocateFlags, Mode};
 use rustix::io::{Errno, ReadWriteFlags};
 
@@ -150,25 +148,6 @@ impl BlockingDisk {
         while self.directory.take(name).is_some() {}
         done(retry(|| rustix::fs::unlinkat(self.directory.handle(), name, AtFlags::empty())))
     }
-
-    /// Sleeps until the wake-up is called or `timeout` has passed.
-    fn sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
-        let Some(event) = self.wake.event() else { return Ok(()) };
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        loop {
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let left = left.and_then(|left| Timespec::try_from(left).ok());
-            match poll(&mut [PollFd::from_borrowed_fd(event, PollFlags::IN)], left.as_ref()) {
-                Err(Errno::INTR) => {}
-                Ok(0) => return Ok(()),
-                Ok(_) => {
-                    self.wake.clear();
-                    return Ok(());
-                }
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-    }
 }
 
 impl Disk for BlockingDisk {
@@ -191,8 +170,8 @@ impl Disk for BlockingDisk {
         }
         match wait {
             Wait::No => Ok(()),
-            Wait::For(timeout) => self.sleep(Some(timeout)),
-            Wait::Forever => self.sleep(None),
+            Wait::For(timeout) => self.wake.sleep(Some(timeout)),
+            Wait::Forever => self.wake.sleep(None),
         }
     }
 

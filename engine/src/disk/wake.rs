@@ -4,8 +4,10 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
 
 /// Interrupts [`super::Disk::reap`].
 ///
@@ -64,12 +66,22 @@ impl Wake {
         }
     }
 
-    /// Sleeps until it is called, without the disk: for an owner whose disk has broken.
-    pub fn sleep(&self) {
-        if let Some(event) = &self.event {
-            let mut events = [PollFd::new(event, PollFlags::IN)];
-            let _ = poll(&mut events, None);
-            self.clear();
+    /// Sleeps until it is called or `timeout` has passed, without a disk that could wake as well.
+    pub fn sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
+        let Some(event) = &self.event else { return Ok(()) };
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        loop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let left = left.and_then(|left| Timespec::try_from(left).ok());
+            match poll(&mut [PollFd::new(event, PollFlags::IN)], left.as_ref()) {
+                Err(Errno::INTR) => {}
+                Ok(0) => return Ok(()),
+                Ok(_) => {
+                    self.clear();
+                    return Ok(());
+                }
+                Err(errno) => return Err(errno.into()),
+            }
         }
     }
 
@@ -79,5 +91,21 @@ impl Wake {
             let mut count = [0u8; 8];
             let _ = rustix::io::read(event, &mut count);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sleep_ends_with_its_time_or_a_call() {
+        let wake = Wake::new().unwrap();
+        wake.sleep(Some(Duration::from_millis(1))).unwrap();
+        wake.park();
+        wake.wake();
+        wake.sleep(None).unwrap();
+        // The call was taken: this one ends by its time.
+        wake.sleep(Some(Duration::from_millis(1))).unwrap();
     }
 }

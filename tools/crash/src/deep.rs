@@ -7,13 +7,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::block::{faults, replay};
 use crate::cli::Request;
 use crate::report::Report;
-use crate::sim;
+use crate::{fuzz, kill, sim};
 
-/// What a round is made of, in turn: name, how much of it, and what runs it. Replay, faults, kill
-/// and fuzz have their lines here.
-const PARTS: &[(&str, u64, Part)] = &[("sim", 500_000, sim::run)];
+/// What a round is made of, in turn: name, how much of it (`None`: the whole table), and what runs it.
+const PARTS: &[(&str, Option<u64>, Part)] = &[
+    ("sim", Some(500_000), sim::run),
+    ("replay", Some(4000), |request, report| replay::run(request, &Default::default(), report)),
+    ("faults", None, |request, report| faults::run(request, &Default::default(), report)),
+    ("kill", Some(500), kill::run),
+    ("fuzz", Some(10_000_000), |request, report| fuzz::run(request, None, report)),
+];
 
 type Part = fn(Request, &mut Report) -> Result<()>;
 
@@ -49,7 +55,7 @@ pub fn run(request: Request, hours: f64, report: &mut Report) -> Result<()> {
                 if begun.elapsed() >= time || report.failed() >= FAILURES_MAX {
                     return Ok(());
                 }
-                let count = Some(request.count.unwrap_or(*count));
+                let count = count.map(|count| request.count.unwrap_or(count));
                 let mut seen = Report::new(name, seed);
                 part(Request { seed, count }, &mut seen)?;
                 report.add(seen);

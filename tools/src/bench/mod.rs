@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
-use ringwal_engine::Engine;
+use ringwal_engine::{Engine, SegmentStats};
 
 pub use recovery::writer as recovery_writer;
 pub use results::screen;
@@ -87,6 +87,22 @@ pub fn run(args: BenchArgs) -> Result<Exit> {
     results::write(bench)
 }
 
+/// How long the segments of a new directory may take to be written before a measurement.
+const PREPARING_MAX: Duration = Duration::from_secs(10);
+
+/// Whether there are segments enough: what is prepared later is part of the work that is measured.
+fn has_prepared(segments: &SegmentStats) -> bool {
+    segments.prepared > segments.reserved
+}
+
+fn wait_until_prepared(engine: &Engine) {
+    let patience = Instant::now() + PREPARING_MAX;
+    let is_ready = || engine.stats().shards.iter().all(|shard| has_prepared(&shard.segments));
+    while !is_ready() && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 impl Bench {
     fn prepare(settings: Settings) -> Result<Bench> {
         let interrupt = Interrupt::install().context("catching signals")?;
@@ -140,6 +156,7 @@ impl Bench {
         if self.engines.is_empty() {
             for (index, &io) in self.settings.io.iter().enumerate() {
                 let engine = self.open(io, index == 0)?;
+                wait_until_prepared(&engine);
                 self.engines.push((io, engine));
             }
         }

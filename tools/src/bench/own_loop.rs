@@ -6,16 +6,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use ringwal_engine::{Options, Receipt, Shard, StreamId};
 
-use super::Bench;
 use super::counters::Counters;
 use super::measure::{Part, Tally, Variant, Yardstick, measure};
 use super::writer::FIRST_STREAM;
+use super::{Bench, PREPARING_MAX, has_prepared};
 use crate::exit::Failure;
 use crate::payload::Records;
 use crate::report::Run;
 
 /// How long the loop may sleep when nothing happens.
 const PATIENCE: Duration = Duration::from_millis(100);
+
+/// The same while segments are prepared.
+const TURN: Duration = Duration::from_millis(1);
 
 /// Measures it.
 pub fn run(bench: &mut Bench) -> Result<()> {
@@ -64,6 +67,11 @@ impl Caller {
             self.options.clone().open_shard(directory).map_err(|error| Failure::open(&error))?;
         let stream = StreamId::new(FIRST_STREAM);
         let mut records = Records::new(self.seed, FIRST_STREAM, self.record_bytes, 1);
+        // The segments of a new directory are written first: that is not what is measured here.
+        let patience = Instant::now() + PREPARING_MAX;
+        while !has_prepared(&shard.stats().segments) && Instant::now() < patience {
+            shard.run_once(Some(TURN)).context("preparing segments")?;
+        }
         let mut recorder = part.recorder(0, 1);
         let window = part.begin();
         let mut before = None;

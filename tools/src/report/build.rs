@@ -193,7 +193,9 @@ fn probe_slice_of(slice: &ProbeSliceHistogram) -> ProbeSlice {
 pub fn complete(report: &mut Report) {
     let probe_p50_ns = report.probe.p50_ns;
     for run in &mut report.runs {
-        let known = probe_p50_ns > 0 && run.response.p50_ns > 0;
+        // The time of an opening is not compared with that of a write.
+        let writes = run.in_flight > 0 || run.clients == 0;
+        let known = writes && probe_p50_ns > 0 && run.response.p50_ns > 0;
         run.ratio_to_probe_p50 = known.then(|| run.response.p50_ns as f64 / probe_p50_ns as f64);
     }
     if report.run(&report.primary_run).is_none() {

@@ -303,7 +303,8 @@ fn differences(a: &Report, b: &Report) -> Vec<Difference> {
 impl Comparison {
     /// The comparison as a table for a terminal.
     pub fn table(&self, color: bool) -> String {
-        let mut text = format!(
+        let mut text = "Medians over blocks of time, not the totals of the reports.\n\n".to_owned();
+        text += &format!(
             "{:<12} {:<9} {:>9} {:>9} {:>8}  {:<18} {:>7}  {}\n",
             "run", "metric", "A", "B", "change", "95 % interval", "noise", "verdict"
         );

@@ -159,10 +159,18 @@ fn screen_stages(screen: &mut Screen, run: &Run) {
             human::count(run.batches as f64),
             human::count((run.records_per_batch * 10.0).round() / 10.0),
             human::count(run.flushes as f64),
-            human::duration(run.cpu_ns_per_record),
+            cpu_of(run),
         ),
         2,
     );
+}
+
+/// CPU time of a record, where it was measured.
+fn cpu_of(run: &Run) -> String {
+    match run.cpu_ns_per_record {
+        0 => "–".to_owned(),
+        time => human::duration(time),
+    }
 }
 
 fn screen_warnings(screen: &mut Screen, report: &Report) {
