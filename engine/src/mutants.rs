@@ -1,5 +1,5 @@
 //! Known bugs that can be switched on, to show that the tests would notice them. Built in only
-//! with `--cfg ringwal_mutants`; in every other build [`is`] is a constant `false`.
+//! with `--cfg ringwal_mutants`; in every other build `is` is a constant `false`.
 
 /// A known bug.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
