@@ -1,6 +1,6 @@
 //! Seeded runs of the engine on the simulated disk.
 //!
-//! - [`driver`] lets one shard after another live and die on a device and asks the [`reference`]
+//! - [`driver`] lets one shard after another live and die on a device and asks the [`mod@reference`]
 //!   after each step what must hold. [`shards`] does so with several that die together.
 //! - [`corruption`] damages a journal, [`clones`] mixes two that have the same past.
 //! - [`scenarios`] are the faults that such runs have found, each as the shortest story.
