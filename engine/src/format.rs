@@ -38,6 +38,8 @@ pub const DATA_START: u64 = 2 * BLOCK_BYTES as u64;
 /// No offset, sequence, generation, incarnation or segment number is greater: none gets that far,
 /// one can be added to each without a second thought, and the shard puts a tag above them.
 pub const COUNTER_MAX: u64 = 1 << 55;
+/// Where a counter stands so high, writing does not go on: what followed would come to that bound.
+pub const COUNTER_LAST: u64 = COUNTER_MAX / 2;
 
 /// Identity of an engine directory: random, fixed at its creation.
 pub type EngineId = [u8; 16];

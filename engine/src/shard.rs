@@ -322,7 +322,7 @@ impl ShardLoop {
             return;
         }
         let block = crate::disk::BLOCK_BYTES;
-        let mut tail = BufferMut::allocate(block);
+        let mut tail = crate::disk::BufferMut::allocate(block);
         tail[..block].copy_from_slice(&bytes[bytes.len() - block..]);
         let next = (file, offset + bytes.len() as u64, tail.freeze());
         let last = self.tail.replace(next);

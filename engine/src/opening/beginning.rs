@@ -6,14 +6,15 @@ use std::io;
 
 use super::{ANCHOR, Opening};
 use crate::config::Options;
+use crate::directory::corrupt;
 use crate::disk::{BLOCK_BYTES, BufferMut, FileId, Operation, run};
 use crate::error::OpenError;
 use crate::flush::Flush;
 use crate::footer::{SealFacts, build};
-use crate::format::{AnchorHeader, FooterHeader, SegmentSeed};
+use crate::format::{AnchorHeader, COUNTER_LAST, FooterHeader, SegmentSeed};
 use crate::index::Index;
 use crate::mutants::{self, Mutant};
-use crate::recovery::{Plan, Recovered, WalkedContents, WalkedSegment};
+use crate::recovery::{FoundSegment, Plan, Recovered, WalkedContents, WalkedSegment};
 use crate::segments::{Segments, SegmentsConfig};
 use crate::shard::Start;
 use crate::stream::StreamTable;
@@ -27,6 +28,7 @@ impl Opening<'_> {
         anchor_file: Option<FileId>,
         options: &Options,
     ) -> Result<Start, OpenError> {
+        self.check_counters(plan, recovered)?;
         // Footers are written one after another, so only the newest may have been under way.
         let is_sealed =
             |segment: &WalkedSegment| matches!(segment.contents, WalkedContents::Sealed(..));
@@ -165,6 +167,19 @@ impl Opening<'_> {
         let unfinished = std::mem::take(&mut self.unfinished);
         let generation = plan.generation_max + 1;
         Segments::new(config, next_number, generation, recovered.end, clean, unfinished)
+    }
+
+    /// Refuses to go on where a counter is so high that what follows would not be believed.
+    fn check_counters(&self, plan: &Plan, recovered: &Recovered) -> Result<(), OpenError> {
+        let generations = plan.segments.iter().map(FoundSegment::generation);
+        let offsets = recovered.streams.values().map(|state| state.next);
+        let highest = [plan.incarnation, recovered.end.sequence].into_iter();
+        let highest = highest.chain(generations).chain(offsets).max().unwrap_or(0);
+        if highest < COUNTER_LAST {
+            return Ok(());
+        }
+        let what = format!("a counter stands at {highest}: no engine lives so long");
+        Err(corrupt(&self.directory, "", &what))
     }
 
     /// Remembers where this incarnation begins, in the block that the last open did not write.
