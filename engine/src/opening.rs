@@ -86,7 +86,7 @@ pub(crate) fn open_shard(
     let began = Instant::now();
     let mut opening = Opening::new(&mut *disk, directory, shard, identity);
     let forced = options.accept_loss_from.filter(|(at, _)| *at == shard).map(|(_, end)| end);
-    let (anchor, anchor_file) = opening.read_anchor(options.read_only)?;
+    let (anchor, anchor_file) = opening.read_anchor()?.unzip();
     let (mut plan, mut recovered) = opening.recover(anchor, forced)?;
     recovered.damages.append(&mut opening.damages);
     if !recovered.damages.is_empty() && !options.read_only && forced.is_none() {
@@ -164,7 +164,7 @@ pub(crate) fn survey(
 ) -> Result<Survey, OpenError> {
     let mut opening = Opening::new(disk, directory, shard, identity);
     opening.assumed = assumed.clone();
-    let (anchor, _) = opening.read_anchor(true)?;
+    let anchor = opening.read_anchor()?.map(|(anchor, _)| anchor);
     let (plan, recovered) = opening.recover(anchor, forced)?;
     Ok(Survey { anchor, plan, recovered, file_damages: opening.damages })
 }

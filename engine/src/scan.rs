@@ -154,6 +154,11 @@ impl SegmentScan {
         Self { seed, generation, position: start, limit }
     }
 
+    /// Nothing follows behind `end`.
+    pub(crate) fn end_at(&mut self, end: u64) {
+        self.limit = self.limit.min(end);
+    }
+
     /// Whether it has seen everything.
     pub(crate) fn is_done(&self) -> bool {
         self.position + BLOCK_BYTES as u64 > self.limit

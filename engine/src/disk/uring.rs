@@ -5,6 +5,7 @@
 //! seen, also while the disk is dropped (I-8).
 
 mod refusal;
+mod registration;
 mod setup;
 
 use std::collections::VecDeque;
@@ -12,7 +13,6 @@ use std::ffi::CString;
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use super::{
     Completion, DirectoryEntry, Disk, DiskDescription, Operation, Pool, ReadAt, Token, Wait, Wake,
 };
 pub use refusal::UringError;
-use refusal::{Environment, unregistered_note};
+use registration::Registration;
 pub use setup::UringOptions;
 use setup::{DIRECTORY_SLOT, EVENT_SLOT, FIRST_FILE_SLOT, build_ring, register_files};
 
@@ -63,8 +63,7 @@ pub struct UringDisk {
     /// Removed from the table, perhaps still in use; their slots are not free yet.
     retired: Vec<Arc<OpenFile>>,
     pool: Pool,
-    /// Addresses of the pool when it is registered (as buffer 0).
-    registered: Option<Range<usize>>,
+    registered: Registration,
     wake: Arc<Wake>,
     /// The read of the wake-up event is in the kernel's hands.
     listening: bool,
@@ -113,7 +112,7 @@ impl UringDisk {
             file_slots_free: (FIRST_FILE_SLOT..files).rev().collect(),
             retired: Vec::new(),
             pool,
-            registered: None,
+            registered: Registration::default(),
             wake: Arc::new(wake),
             listening: false,
             listens_by_poll: false,
@@ -124,22 +123,10 @@ impl UringDisk {
             _lock: lock,
         };
         if options.register_buffers {
-            disk.register_pool();
+            let submitter = disk.ring.submitter();
+            disk.registered = Registration::new(&submitter, &disk.pool, &mut disk.notes);
         }
         Ok(disk)
-    }
-
-    fn register_pool(&mut self) {
-        let (address, bytes) = self.pool.mapping();
-        let pool = libc::iovec { iov_base: address.cast(), iov_len: bytes };
-        // SAFETY: the mapping lives as long as `self.pool` or any buffer of it, the kernel holds
-        // its pages by itself, and `InFlight` keeps the buffers of every operation.
-        match unsafe { self.ring.submitter().register_buffers(&[pool]) } {
-            Ok(()) => self.registered = Some(address as usize..address as usize + bytes),
-            Err(error) => {
-                self.notes.push(unregistered_note(&error, bytes, Environment::read()));
-            }
-        }
     }
 
     fn in_flight(&self) -> usize {
@@ -174,7 +161,14 @@ impl UringDisk {
     /// Queues what is in this place of the slab; when even that fails, it ends here.
     fn push_slab(&mut self, index: u32) {
         let in_flight = self.slab[index as usize].as_mut().expect("filled by the caller");
-        let entry = entry(in_flight, &self.directory, self.registered.as_ref());
+        let registered = match &in_flight.operation {
+            Operation::Write { buffer, from, .. } => {
+                let address = buffer[*from..].as_ptr() as usize;
+                self.registered.index_of(&self.ring.submitter(), address)
+            }
+            _ => None,
+        };
+        let entry = entry(in_flight, &self.directory, registered);
         if let Err(error) = self.push(entry.user_data(u64::from(index))) {
             let in_flight = self.slab[index as usize].take().expect("filled above");
             self.slab_free.push(index);
@@ -454,7 +448,7 @@ fn has_passed(deadline: Option<Instant>) -> bool {
 fn entry(
     in_flight: &mut InFlight,
     directory: &Directory,
-    registered: Option<&Range<usize>>,
+    registered: Option<u16>,
 ) -> squeue::Entry {
     let file = Fixed(in_flight.file.as_ref().map_or(DIRECTORY_SLOT, |file| file.slot));
     let path = in_flight.path.as_ref().map_or(std::ptr::null(), |path| path.as_ptr());
@@ -464,8 +458,8 @@ fn entry(
             let flags = if *durable { libc::RWF_DSYNC } else { 0 };
             let bytes = buffer[*from..*from + *length].as_ptr();
             let length = *length as u32;
-            if registered.is_some_and(|range| range.contains(&(bytes as usize))) {
-                let write = opcode::WriteFixed::new(file, bytes, length, 0);
+            if let Some(part) = registered {
+                let write = opcode::WriteFixed::new(file, bytes, length, part);
                 write.offset(*offset).rw_flags(flags).build()
             } else {
                 let write = opcode::Write::new(file, bytes, length);

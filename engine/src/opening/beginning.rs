@@ -74,7 +74,8 @@ impl Opening<'_> {
             }
             segments.handle_completion(result, 0);
         };
-        self.write_anchor(anchor_file, incarnation, first.number, first.generation)?;
+        self.write_anchor(anchor_file, incarnation, first.number, first.generation)
+            .map_err(|error| self.no_space(error))?;
         let epochs_max = (self.identity.segment_bytes / 2 / 64) as usize;
         let live = recovered
             .live
@@ -95,15 +96,23 @@ impl Opening<'_> {
 
     /// Why there is no first segment.
     fn no_segment(&self, refusal: Option<io::Error>) -> OpenError {
-        match refusal {
-            Some(error) if !matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => {
-                self.io("preparing a segment in", "")(error)
+        let refusal = refusal.unwrap_or_else(|| io::Error::from_raw_os_error(libc::ENOSPC));
+        self.no_space(self.io("preparing a segment in", "")(refusal))
+    }
+
+    /// A refusal for want of space tells how much is wanted.
+    fn no_space(&self, error: OpenError) -> OpenError {
+        match error {
+            OpenError::Io { source, .. }
+                if matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) =>
+            {
+                OpenError::NoSpace {
+                    directory: self.directory.clone(),
+                    segment_bytes: self.identity.segment_bytes,
+                    free_bytes: self.disk.free_bytes().unwrap_or(0),
+                }
             }
-            _ => OpenError::NoSpace {
-                directory: self.directory.clone(),
-                segment_bytes: self.identity.segment_bytes,
-                free_bytes: self.disk.free_bytes().unwrap_or(0),
-            },
+            other => other,
         }
     }
 
@@ -190,27 +199,28 @@ impl Opening<'_> {
         number: u64,
         generation: u64,
     ) -> Result<(), OpenError> {
-        let created = file.is_none();
         let file = match file {
             Some(file) => file,
-            None => self.open_file(ANCHOR, true)?,
+            None => self.lay_anchor()?,
         };
-        if created {
-            let allocate = Operation::Allocate { file, length: 2 * BLOCK_BYTES as u64 };
-            self.run("allocate", ANCHOR, allocate)?;
-        }
         let id = self.identity.engine_id;
         let anchor = AnchorHeader::new(id, u32::from(self.shard), incarnation, number, generation);
         let mut block = BufferMut::allocate(BLOCK_BYTES);
         anchor.write(&mut block);
         let offset = (incarnation % 2) * BLOCK_BYTES as u64;
-        self.write(ANCHOR, file, offset, block.freeze(), BLOCK_BYTES)?;
-        if created {
-            self.run("sync", ANCHOR, Operation::SyncAll { file })?;
-            if !mutants::is(Mutant::NoDirectorySync) {
-                self.run("sync", "", Operation::SyncDirectory)?;
-            }
+        self.write(ANCHOR, file, offset, block.freeze(), BLOCK_BYTES)
+    }
+
+    /// Makes room for both blocks of the anchor, durably before one of them says anything: a
+    /// later open that finds one written never needs space for the other.
+    fn lay_anchor(&mut self) -> Result<FileId, OpenError> {
+        let file = self.open_file(ANCHOR, true)?;
+        let allocate = Operation::Allocate { file, length: 2 * BLOCK_BYTES as u64 };
+        self.run("allocate", ANCHOR, allocate)?;
+        self.run("sync", ANCHOR, Operation::SyncAll { file })?;
+        if !mutants::is(Mutant::NoDirectorySync) {
+            self.run("sync", "", Operation::SyncDirectory)?;
         }
-        Ok(())
+        Ok(file)
     }
 }

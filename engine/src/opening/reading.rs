@@ -23,19 +23,11 @@ const FIRST_BYTES: usize = 16 << 10;
 const CHUNKS_AHEAD: usize = 4;
 
 impl Opening<'_> {
-    /// The newest of the two blocks of the anchor.
-    pub(super) fn read_anchor(
-        &mut self,
-        read_only: bool,
-    ) -> Result<(Option<AnchorHeader>, Option<FileId>), OpenError> {
-        let exists = self
-            .disk
-            .list()
-            .map_err(self.io("list", ""))?
-            .iter()
-            .any(|entry| entry.name == ANCHOR && entry.length > 0);
-        if !exists {
-            return Ok((None, None));
+    /// The newest of the two blocks of the anchor, and its file.
+    pub(super) fn read_anchor(&mut self) -> Result<Option<(AnchorHeader, FileId)>, OpenError> {
+        let entries = self.disk.list().map_err(self.io("list", ""))?;
+        if !entries.iter().any(|entry| entry.name == ANCHOR) {
+            return Ok(None);
         }
         let file = self.open_file(ANCHOR, false)?;
         let bytes = self.read(ANCHOR, file, 0, 2 * BLOCK_BYTES)?;
@@ -44,7 +36,7 @@ impl Opening<'_> {
             .filter_map(|block| AnchorHeader::verify(block).ok())
             .filter(|anchor| anchor.engine_id == self.identity.engine_id)
             .max_by_key(|anchor| anchor.incarnation.get());
-        Ok((newest, Some(file).filter(|_| !read_only)))
+        Ok(newest.map(|anchor| (anchor, file)))
     }
 
     pub(super) fn find_segments(&mut self) -> Result<Vec<FoundSegment>, OpenError> {
@@ -254,6 +246,11 @@ impl Opening<'_> {
                 let length = result.map_err(self.io("read", &found.name))? as usize;
                 let Some(buffer) = buffer else { break };
                 pending.extend_from_slice(&buffer[..length]);
+                if length < buffer.len() {
+                    // The file ends here, however long it should be.
+                    scan.end_at(wanted + length as u64);
+                    next = bytes.end;
+                }
                 wanted += block_round_up(buffer.len().min(CHUNK_BYTES)) as u64;
                 self.scanned_bytes += length as u64;
                 let used = scan.handle_bytes(&pending, walk);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::control::Control;
 use crate::scan::VerifiedBatch;
-use crate::stream::{StreamId, StreamState};
+use crate::stream::{EpochStart, StreamId, StreamState};
 
 /// State of the streams and the list of live segments, as facts build it.
 #[derive(Debug, Default)]
@@ -30,6 +30,11 @@ impl Facts {
         }
         for frame in &batch.frames {
             let state = self.streams.entry(frame.stream).or_default();
+            if frame.epoch > state.epochs.last().epoch {
+                // What began this epoch is lost to damage; that it began is certain all the same.
+                state.next = frame.base;
+                state.epochs.begin(EpochStart { epoch: frame.epoch, start: frame.base });
+            }
             state.next = state.next.max(frame.base + u64::from(frame.count));
         }
     }

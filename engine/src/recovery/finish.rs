@@ -2,11 +2,11 @@
 //! state.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
-use super::walk::Walk;
+use super::walk::{Break, Walk};
 use super::{Damage, Recovered, Verdict, WalkedContents, WalkedSegment, verdict};
-use crate::disk::BLOCK_BYTES;
-use crate::format::JournalEnd;
+use crate::format::{DATA_START, JournalEnd};
 use crate::index::Index;
 use crate::stream::{StreamId, StreamState};
 
@@ -55,16 +55,12 @@ impl Walk {
         let something = self.something_there || broken.begun;
         match verdict(broken.expected, self.evidence, something) {
             Verdict::End => None,
-            Verdict::Torn => Some((broken.name, broken.offset)),
+            Verdict::Torn => Some((broken.name, broken.bytes.start)),
             Verdict::Corrupt => {
-                let until = self
-                    .islands
-                    .iter()
-                    .find(|(generation, _)| *generation == broken.generation)
-                    .map_or(broken.offset + BLOCK_BYTES as u64, |(_, batch)| batch.offset);
+                let (file, bytes) = self.place_of(&broken);
                 self.damages.push(Damage {
-                    file: broken.name,
-                    bytes: broken.offset..until.max(broken.offset + 1),
+                    file,
+                    bytes,
                     what: format!(
                         "batch {} was durable (a later one says so up to {}) and is damaged or \
                          missing",
@@ -74,6 +70,25 @@ impl Walk {
                 self.accept_islands();
                 None
             }
+        }
+    }
+
+    /// Where the expected batch is not: up to the next one that verifies.
+    fn place_of(&self, broken: &Break) -> (String, Range<u64>) {
+        let Some((generation, island)) = self.islands.first() else {
+            return (broken.name.clone(), broken.bytes.clone());
+        };
+        if *generation == broken.generation {
+            let end = island.offset.max(broken.bytes.end);
+            return (broken.name.clone(), broken.bytes.start..end);
+        }
+        // The journal goes on in a later segment, and each of them is filled from its first place.
+        let later = self.segments.iter().find(|segment| segment.found.generation() == *generation);
+        match later {
+            Some(later) if !broken.begun && island.offset > DATA_START => {
+                (later.found.name.clone(), DATA_START..island.offset)
+            }
+            _ => (broken.name.clone(), broken.bytes.clone()),
         }
     }
 

@@ -58,7 +58,8 @@ impl Chain {
 pub(super) struct Break {
     pub(super) name: String,
     pub(super) generation: u64,
-    pub(super) offset: u64,
+    /// Where it should be, up to where it would end as far as that can be told.
+    pub(super) bytes: Range<u64>,
     pub(super) expected: u64,
     /// A batch was begun there.
     pub(super) begun: bool,
@@ -135,7 +136,7 @@ impl Walk {
             {
                 // All of a sealed segment was durable, so one with the wrong chain is no torn
                 // tail, and nothing behind it can show that the journal goes on.
-                self.break_at(found, DATA_START, adjacent);
+                self.break_at(found, one_block(DATA_START), adjacent);
                 self.evidence = self.evidence.max(last);
             }
         }
@@ -221,7 +222,7 @@ impl Walk {
             && let Some(last) = self.segments.last()
         {
             let found = last.found.clone();
-            self.break_at(&found, last_block(end.offset), true);
+            self.break_at(&found, last_block(end.offset)..end.offset, true);
             self.evidence = self.evidence.max(end.sequence);
         }
     }
@@ -231,16 +232,16 @@ impl Walk {
     fn meet_predecessor_crc(&mut self, found: &FoundSegment, end: JournalEnd) {
         let Some(chain) = self.chain else { return };
         if chain.sequence == end.sequence && !chain.leads_to(end.crc) {
-            self.break_at(found, DATA_START, true);
+            self.break_at(found, one_block(DATA_START), true);
             self.evidence = self.evidence.max(chain.sequence + 1);
         }
     }
 
-    fn break_at(&mut self, found: &FoundSegment, offset: u64, begun: bool) {
+    fn break_at(&mut self, found: &FoundSegment, bytes: Range<u64>, begun: bool) {
         self.broken.get_or_insert(Break {
             name: found.name.clone(),
             generation: found.generation(),
-            offset,
+            bytes,
             expected: self.chain.map_or(1, |chain| chain.sequence + 1),
             begun,
         });
@@ -262,7 +263,7 @@ impl Walk {
         match found {
             Found::Batch(batch) if self.is_next(&batch) => self.accept(batch),
             Found::Batch(batch) => {
-                self.break_here(offset, false);
+                self.break_here(one_block(offset), false);
                 self.evidence = self.evidence.max(durable_sequence(&batch.header));
                 if self.is_of_another_history(&batch.header) {
                     self.evidence = self.evidence.max(batch.header.sequence.get());
@@ -273,13 +274,18 @@ impl Walk {
                 }
             }
             Found::Damaged(header) => {
-                self.break_here(offset, true);
+                if self.may_go_on_at(offset)
+                    && self.broken.as_ref().is_some_and(|b| b.expected == header.sequence.get())
+                {
+                    self.broken = None;
+                }
+                self.break_here(offset..offset + header.padded_length() as u64, true);
                 if self.expects_before(&header) {
                     self.something_there = true;
                     self.evidence = self.evidence.max(durable_sequence(&header));
                 }
             }
-            Found::Nothing => self.break_here(offset, false),
+            Found::Nothing => self.break_here(one_block(offset), false),
             Found::NeedBytes => {}
         }
     }
@@ -325,27 +331,33 @@ impl Walk {
 
     /// Records where the expected batch was not. Behind the last batch of a segment this is
     /// ordinary: the journal may go on in the next one.
-    fn break_here(&mut self, offset: u64, begun: bool) {
+    fn break_here(&mut self, bytes: Range<u64>, begun: bool) {
         let segment = self.segments.last().expect("a scan was begun");
         let found = segment.found.clone();
-        self.break_at(&found, offset, begun);
+        self.break_at(&found, bytes, begun);
     }
 
     fn is_next(&mut self, batch: &VerifiedBatch) -> bool {
         let first_of_segment = batch.offset == DATA_START;
-        if let Some(broken) = &self.broken {
-            // Only the first batch of a later segment can be where the journal goes on.
-            let goes_on = first_of_segment
-                && !broken.begun
-                && !self.something_there
-                && broken.generation < self.current_generation()
-                && self.continues_chain(batch);
+        if self.broken.is_some() {
+            let goes_on = self.may_go_on_at(batch.offset) && self.continues_chain(batch);
             if goes_on {
                 self.broken = None;
             }
             return goes_on;
         }
         self.continues_chain(batch) || (first_of_segment && self.may_skip(batch))
+    }
+
+    /// Whether the batch that was not where it was expected may be here instead: only the first
+    /// place of a later segment is where a journal goes on.
+    fn may_go_on_at(&self, offset: u64) -> bool {
+        self.broken.as_ref().is_some_and(|broken| {
+            offset == DATA_START
+                && !broken.begun
+                && !self.something_there
+                && broken.generation < self.current_generation()
+        })
     }
 
     fn current_generation(&self) -> u64 {
@@ -440,6 +452,10 @@ impl Walk {
 /// What a batch says was durable before it.
 fn durable_sequence(header: &BatchHeader) -> u64 {
     if mutants::is(Mutant::NoDurableWatermark) { 0 } else { header.durable_sequence.get() }
+}
+
+fn one_block(offset: u64) -> Range<u64> {
+    offset..offset + BLOCK_BYTES as u64
 }
 
 fn last_block(offset: u64) -> u64 {

@@ -76,17 +76,25 @@ pub(super) struct Environment {
     pub seccomp: Option<u32>,
     /// RLIMIT_MEMLOCK in bytes; `None` is unlimited.
     pub memlock_bytes: Option<u64>,
+    /// CAP_IPC_LOCK: that limit does not count.
+    pub may_lock: bool,
 }
+
+/// Number of CAP_IPC_LOCK.
+const IPC_LOCK: u32 = 14;
 
 impl Environment {
     pub fn read() -> Self {
         let number = |text: &str| text.trim().parse().ok();
         let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
         let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+        let line = |key| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+        let capabilities = line("CapEff:").and_then(|bits| u64::from_str_radix(bits, 16).ok());
         Self {
             io_uring_disabled: disabled.as_deref().and_then(number),
-            seccomp: status.lines().find_map(|line| line.strip_prefix("Seccomp:")).and_then(number),
+            seccomp: line("Seccomp:").and_then(number),
             memlock_bytes: getrlimit(Resource::Memlock).current,
+            may_lock: capabilities.is_some_and(|bits| bits >> IPC_LOCK & 1 == 1),
         }
     }
 }
@@ -162,6 +170,19 @@ pub(super) fn unregistered_note(
     format!("batch buffers are not registered with the ring, so each write pins its pages: {cause}")
 }
 
+/// Says that some batch buffers will not be registered, when the limit tells so beforehand.
+pub(super) fn partly_note(pool_bytes: usize, environment: Environment) -> Option<String> {
+    let limit = environment.memlock_bytes.filter(|_| !environment.may_lock)?;
+    (limit < pool_bytes as u64).then(|| {
+        format!(
+            "only part of the batch buffers is registered with the ring, so writes from the others \
+             pin their pages: they are {pool_bytes} bytes and RLIMIT_MEMLOCK is {limit} bytes for \
+             all rings of this user; raise it (ulimit -l, LimitMEMLOCK=, --ulimit memlock=) or make \
+             the pool smaller"
+        )
+    })
+}
+
 fn bytes(limit: Option<u64>) -> String {
     limit.map_or_else(|| "unlimited".to_owned(), |limit| format!("{limit} bytes"))
 }
@@ -201,6 +222,22 @@ mod tests {
         for part in ["33554432 bytes are needed", "RLIMIT_MEMLOCK is 0 bytes", "ulimit -l"] {
             assert!(note.contains(part), "{note}");
         }
+    }
+
+    #[test]
+    fn a_memlock_limit_below_the_pool_is_told_beforehand_unless_it_does_not_count() {
+        let environment = |memlock_bytes, may_lock| Environment {
+            memlock_bytes,
+            may_lock,
+            ..Environment::default()
+        };
+        let note = partly_note(33_554_432, environment(Some(8_388_608), false)).unwrap();
+        for part in ["they are 33554432 bytes", "RLIMIT_MEMLOCK is 8388608 bytes", "ulimit -l"] {
+            assert!(note.contains(part), "{note}");
+        }
+        assert_eq!(partly_note(33_554_432, environment(Some(33_554_432), false)), None);
+        assert_eq!(partly_note(33_554_432, environment(Some(0), true)), None);
+        assert_eq!(partly_note(33_554_432, environment(None, false)), None);
     }
 
     #[test]
