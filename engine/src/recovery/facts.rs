@@ -79,3 +79,32 @@ impl Facts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::FromZeros;
+
+    use super::*;
+    use crate::batch::SealedFrame;
+    use crate::format::BatchHeader;
+
+    fn batch(epoch: u64, base: u64, count: u32) -> VerifiedBatch {
+        let stream = StreamId::new(7);
+        let frame = SealedFrame { stream, epoch, base, count, position: 64, length: 64, crc: 0 };
+        let header = BatchHeader::new_zeroed();
+        let (frames, controls) = (vec![frame], Vec::new());
+        VerifiedBatch { offset: 8192, header, frames, controls, payload_bytes: 0 }
+    }
+
+    #[test]
+    fn an_epoch_whose_beginning_is_lost_is_known_by_its_records() {
+        let mut facts = Facts::default();
+        facts.replay(1, &batch(0, 0, 6));
+        facts.replay(1, &batch(5, 4, 1));
+        facts.replay(1, &batch(5, 5, 2));
+        let state = &facts.streams[&StreamId::new(7)];
+        assert_eq!(state.next, 7);
+        assert_eq!(state.epochs.epoch_at(3), 0);
+        assert_eq!(state.epochs.last(), EpochStart { epoch: 5, start: 4 });
+    }
+}

@@ -26,6 +26,8 @@ pub const ALL: &[(&str, fn())] = &[
     ("a_sealed_segment_of_a_clone", a_sealed_segment_of_a_clone),
     ("the_newest_segment_of_a_clone", the_newest_segment_of_a_clone),
     ("a_clone_before_the_last_batch", a_clone_before_the_last_batch),
+    ("the_anchor_never_needs_space_again", the_anchor_never_needs_space_again),
+    ("damage_behind_a_roll_is_named_where_it_is", damage_behind_a_roll_is_named_where_it_is),
 ];
 
 /// A device and how its shards are opened.
@@ -299,6 +301,75 @@ pub fn a_clone_before_the_last_batch() {
     story.sim.put(&newest.name, &bytes);
     assert!(first.durable_sequence < first.sequence && newest.name != sealed.name);
     expect_named(&story, &clone, &sealed.name);
+}
+
+/// Whatever fails while the first open makes the anchor, and whatever a loss of power leaves of
+/// it: once an open has succeeded, the next ones need no space.
+pub fn the_anchor_never_needs_space_again() {
+    for seed in 0..40 {
+        let story = Story::new(seed);
+        let began = story.sim.operations();
+        story.open().expect("healthy").abandon();
+        let operations = story.sim.operations() - began;
+        for at in 0..operations {
+            let story = Story::new(seed);
+            story.sim.fail_at(began + at, libc::EIO);
+            if let Ok(shard) = story.open() {
+                shard.abandon();
+            }
+            story.sim.clear_faults();
+            let mut shard = story.open().expect("healthy");
+            story.append(&mut shard, STREAM, b"kept");
+            story.turn(&mut shard, 40);
+            story.sim.crash();
+            shard.abandon();
+            let used = story.sim.list().iter().map(|entry| entry.length).sum();
+            story.sim.set_capacity_bytes(Some(used));
+            for _ in 0..2 {
+                let shard = story.open().unwrap_or_else(|error| panic!("{seed}, {at}: {error}"));
+                story.sim.crash();
+                shard.abandon();
+            }
+        }
+    }
+}
+
+/// The segment before may have no footer yet: then the batch that is damaged could have been its
+/// next one, but lies at the start of the next segment.
+pub fn damage_behind_a_roll_is_named_where_it_is() {
+    let mut seen = 0;
+    for seed in 0..40 {
+        let story = Story::new(seed);
+        story.sim.set_delay_ns(1_000_000, 2_000_000);
+        let mut shard = story.open().unwrap();
+        while shard.stats().rotations < 1 {
+            story.append(&mut shard, STREAM, &[1; 6000]);
+        }
+        story.append(&mut shard, STREAM, &[1; 6000]);
+        story.kill(shard);
+        let mut used = segments(&story.sim, SEGMENT_BYTES);
+        used.retain(|segment| !segment.batches.is_empty());
+        let [.., before, newest] = used.as_slice() else { panic!("it has rolled") };
+        if before.footer.is_some() {
+            continue;
+        }
+        let batch = &newest.batches[0];
+        // In its header, and in its frames.
+        for offset in [8, 80] {
+            seen += 1;
+            let own = story.sim.bytes(&newest.name).expect("it is there");
+            story.sim.flip(&newest.name, batch.offset + offset, 3);
+            let Err(OpenError::Corrupt(corruption)) = story.open() else {
+                panic!("seed {seed}, byte {offset}: it opens");
+            };
+            let [damage] = corruption.damages.as_slice() else { panic!("{corruption}") };
+            assert_eq!(damage.file, newest.name, "{corruption}");
+            let whole = batch.offset..batch.offset + batch.length;
+            assert_eq!(damage.bytes, whole, "seed {seed}, byte {offset}: {corruption}");
+            story.sim.put(&newest.name, &own);
+        }
+    }
+    assert!(seen > 0, "no seed has a segment without its footer");
 }
 
 /// With this file of the clone in its place, the directory does not open.

@@ -82,3 +82,13 @@ fn the_newest_segment_of_a_clone() {
 fn a_clone_before_the_last_batch() {
     scenarios::a_clone_before_the_last_batch();
 }
+
+#[test]
+fn the_anchor_never_needs_space_again() {
+    scenarios::the_anchor_never_needs_space_again();
+}
+
+#[test]
+fn damage_behind_a_roll_is_named_where_it_is() {
+    scenarios::damage_behind_a_roll_is_named_where_it_is();
+}
