@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::io;
 
 use crate::disk::{BLOCK_BYTES, Buffer, BufferMut, FileId, Operation};
-use crate::format::{COUNTER_MAX, EngineId, JournalEnd, SegmentHeader, SegmentSeed};
+use crate::format::{COUNTER_MAX, DATA_START, EngineId, JournalEnd, SegmentHeader, SegmentSeed};
 use crate::mutants::{self, Mutant};
 
 /// Bytes zeroed by one write: short enough not to hold up an append for long.
@@ -53,6 +53,8 @@ pub(crate) struct Prepared {
 enum Step {
     Open,
     Allocate,
+    /// What a header of an earlier life says must not be read over zeroes.
+    EraseHeader,
     Zero(u64),
     SyncAll,
     SyncDirectory,
@@ -66,6 +68,8 @@ enum Step {
 struct Task {
     number: u64,
     file: Option<FileId>,
+    /// It may have the header of an earlier life.
+    is_old: bool,
     step: Step,
 }
 
@@ -175,7 +179,7 @@ impl Segments {
         if !self.needs_more() {
             let surplus = self.clean.len() > self.config.free_max;
             let (number, file) = surplus.then(|| self.clean.pop()).flatten()?;
-            return Some(Task { number, file: Some(file), step: Step::Remove });
+            return Some(Task { number, file: Some(file), is_old: true, step: Step::Remove });
         }
         if let Some((number, file)) = self.clean.pop() {
             return Some(self.header_task(number, file));
@@ -184,17 +188,17 @@ impl Segments {
             return None;
         }
         if let Some((number, file)) = self.unfinished.pop() {
-            return Some(Task { number, file: Some(file), step: Step::Allocate });
+            return Some(Task { number, file: Some(file), is_old: true, step: Step::Allocate });
         }
         let number = self.next_number;
         self.next_number += 1;
-        Some(Task { number, file: None, step: Step::Open })
+        Some(Task { number, file: None, is_old: false, step: Step::Open })
     }
 
     fn header_task(&mut self, number: u64, file: FileId) -> Task {
         let generation = self.next_generation;
         self.next_generation += 1;
-        Task { number, file: Some(file), step: Step::Header(generation) }
+        Task { number, file: Some(file), is_old: true, step: Step::Header(generation) }
     }
 
     fn operation(&mut self, task: Task) -> Operation {
@@ -202,6 +206,10 @@ impl Segments {
         match task.step {
             Step::Open => Operation::Open { name: segment_name(task.number), create: true },
             Step::Allocate => Operation::Allocate { file, length: self.config.segment_bytes },
+            Step::EraseHeader => {
+                let (buffer, length) = (self.zeroes.clone(), DATA_START as usize);
+                Operation::Write { file, offset: 0, buffer, from: 0, length, durable: true }
+            }
             Step::Zero(offset) => {
                 let left = (self.config.segment_bytes - offset) as usize;
                 let (buffer, length) = (self.zeroes.clone(), left.min(ZERO_BYTES));
@@ -260,6 +268,7 @@ impl Segments {
     fn expected(&self, step: Step) -> Option<u64> {
         match step {
             Step::Zero(offset) => Some((self.config.segment_bytes - offset).min(ZERO_BYTES as u64)),
+            Step::EraseHeader => Some(DATA_START),
             Step::Header(_) | Step::HeaderCopy(_) => Some(BLOCK_BYTES as u64),
             _ => None,
         }
@@ -272,7 +281,8 @@ impl Segments {
         let file = task.file?;
         task.step = match task.step {
             Step::Open => Step::Allocate,
-            Step::Allocate => Step::Zero(0),
+            Step::Allocate if task.is_old => Step::EraseHeader,
+            Step::Allocate | Step::EraseHeader => Step::Zero(0),
             Step::Zero(offset) => {
                 let next = offset + ZERO_BYTES as u64;
                 if next < self.config.segment_bytes { Step::Zero(next) } else { Step::SyncAll }
@@ -306,7 +316,7 @@ impl Segments {
             }
             // A file that could not be opened may have been created.
             (_, file) => {
-                self.task = Some(Task { number: task.number, file, step: Step::Remove });
+                self.task = Some(Task { file, step: Step::Remove, ..task });
             }
         }
     }
@@ -371,6 +381,26 @@ mod tests {
         let mut segments = segments((0..4).map(|n| (n, FileId(n as u32))).collect());
         let steps: Vec<_> = (0..6).filter_map(|_| succeed(&mut segments)).collect();
         assert_eq!(steps, ["Write", "Write", "Write", "Write", "Remove"]);
+    }
+
+    /// Over zeroes, an old header and footer would tell of records that are not there.
+    #[test]
+    fn the_header_of_a_used_file_is_durably_gone_before_the_rest_of_it() {
+        let mut segments = segments(vec![(3, FileId(3))]);
+        assert!(matches!(segments.poll_operation(0), Some(Operation::Write { .. })));
+        segments.handle_completion(Err(io::Error::from_raw_os_error(5)), 0);
+        assert!(segments.poll_operation(1).is_none(), "it is tried again later");
+        assert!(matches!(segments.poll_operation(RETRY_NS), Some(Operation::Allocate { .. })));
+        segments.handle_completion(Ok(0), RETRY_NS);
+        let erased = segments.poll_operation(RETRY_NS);
+        let Some(Operation::Write { offset: 0, buffer, length: 8192, durable: true, .. }) = erased
+        else {
+            panic!("{erased:?}");
+        };
+        assert!(buffer[..8192].iter().all(|byte| *byte == 0));
+        segments.handle_completion(Ok(8192), RETRY_NS);
+        let zeroed = segments.poll_operation(RETRY_NS);
+        assert!(matches!(zeroed, Some(Operation::Write { offset: 0, durable: false, .. })));
     }
 
     #[test]

@@ -29,6 +29,10 @@ impl Opening<'_> {
         options: &Options,
     ) -> Result<Start, OpenError> {
         self.check_counters(plan, recovered)?;
+        if !self.unfinished.is_empty() {
+            // Whoever made these may have died before their names were durable.
+            self.sync_directory()?;
+        }
         // Footers are written one after another, so only the newest may have been under way.
         let is_sealed =
             |segment: &WalkedSegment| matches!(segment.contents, WalkedContents::Sealed(..));
@@ -188,7 +192,7 @@ impl Opening<'_> {
             return Ok(());
         }
         let what = format!("a counter stands at {highest}: no engine lives so long");
-        Err(corrupt(&self.directory, "", &what))
+        Err(corrupt(&self.directory, "journal", &what))
     }
 
     /// Remembers where this incarnation begins, in the block that the last open did not write.
@@ -218,9 +222,14 @@ impl Opening<'_> {
         let allocate = Operation::Allocate { file, length: 2 * BLOCK_BYTES as u64 };
         self.run("allocate", ANCHOR, allocate)?;
         self.run("sync", ANCHOR, Operation::SyncAll { file })?;
+        self.sync_directory()?;
+        Ok(file)
+    }
+
+    fn sync_directory(&mut self) -> Result<(), OpenError> {
         if !mutants::is(Mutant::NoDirectorySync) {
             self.run("sync", "", Operation::SyncDirectory)?;
         }
-        Ok(file)
+        Ok(())
     }
 }

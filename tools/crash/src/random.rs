@@ -1,4 +1,6 @@
-//! Random numbers from a seed, the same on every machine.
+//! Random numbers from a seed, and the bytes of records, the same on every machine.
+
+use std::ops::RangeInclusive;
 
 /// SplitMix64.
 #[derive(Clone, Debug)]
@@ -7,7 +9,12 @@ pub struct Random(u64);
 impl Random {
     /// From a seed.
     pub fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(mix(seed))
+    }
+
+    /// From a seed and what it is for, so that two uses of one seed differ.
+    pub fn with_purpose(seed: u64, purpose: u64) -> Self {
+        Self::new(seed ^ purpose.wrapping_mul(0xD6E8_FEB8_6659_FD93))
     }
 
     /// The next number.
@@ -16,14 +23,29 @@ impl Random {
         mix(self.0)
     }
 
-    /// One below `bound`, which is not zero.
+    /// One below `bound`; 0 when the bound is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
     }
 
-    /// Once in `times`.
+    /// One of a range.
+    pub fn within(&mut self, range: RangeInclusive<u64>) -> u64 {
+        range.start() + self.below(range.end() - range.start() + 1)
+    }
+
+    /// True once in `times`.
     pub fn one_in(&mut self, times: u64) -> bool {
         self.below(times) == 0
+    }
+
+    /// True this often in a thousand.
+    pub fn chance(&mut self, thousandths: u64) -> bool {
+        self.below(1000) < thousandths
+    }
+
+    /// One of these.
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
     }
 }
 
@@ -32,4 +54,16 @@ pub fn mix(value: u64) -> u64 {
     let value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     value ^ (value >> 31)
+}
+
+/// The bytes of record `id`: its id, then noise. A record of no bytes has no id in it.
+pub fn payload(seed: u64, id: u64, length: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(length + 8);
+    bytes.extend_from_slice(&id.to_le_bytes());
+    let mut noise = Random::new(seed ^ id.rotate_left(32));
+    while bytes.len() < length {
+        bytes.extend_from_slice(&noise.next().to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
 }

@@ -78,7 +78,6 @@ impl Report {
     }
 
     /// Failures so far.
-    #[allow(dead_code, reason = "not every command needs it")]
     pub fn failed(&self) -> u64 {
         self.failed
     }
@@ -91,7 +90,6 @@ impl Report {
     }
 
     /// Takes over what a part of the command has seen.
-    #[allow(dead_code, reason = "not every command needs it")]
     pub fn add(&mut self, part: Report) {
         self.passed += part.passed;
         self.failed += part.failed;

@@ -34,12 +34,8 @@ impl Registration {
         let part_bytes = PART_BYTES_MIN.next_multiple_of(pool.slot_bytes());
         let parts = bytes.div_ceil(part_bytes);
         let pool_range = address as usize..address as usize + bytes;
-        let mut this = Self {
-            pool: pool_range,
-            part_bytes,
-            registered: vec![false; parts],
-            is_full: false,
-        };
+        let mut this =
+            Self { pool: pool_range, part_bytes, registered: vec![false; parts], is_full: false };
         let environment = Environment::read();
         if let Err(error) = this.begin(submitter, SLOTS_AT_ONCE * pool.slot_bytes()) {
             notes.push(unregistered_note(&error, bytes, environment));

@@ -14,13 +14,13 @@ use super::directory::{Files, Step, Trouble};
 use super::history::{Asked, History};
 use super::image::Image;
 use super::obey::{Order, STREAM, Sight};
-use super::random::Random;
 use super::replay::fresh_image;
 use super::role::{BACKENDS, Kind, Role, Setup};
 use super::states::{DIRECTORY, State, StateDisk, check_directory};
 use super::system::{Private, leave_namespace};
 use super::watchdog::Watchdog;
 use crate::cli::Request;
+use crate::random::Random;
 use crate::report::Report;
 
 /// Cases at a time; some of them mostly wait.
@@ -272,7 +272,7 @@ impl Bench<'_> {
         asked.note(&format!("S {STREAM} {submitted}"))?;
         history.note(&format!("T {STREAM} {trimmed}"), &asked)?;
         let state = State { seed, history: &history, asked: &asked, shards: 1, backend: 0 };
-        let mut random = Random::new(seed, 0xFA01);
+        let mut random = Random::with_purpose(seed, 0xFA01);
         match ground {
             Ground::Block { device, server } => {
                 if let Some(server) = server {

@@ -13,9 +13,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use ringwal_engine::{Append, AppendBatch, AppendError, Engine, Stream, StreamId};
 
 use super::payload::payload;
-use super::random::Random;
 use super::role::{Setup, Voice};
 use super::system::extents;
+use crate::random::Random;
 
 /// The streams of every run.
 pub const STREAMS: Range<u64> = 10..16;
@@ -43,8 +43,8 @@ pub fn run(setup: &Setup, voice: &Voice) -> Result<()> {
     voice.say("opened");
     ensure!(voice.hear().is_some(), "the parent is gone");
 
-    let mut random = Random::new(setup.seed, 0x10AD + u64::from(setup.life));
-    let closes = random.percent(60);
+    let mut random = Random::with_purpose(setup.seed, 0x10AD + u64::from(setup.life));
+    let closes = random.chance(600);
     let ended = AtomicBool::new(false);
     let streams: Vec<u64> = STREAMS.collect();
     std::thread::scope(|scope| {
@@ -125,7 +125,7 @@ fn write(
     seed: u64,
     waits: bool,
 ) -> Result<()> {
-    let mut random = Random::new(seed, 1);
+    let mut random = Random::with_purpose(seed, 1);
     let mut writers: Vec<_> = streams
         .iter()
         .map(|stream| Writer::new(setup, voice, engine.stream(StreamId::new(*stream))))
@@ -138,7 +138,7 @@ fn write(
             break;
         }
         writer.wait(tokens)?;
-        if random.percent(10) {
+        if random.chance(100) {
             std::thread::sleep(Duration::from_millis(random.below(12)));
         }
         writer.trim(&mut random)?;
@@ -167,7 +167,7 @@ impl<'a> Writer<'a> {
     fn burst(&mut self, random: &mut Random) -> Result<Vec<(u64, Token)>> {
         let mut tokens = Vec::new();
         for _ in 0..1 + random.below(24) {
-            let count = if random.percent(20) { 2 + random.below(6) } else { 1 };
+            let count = if random.chance(200) { 2 + random.below(6) } else { 1 };
             let records: Vec<_> = (0..count).map(|at| self.record(self.next + at)).collect();
             let bytes: usize = records.iter().map(Vec::len).sum();
             if count > 1 && bytes < 200 << 10 {
@@ -231,7 +231,7 @@ impl<'a> Writer<'a> {
             let least = self.stream.end() - self.stream.end().min(3 + random.below(8));
             return self.trim_to(least);
         }
-        if random.percent(8) {
+        if random.chance(80) {
             let (trimmed, end) = (self.stream.trimmed(), self.stream.end());
             return self.trim_to(trimmed + random.below(end - trimmed + 1));
         }

@@ -14,7 +14,6 @@ mod image;
 mod load;
 mod obey;
 mod payload;
-mod random;
 pub mod replay;
 pub mod role;
 mod states;

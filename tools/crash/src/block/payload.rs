@@ -1,12 +1,12 @@
 //! What every record holds: derived from the seed, the life that wrote it, its stream and its
 //! offset, so that each byte of what comes back can be checked.
 
-use super::random::Random;
+use crate::random::Random;
 
 /// The bytes of one record.
 pub fn payload(seed: u64, life: u32, stream: u64, offset: u64) -> Vec<u8> {
     let place = stream << 40 ^ u64::from(life) << 24 ^ offset.wrapping_mul(0x1_0000_0001);
-    let mut random = Random::new(seed, place);
+    let mut random = Random::with_purpose(seed, place);
     let length = match random.below(100) {
         0..70 => 20 + random.below(600),
         70..95 => 1_000 + random.below(7_000),

@@ -18,12 +18,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::device::{Device, Entry, Server};
 use super::history::{Asked, History};
 use super::image::{BLOCK_BYTES, Image};
-use super::random::Random;
 use super::role::{Kind, Role, Setup};
 use super::states::{State, StateDisk};
 use super::system::{Private, leave_namespace, make_file_system};
 use super::watchdog::Watchdog;
 use crate::cli::Request;
+use crate::random::Random;
 use crate::report::Report;
 
 const EXT4_BYTES: usize = 32 << 20;
@@ -229,9 +229,9 @@ impl<'a> Worker<'a> {
             if first >= end {
                 return Ok(self.seen);
             }
-            let mut random = Random::new(self.replay.seed, 0x5747 + run);
+            let mut random = Random::with_purpose(self.replay.seed, 0x5747 + run);
             // The second recording begins in a state that the first one left after a crash.
-            let half = if random.percent(70) { first + (end - first) / 2 } else { end };
+            let half = if random.chance(700) { first + (end - first) / 2 } else { end };
             let fresh = self.beginning(&mut random);
             let crashed = self.record_and_judge(fresh, broken, first..half, &mut random)?;
             let next = match crashed {
@@ -275,7 +275,7 @@ impl<'a> Worker<'a> {
             history: History::default(),
             asked: Asked::default(),
             life: 1,
-            shards: if random.percent(25) { 2 } else { 1 },
+            shards: if random.chance(250) { 2 } else { 1 },
         }
     }
 
@@ -350,7 +350,7 @@ impl<'a> Worker<'a> {
                 self.seen.caught.push((state, format!("{name}: {error:#}")));
                 return Ok(None);
             }
-            let mut built = Random::new(seed, state | 1 << 63);
+            let mut built = Random::with_purpose(seed, state | 1 << 63);
             let made = walk.build(&mut built);
             self.cover("states", 1);
             self.cover("states without unflushed writes", u64::from(made.is_empty()));
@@ -442,7 +442,7 @@ fn places(log: &[Entry], count: u64, random: &mut Random) -> Vec<usize> {
         behind(|entry| matches!(entry, Entry::Mark(line) if line.starts_with(['A', 'T', 'O'])));
     let mut places: Vec<usize> = (0..count)
         .map(|_| {
-            let among = if random.percent(65) { &writes } else { &receipts };
+            let among = if random.chance(650) { &writes } else { &receipts };
             match among.len() as u64 {
                 0 => log.len(),
                 length => among[random.below(length) as usize],
@@ -509,10 +509,10 @@ impl Walk {
         let torn_percent = [0, 0, 10, 50][random.below(4) as usize];
         for at in 0..self.unflushed.len() {
             let at = self.unflushed[at];
-            if random.percent(torn_percent) {
+            if random.chance(torn_percent * 10) {
                 made.torn += 1;
                 self.tear(at, random);
-            } else if random.percent(keep_percent) {
+            } else if random.chance(keep_percent * 10) {
                 made.kept += 1;
                 let (offset, length) = extent(&self.recording.log[at]);
                 self.undo.push((offset, self.image.slice(offset, length).into()));
@@ -535,7 +535,7 @@ impl Walk {
             let kept = match way {
                 0 => number < cut,
                 1 => number >= cut,
-                _ => random.percent(50),
+                _ => random.chance(500),
             };
             if !kept {
                 continue;

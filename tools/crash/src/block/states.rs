@@ -12,9 +12,9 @@ use super::history::{Asked, Found, History};
 use super::image::Image;
 use super::load::STREAMS;
 use super::payload::payload;
-use super::random::Random;
 use super::role::{mount_options, options};
 use super::system::{Loop, Mount, Private, memory_file};
+use crate::random::Random;
 
 /// The engine's directory on the disk.
 pub const DIRECTORY: &str = "data";
@@ -83,7 +83,7 @@ pub fn check_directory(directory: &Path, state: &State<'_>, random: &mut Random)
     let (seed, asked) = (state.seed, state.asked);
     let mut looked = None;
     // Until the first open has returned, there may be nothing yet to be looked at.
-    if random.percent(10) && state.history.has_begun() {
+    if random.chance(100) && state.history.has_begun() {
         let engine = options.clone().read_only(true).open(directory);
         let engine = engine.context("the first open, read-only")?;
         looked = Some(state.history.check(&engine, seed, asked).context("read-only open")?);
@@ -100,7 +100,7 @@ pub fn check_directory(directory: &Path, state: &State<'_>, random: &mut Random)
         history.begin(*stream, LIFE_AFTER, *trimmed, *end);
     }
     let expected = append_after(&engine, seed, &found, &mut history, random)?;
-    if random.percent(70) {
+    if random.chance(700) {
         engine.close().context("closing after a crash")?;
     } else {
         drop(engine);

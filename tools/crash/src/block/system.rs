@@ -1,5 +1,5 @@
 //! What the block tests need of the kernel: a mount namespace of their own, loop devices, mounts,
-//! and where the file system put a file's blocks. The only unsafe code of this program.
+//! and where the file system put a file's blocks.
 //!
 //! Everything made here is bound to the process: mounts live in its private namespace, and a loop
 //! device detaches with its last user. However the process ends, nothing is left behind.

@@ -15,9 +15,9 @@ use super::corruption::is_covered;
 use super::driver::World;
 use super::events::Event;
 use super::journal::{Segment, describe, segments};
-use super::random::Random;
 use super::seeds::Outcome;
 use super::setup::Setup;
+use crate::random::Random;
 
 /// Record numbers that the clone leaves out, so that none of its own is one of its twin's.
 const NUMBERS_SKIPPED: usize = 50_000;

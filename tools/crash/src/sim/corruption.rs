@@ -8,9 +8,9 @@ use ringwal_engine::{Clock, OpenError, ReadError, Shard};
 use super::driver::World;
 use super::events::Event;
 use super::journal::{Segment, segments};
-use super::random::Random;
 use super::seeds::Outcome;
 use super::setup::Setup;
+use crate::random::Random;
 
 const BLOCK: u64 = 4096;
 

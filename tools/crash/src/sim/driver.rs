@@ -10,11 +10,11 @@ use ringwal_engine::format::SegmentHeader;
 use ringwal_engine::{AppendError, Clock, EpochStart, OpenError, Shard};
 
 use super::events::{Counts, Event};
-use super::random::Random;
 use super::reference::{Command, Reference, Token};
 use super::seeds::Outcome;
 use super::setup::Setup;
 use super::trace;
+use crate::random::Random;
 
 /// The time that one turn of the loop may wait.
 const TURN: Duration = Duration::from_millis(2);

@@ -11,7 +11,6 @@ mod corruption;
 mod driver;
 mod events;
 mod journal;
-mod random;
 mod reference;
 mod scenarios;
 mod seeds;

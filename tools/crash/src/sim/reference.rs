@@ -11,7 +11,7 @@ use ringwal_engine::{
     Append, AppendBatch, Change, CommitError, EpochStart, ReadError, Shard, StreamId,
 };
 
-use super::random::{Random, payload};
+use crate::random::{Random, payload};
 
 /// A record by its epoch and number.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]

@@ -28,6 +28,7 @@ pub const ALL: &[(&str, fn())] = &[
     ("a_clone_before_the_last_batch", a_clone_before_the_last_batch),
     ("the_anchor_never_needs_space_again", the_anchor_never_needs_space_again),
     ("damage_behind_a_roll_is_named_where_it_is", damage_behind_a_roll_is_named_where_it_is),
+    ("a_name_that_was_not_durable_is_made_so", a_name_that_was_not_durable_is_made_so),
 ];
 
 /// A device and how its shards are opened.
@@ -370,6 +371,38 @@ pub fn damage_behind_a_roll_is_named_where_it_is() {
         }
     }
     assert!(seen > 0, "no seed has a segment without its footer");
+}
+
+/// A file that an open finds without a header may have a name that is not durable yet, and a
+/// directory sync that fails may lose it: nothing is written to such a file.
+pub fn a_name_that_was_not_durable_is_made_so() {
+    for at in 0..60 {
+        let story = Story::new(at);
+        let mut shard = story.open().unwrap();
+        story.append(&mut shard, STREAM, b"first");
+        story.sim.kill_at(story.sim.operations() + at);
+        for _ in 0..40 {
+            let _ = shard.append(STREAM, [1; 3000]);
+            if shard.run_once(Some(Duration::from_millis(5))).is_err() {
+                break;
+            }
+        }
+        shard.abandon();
+        story.sim.kill_at(u64::MAX);
+        // A header that cannot be written gives that open another unfinished file.
+        story.sim.fail_next(Kind::Write, libc::EIO);
+        if let Ok(mut shard) = story.open() {
+            story.sim.fail_next(Kind::SyncDirectory, libc::EIO);
+            for _ in 0..100 {
+                let _ = shard.append(STREAM, [2; 3000]);
+                let _ = shard.run_once(Some(Duration::from_millis(100)));
+            }
+            shard.abandon();
+        }
+        story.sim.clear_faults();
+        story.sim.kill();
+        story.open().unwrap_or_else(|error| panic!("{at}: {error}")).abandon();
+    }
 }
 
 /// With this file of the clone in its place, the directory does not open.

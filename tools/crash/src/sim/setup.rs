@@ -5,7 +5,7 @@ use std::time::Duration;
 use ringwal_engine::disk::sim::SimOptions;
 use ringwal_engine::{Options, StreamId, SyncMode};
 
-use super::random::Random;
+use crate::random::Random;
 
 /// Fixed for the life of the device.
 #[derive(Clone, Debug)]

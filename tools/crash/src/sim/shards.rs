@@ -3,8 +3,8 @@
 
 use super::driver::World;
 use super::events::{Counts, Event};
-use super::random::Random;
 use super::seeds::Outcome;
+use crate::random::Random;
 
 /// Lives of the group.
 const LIVES: u64 = 10;

@@ -92,3 +92,8 @@ fn the_anchor_never_needs_space_again() {
 fn damage_behind_a_roll_is_named_where_it_is() {
     scenarios::damage_behind_a_roll_is_named_where_it_is();
 }
+
+#[test]
+fn a_name_that_was_not_durable_is_made_so() {
+    scenarios::a_name_that_was_not_durable_is_made_so();
+}

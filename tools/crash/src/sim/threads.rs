@@ -5,7 +5,7 @@ use std::path::Path;
 
 use ringwal_engine::{Engine, Options, Stream, StreamId};
 
-use super::random::{Random, payload};
+use crate::random::{Random, payload};
 
 const SEED: u64 = 7;
 const CALLERS: u64 = 6;
