@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use beginning::high_counter;
+
 use crate::clock::Clock;
 use crate::config::Options;
 use crate::disk::{BufferMut, Disk, FileId, Operation, block_round_up, run};
@@ -223,6 +225,7 @@ impl Opening<'_> {
             plan.leave_out_stale(generation, &listed);
         }
         let mut recovered = self.walk(&plan, anchor.filter(|_| forced.is_none()))?;
+        recovered.damages.extend(high_counter(&plan, &recovered));
         recovered.index.engine_id = self.identity.engine_id;
         recovered.index.straggler_bytes = self.identity.segment_bytes / crate::mover::LIVE_SHARE;
         Ok((plan, recovered))

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use ringwal_engine::format::{
-    AnchorHeader, BatchHeader, COUNTER_MAX, EngineHeader, FooterHeader, FormatError, FrameHeader,
-    FrameKind, SegmentHeader, SegmentSeed, VerifiedFrame,
+    AnchorHeader, BatchHeader, COUNTER_LAST, COUNTER_MAX, EngineHeader, FooterHeader, FormatError,
+    FrameHeader, FrameKind, SegmentHeader, SegmentSeed, VerifiedFrame,
 };
 use ringwal_engine::offline::{RepairOptions, Severity, repair, verify};
 use ringwal_engine::{Engine, Io, OpenError, OpenErrorKind, Options, StreamId, fuzzing};
@@ -159,6 +159,33 @@ fn a_counter_that_nobody_can_reach_is_not_believed() {
     assert_eq!(fuzzing::controls(&trimmed_beyond_its_end).unwrap_err(), FormatError::Length);
     assert_eq!(fuzzing::segment_number("segment-18446744073709551615"), None);
     assert_eq!(fuzzing::segment_number("segment-00000012"), Some(12));
+}
+
+#[test]
+fn a_counter_near_its_bound_is_named_before_anything_is_written() {
+    let (_keep, data) = new();
+    let path = data.join("shard-00/anchor");
+    let mut anchors = fs::read(&path).unwrap();
+    let known: Vec<_> =
+        anchors.chunks(4096).filter_map(|block| AnchorHeader::verify(block).ok()).collect();
+    let [known] = known.as_slice() else { panic!("one open, one block") };
+    let (number, generation) = (known.first_number.get(), known.first_generation.get());
+    for (incarnation, is_right) in [(COUNTER_LAST - 1, true), (COUNTER_LAST, false)] {
+        AnchorHeader::new(known.engine_id, 0, incarnation, number, generation)
+            .write(&mut anchors[..4096]);
+        anchors[4096..].fill(0);
+        fs::write(&path, &anchors).unwrap();
+        let verification = verify(&data).unwrap();
+        assert_eq!(verification.is_damaged(), !is_right, "{verification:?}");
+        let looked = Engine::options().io(Io::Blocking).read_only(true).open(&data).unwrap();
+        assert_eq!(looked.stream(StreamId::new(7)).read(..).unwrap().count(), 3);
+        drop(looked);
+        if !is_right {
+            let error = options().open(&data).err().unwrap();
+            assert_eq!(error.kind(), OpenErrorKind::Corrupt);
+            assert!(error.to_string().contains(&format!("a counter stands at {incarnation}")));
+        }
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::footer::{SealFacts, build};
 use crate::format::{AnchorHeader, COUNTER_LAST, FooterHeader, SegmentSeed};
 use crate::index::Index;
 use crate::mutants::{self, Mutant};
-use crate::recovery::{FoundSegment, Plan, Recovered, WalkedContents, WalkedSegment};
+use crate::recovery::{Damage, FoundSegment, Plan, Recovered, WalkedContents, WalkedSegment};
 use crate::segments::{Segments, SegmentsConfig};
 use crate::shard::Start;
 use crate::stream::StreamTable;
@@ -28,7 +28,9 @@ impl Opening<'_> {
         anchor_file: Option<FileId>,
         options: &Options,
     ) -> Result<Start, OpenError> {
-        self.check_counters(plan, recovered)?;
+        if let Some(damage) = high_counter(plan, recovered) {
+            return Err(corrupt(&self.directory, &damage.file, &damage.what));
+        }
         if !self.unfinished.is_empty() {
             // Whoever made these may have died before their names were durable.
             self.sync_directory()?;
@@ -182,19 +184,6 @@ impl Opening<'_> {
         Segments::new(config, next_number, generation, recovered.end, clean, unfinished)
     }
 
-    /// Refuses to go on where a counter is so high that what follows would not be believed.
-    fn check_counters(&self, plan: &Plan, recovered: &Recovered) -> Result<(), OpenError> {
-        let generations = plan.segments.iter().map(FoundSegment::generation);
-        let offsets = recovered.streams.values().map(|state| state.next);
-        let highest = [plan.incarnation, recovered.end.sequence].into_iter();
-        let highest = highest.chain(generations).chain(offsets).max().unwrap_or(0);
-        if highest < COUNTER_LAST {
-            return Ok(());
-        }
-        let what = format!("a counter stands at {highest}: no engine lives so long");
-        Err(corrupt(&self.directory, "journal", &what))
-    }
-
     /// Remembers where this incarnation begins, in the block that the last open did not write.
     fn write_anchor(
         &mut self,
@@ -232,4 +221,17 @@ impl Opening<'_> {
         }
         Ok(())
     }
+}
+
+/// A counter so high that what follows would not be believed.
+pub(super) fn high_counter(plan: &Plan, recovered: &Recovered) -> Option<Damage> {
+    let generations = plan.segments.iter().map(FoundSegment::generation);
+    let offsets = recovered.streams.values().map(|state| state.next);
+    let highest = [plan.incarnation, recovered.end.sequence].into_iter();
+    let highest = highest.chain(generations).chain(offsets).max().unwrap_or(0);
+    (highest >= COUNTER_LAST).then(|| Damage {
+        file: "journal".into(),
+        bytes: 0..0,
+        what: format!("a counter stands at {highest}: no engine lives so long"),
+    })
 }
