@@ -5,10 +5,18 @@ use std::collections::BTreeMap;
 use crate::control::Control;
 use crate::stream::StreamTable;
 
+/// A segment that counts.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct LiveSegment {
+    pub(crate) number: u64,
+    /// CRC of its last batch's header; 0 as long as it is written.
+    pub(crate) last_crc: u32,
+}
+
 /// A checkpoint as payloads of at most `bytes_max`, in order; one batch each.
 pub(crate) fn payloads(
     streams: &StreamTable,
-    live: &BTreeMap<u64, u64>,
+    live: &BTreeMap<u64, LiveSegment>,
     bytes_max: usize,
 ) -> Vec<Vec<u8>> {
     let mut payloads = vec![Vec::new()];
@@ -33,8 +41,9 @@ pub(crate) fn payloads(
             epochs: state.epochs.clone(),
         });
     }
-    for (generation, number) in live {
-        put(Control::CheckpointSegment { number: *number, generation: *generation });
+    for (generation, LiveSegment { number, last_crc }) in live {
+        let (number, generation, last_crc) = (*number, *generation, *last_crc);
+        put(Control::CheckpointSegment { number, generation, last_crc });
     }
     put(Control::CheckpointEnd);
     payloads
@@ -51,7 +60,8 @@ mod tests {
         for id in 0..100 {
             streams.append(StreamId::new(id), 1).unwrap();
         }
-        let payloads = payloads(&streams, &BTreeMap::from([(3, 1)]), 1000);
+        let live = BTreeMap::from([(3, LiveSegment { number: 1, last_crc: 9 })]);
+        let payloads = payloads(&streams, &live, 1000);
         assert!(payloads.len() > 4);
         let controls: Vec<_> =
             payloads.iter().flat_map(|payload| Control::decode_all(payload).unwrap()).collect();

@@ -50,6 +50,9 @@ pub enum Control {
         number: u64,
         /// Its generation.
         generation: u64,
+        /// CRC of its last batch's header, so that a segment of another history does not pass for
+        /// it; 0 as long as it is written.
+        last_crc: u32,
     },
     /// The checkpoint is complete.
     CheckpointEnd,
@@ -76,7 +79,9 @@ impl Control {
                     into.extend_from_slice(&entry.start.to_le_bytes());
                 }
             }
-            Self::CheckpointSegment { number, generation } => put(6, &[*number, *generation]),
+            Self::CheckpointSegment { number, generation, last_crc } => {
+                put(6, &[*number, *generation, u64::from(*last_crc)]);
+            }
             Self::CheckpointEnd => put(7, &[]),
         }
     }
@@ -105,7 +110,8 @@ impl Control {
                 check_counters(&[*next, epochs.last().start])
             }
             Self::CheckpointStream { .. } => Err(FormatError::Length),
-            Self::Free { number, generation } | Self::CheckpointSegment { number, generation } => {
+            Self::Free { number, generation }
+            | Self::CheckpointSegment { number, generation, .. } => {
                 check_counters(&[*number, *generation])
             }
             Self::CheckpointBegin | Self::CheckpointEnd => Ok(()),
@@ -134,7 +140,11 @@ impl Control {
                 let epochs = EpochTable::from_entries(entries).ok_or(FormatError::Length)?;
                 Self::CheckpointStream { stream, trimmed, next, epochs }
             }
-            6 => Self::CheckpointSegment { number: words.next()?, generation: words.next()? },
+            6 => Self::CheckpointSegment {
+                number: words.next()?,
+                generation: words.next()?,
+                last_crc: u32::try_from(words.next()?).map_err(|_| FormatError::Length)?,
+            },
             7 => Self::CheckpointEnd,
             _ => return Err(FormatError::Magic),
         })
@@ -162,7 +172,7 @@ mod tests {
         let controls = vec![
             Control::CheckpointBegin,
             Control::CheckpointStream { stream: StreamId::new(7), trimmed: 2, next: 12, epochs },
-            Control::CheckpointSegment { number: 4, generation: 9 },
+            Control::CheckpointSegment { number: 4, generation: 9, last_crc: 77 },
             Control::CheckpointEnd,
             Control::Trim { stream: StreamId::new(7), before: 4 },
             Control::Epoch { stream: StreamId::new(7), start: EpochStart { epoch: 5, start: 11 } },

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use hdrhistogram::Histogram;
 
 use crate::batch::{Filling, SealPlace, Sealed};
+use crate::checkpoint::LiveSegment;
 use crate::control::Control;
 use crate::disk::{Completion, Disk, FileId, Operation, Wait};
 use crate::error::Poisoned;
@@ -66,7 +67,7 @@ pub(crate) struct ShardLoop {
     held_records: Option<Filling>,
     held_controls: Option<Filling>,
     /// Generation to number of every segment that counts, as sealed so far.
-    live: BTreeMap<u64, u64>,
+    live: BTreeMap<u64, LiveSegment>,
     /// Segments whose freeing is not durable yet.
     freeing: HashMap<u64, (u64, FileId)>,
     /// The last batch has frames, of records or facts: none behind it says that it is durable.
@@ -97,7 +98,7 @@ pub(crate) struct Start {
     pub(crate) first_takes_records: bool,
     pub(crate) end: JournalEnd,
     pub(crate) incarnation: u64,
-    pub(crate) live: BTreeMap<u64, u64>,
+    pub(crate) live: BTreeMap<u64, LiveSegment>,
 }
 
 impl ShardLoop {

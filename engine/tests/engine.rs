@@ -258,6 +258,9 @@ fn sealed_frames_are_the_very_bytes_that_are_written() {
         let mut damaged = frames[0].bytes.to_vec();
         *damaged.last_mut().unwrap() ^= 1;
         assert!(matches!(followed.append_frame(&damaged), Err(AppendError::BadFrame(_))));
+        let strange = follower.stream(StreamId::new(8)).append_frame(&frames[0].bytes);
+        let Err(AppendError::WrongStream { expected, found }) = strange else { panic!() };
+        assert_eq!((expected, found), (StreamId::new(8), StreamId::new(7)));
     });
 }
 

@@ -4,7 +4,8 @@
 //! The folder of a version is written once, when the version is new, and never again:
 //!
 //! ```sh
-//! RINGWAL_WRITE_CORPUS=engine/tests/corpus/v1.0 cargo test -p ringwal-engine --test format_corpus
+//! RINGWAL_WRITE_CORPUS=$PWD/engine/tests/corpus/v1.0 \
+//!     cargo test -p ringwal-engine --test format_corpus write_the_corpus
 //! ```
 
 #[path = "common/archive.rs"]

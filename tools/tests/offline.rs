@@ -205,6 +205,8 @@ fn what_a_copy_tells_is_repaired_after_a_copy_was_made() {
     flip(&Path::new(&data).join("engine"), 4096 + 40);
     let verify = run(&["verify", &data]);
     assert_eq!(code(&verify), 4);
+    let inspect = run(&["inspect", &data]);
+    assert_eq!(code(&inspect), 4, "{}", stdout(&inspect));
     for part in [
         "repairable: shard-00/segment-00000001, bytes 0..4096",
         "nothing is lost",

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::io;
 
 use super::{ANCHOR, Opening};
+use crate::checkpoint::LiveSegment;
 use crate::config::Options;
 use crate::directory::corrupt;
 use crate::disk::{BLOCK_BYTES, BufferMut, FileId, Operation, run};
@@ -86,7 +87,10 @@ impl Opening<'_> {
         let live = recovered
             .live
             .iter()
-            .map(|segment| (segment.found.generation(), segment.found.number()))
+            .map(|segment| {
+                let (number, last_crc) = (segment.found.number(), segment.last_crc);
+                (segment.found.generation(), LiveSegment { number, last_crc })
+            })
             .collect();
         Ok(Start {
             flush: Flush::new(options.sync, options.flush_slots, recovered.end.sequence),

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use crate::checkpoint::LiveSegment;
 use crate::control::Control;
 use crate::scan::VerifiedBatch;
 use crate::stream::{EpochStart, StreamId, StreamState};
@@ -11,13 +12,13 @@ use crate::stream::{EpochStart, StreamId, StreamState};
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     pub(super) streams: HashMap<StreamId, StreamState>,
-    /// Generation to number, as the last checkpoint says, less what was freed since.
-    pub(super) listed: BTreeMap<u64, u64>,
+    /// By generation, as the last checkpoint says, less what was freed since.
+    pub(super) listed: BTreeMap<u64, LiveSegment>,
     /// Generations freed since the last checkpoint.
     pub(super) freed: HashSet<u64>,
     /// Generation of the segment that holds the last complete checkpoint.
     pub(super) checkpoint: Option<u64>,
-    building: Option<(HashMap<StreamId, StreamState>, BTreeMap<u64, u64>)>,
+    building: Option<(HashMap<StreamId, StreamState>, BTreeMap<u64, LiveSegment>)>,
 }
 
 impl Facts {
@@ -63,9 +64,10 @@ impl Facts {
                     streams.insert(*stream, StreamState { trimmed, next, epochs });
                 }
             }
-            Control::CheckpointSegment { number, generation } => {
+            Control::CheckpointSegment { number, generation, last_crc } => {
                 if let Some((_, listed)) = &mut self.building {
-                    listed.insert(*generation, *number);
+                    let (number, last_crc) = (*number, *last_crc);
+                    listed.insert(*generation, LiveSegment { number, last_crc });
                 }
             }
             Control::CheckpointEnd => {

@@ -8,6 +8,7 @@ use super::walk::{Break, Walk};
 use super::{Damage, Recovered, Verdict, WalkedContents, WalkedSegment, verdict};
 use crate::format::{DATA_START, JournalEnd};
 use crate::index::Index;
+use crate::mutants::{self, Mutant};
 use crate::stream::{StreamId, StreamState};
 
 impl Walk {
@@ -125,11 +126,12 @@ impl Walk {
     /// What must be there: listed segments, a sealed segment's successor, the anchor's segment.
     fn check_listed(&mut self) {
         let mut missing = Vec::new();
-        for (generation, number) in &self.facts.listed {
+        for (generation, listed) in &self.facts.listed {
             if !self.present.contains(generation) {
-                missing.push((*number, *generation, "the last checkpoint lists it"));
+                missing.push((listed.number, *generation, "the last checkpoint lists it"));
             }
         }
+        self.check_last_crcs();
         if let Some(WalkedSegment { found, contents: WalkedContents::Sealed(footer, _), .. }) =
             self.segments.iter().rev().find(|segment| segment.last_sequence > 0)
         {
@@ -166,6 +168,26 @@ impl Walk {
                      damaged; {why}"
                 ),
             });
+        }
+    }
+
+    /// A listed segment whose last batch is another than the one that was listed belongs to another
+    /// history, or has lost its end.
+    fn check_last_crcs(&mut self) {
+        for segment in &self.segments {
+            let listed = self.facts.listed.get(&segment.found.generation());
+            let expected = listed.map_or(0, |listed| listed.last_crc);
+            let leads_here = expected == segment.last_crc || mutants::is(Mutant::NoChain);
+            if expected != 0 && segment.last_sequence > 0 && !leads_here {
+                let what = "its last batch is not the one that the last checkpoint names: the end \
+                            is damaged, or the file is of another history (a restore from a wrong \
+                            backup?)";
+                self.damages.push(Damage {
+                    file: segment.found.name.clone(),
+                    bytes: 0..0,
+                    what: what.into(),
+                });
+            }
         }
     }
 }

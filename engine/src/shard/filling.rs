@@ -3,7 +3,7 @@
 use super::ShardLoop;
 use super::ending::Ending;
 use crate::batch::Filling;
-use crate::checkpoint;
+use crate::checkpoint::{self, LiveSegment};
 use crate::disk::BufferMut;
 use crate::open_segment::OpenSegment;
 use crate::queue::QueueState;
@@ -86,6 +86,9 @@ impl ShardLoop {
     fn roll(&mut self, own: bool) -> bool {
         let Some(next) = self.segments.take(own) else { return false };
         let facts = self.open.seal_facts(Some((next.number, next.generation)));
+        if let Some(closed) = self.live.get_mut(&facts.generation) {
+            closed.last_crc = facts.last_crc;
+        }
         self.sealing.push(facts);
         self.open = OpenSegment::new(
             next,
@@ -105,7 +108,8 @@ impl ShardLoop {
     /// Every segment starts with a checkpoint, so that nothing older is read for it. `facts` go
     /// with it.
     pub(super) fn enter_segment(&mut self, segment: Prepared, facts: Vec<u8>) {
-        self.live.insert(segment.generation, segment.number);
+        let live = LiveSegment { number: segment.number, last_crc: 0 };
+        self.live.insert(segment.generation, live);
         self.shared.index().add_open_segment(segment.generation, segment.number, segment.file);
         self.push_checkpoint(facts);
     }

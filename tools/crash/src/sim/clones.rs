@@ -2,9 +2,8 @@
 //! with other records in them. Then one segment file of the clone stands in its twin, as after a
 //! restore from the wrong backup. What opens must be one history, or the mixture is named.
 //!
-//! Every checksum is right here, so that only the chain of batches can tell. It leads from a
-//! segment to the next: one whose neighbours were freed meanwhile is believed, which is a limit of
-//! the format, and counted.
+//! Every checksum is right here, so that only the chain of batches can tell, and the checkpoints,
+//! which name the last batch of every segment that counts.
 
 use std::collections::BTreeMap;
 
@@ -45,8 +44,7 @@ pub fn run(seed: u64) -> Outcome {
         let other = theirs.iter().find(|other| other.name == segment.name);
         let other = other.filter(|other| other.generation == segment.generation);
         if let Some(first) = other.and_then(|other| first_difference(segment, other)) {
-            let alone = is_alone(segment, first, &mine);
-            transplant(&mut twin, &clone, &segment.name, first, alone);
+            transplant(&mut twin, &clone, &segment.name, first);
         }
     }
     twin.into_outcome()
@@ -67,7 +65,7 @@ fn live(world: &mut World, seed: u64) {
 }
 
 /// Puts one file of the clone into a copy of its twin; from batch `first` on it is another.
-fn transplant(twin: &mut World, clone: &World, name: &str, first: u64, alone: bool) {
+fn transplant(twin: &mut World, clone: &World, name: &str, first: u64) {
     let length = twin.setup.segment_bytes;
     let sim = twin.sim.fork();
     sim.put(name, &clone.sim.bytes(name).expect("the clone has it"));
@@ -87,16 +85,12 @@ fn transplant(twin: &mut World, clone: &World, name: &str, first: u64, alone: bo
             let (own, other) = (acknowledged(twin), acknowledged(clone));
             let one_history = shown == own || shown == other;
             assert!(
-                one_history || alone || is_excepted(&found, &shard, &shown, [&own, &other]),
+                one_history || is_excepted(&found, &shard, &shown, [&own, &other]),
                 "two histories are mixed: {told}: {:?}",
                 shard.recovery()
             );
             shard.abandon();
-            match (one_history, alone) {
-                (true, _) => Event::ClonesWhole,
-                (false, true) => Event::ClonesAlone,
-                (false, false) => Event::ClonesExcepted,
-            }
+            if one_history { Event::ClonesWhole } else { Event::ClonesExcepted }
         }
     };
     twin.counts.note(outcome);
@@ -106,22 +100,6 @@ fn transplant(twin: &mut World, clone: &World, name: &str, first: u64, alone: bo
 fn first_difference(mine: &Segment, theirs: &Segment) -> Option<u64> {
     let mut pairs = mine.batches.iter().zip(&theirs.batches);
     pairs.find(|(mine, theirs)| mine.crc != theirs.crc).map(|(mine, _)| mine.sequence)
-}
-
-/// Nothing that is there knows what this segment should hold: of the segments that it follows and
-/// that follow it, those whose CRCs would tell were freed.
-fn is_alone(segment: &Segment, first: u64, all: &[Segment]) -> bool {
-    let ends = |segment: &Segment| {
-        let (first, last) = (segment.batches.first()?, segment.batches.last()?);
-        Some((first.sequence, last.sequence))
-    };
-    let Some((begin, end)) = ends(segment) else { return false };
-    let others: Vec<_> = all.iter().filter_map(ends).collect();
-    let told_before = begin == first && others.iter().any(|(_, last)| last + 1 == begin);
-    let told_behind = others.iter().any(|(first, _)| *first == end + 1);
-    // Here the history parts inside the newest segment: all before it is of both.
-    let parts_here = begin < first && others.iter().all(|(_, last)| *last <= end);
-    !(told_before || told_behind || parts_here)
 }
 
 /// One history without its newest batches, which nothing that is there declares durable: that

@@ -12,7 +12,7 @@ macro_rules! events {
 
             /// Whether a run of full size must show it; what only may happen is not asked for.
             pub fn must_happen(self) -> bool {
-                !matches!(self, Event::RotsExcepted | Event::ClonesExcepted | Event::ClonesAlone)
+                !matches!(self, Event::RotsExcepted | Event::ClonesExcepted)
             }
 
             /// As it is printed.
@@ -78,7 +78,6 @@ events! {
     ClonesRefused "clones: named by opening"
     ClonesWhole "clones: one history, whole"
     ClonesExcepted "clones: newest batches gone, as the exception allows"
-    ClonesAlone "clones: mixed, and no neighbour left to tell (limit of the format)"
     ShardGroups "shards: groups that die together"
     ShardCrashes "shards: crash points of a whole group"
 }
