@@ -84,6 +84,11 @@ impl OpenSegment {
         }
     }
 
+    /// CRC of the newest batch's header, here or in the segment before.
+    pub(crate) fn last_crc(&self) -> u32 {
+        self.last_crc
+    }
+
     /// The next batch is the checkpoint after which nothing follows.
     pub(crate) fn expect_last_checkpoint(&mut self) {
         self.checkpoint_expected = true;

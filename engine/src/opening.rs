@@ -89,7 +89,7 @@ pub(crate) fn open_shard(
     let mut opening = Opening::new(&mut *disk, directory, shard, identity);
     let forced = options.accept_loss_from.filter(|(at, _)| *at == shard).map(|(_, end)| end);
     let (anchor, anchor_file) = opening.read_anchor()?.unzip();
-    let (mut plan, mut recovered) = opening.recover(anchor, forced)?;
+    let (plan, mut recovered) = opening.recover(anchor, forced)?;
     recovered.damages.append(&mut opening.damages);
     if !recovered.damages.is_empty() && !options.read_only && forced.is_none() {
         return Err(OpenError::Corrupt(Box::new(Corruption {
@@ -102,7 +102,6 @@ pub(crate) fn open_shard(
     let start = if options.read_only {
         None
     } else {
-        plan.unused.append(&mut recovered.unused);
         let begun = opening.begin(&plan, &mut recovered, anchor_file, options)?;
         Some(begun)
     };

@@ -58,8 +58,6 @@ pub(crate) struct Recovered {
     pub(crate) end: JournalEnd,
     /// Segments that hold accepted batches, oldest first; the index has them.
     pub(crate) live: Vec<WalkedSegment>,
-    /// Segments of the plan that hold none.
-    pub(crate) unused: Vec<FoundSegment>,
     pub(crate) damages: Vec<Damage>,
     pub(crate) missing: Vec<(StreamId, Range<u64>)>,
     /// Where a torn tail was cut.

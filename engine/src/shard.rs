@@ -55,7 +55,6 @@ pub(crate) struct ShardLoop {
     open: OpenSegment,
     /// The open segment may take records; one of the reserve may not until that is whole again.
     open_takes_records: bool,
-    previous_crc: u32,
     /// Of the batch submitted last: file, end and last block.
     #[cfg(ringwal_mutants)]
     tail: Option<(FileId, u64, crate::disk::Buffer)>,
@@ -118,7 +117,6 @@ impl ShardLoop {
             segments,
             open: OpenSegment::new(first, shared.segment_bytes, end.sequence + 1, end.crc),
             open_takes_records: first_takes_records,
-            previous_crc: end.crc,
             #[cfg(ringwal_mutants)]
             tail: None,
             sealing: Sealing::new(shared.segment_bytes),
@@ -275,11 +273,10 @@ impl ShardLoop {
                 false => self.flush.durable(),
             },
             incarnation: self.incarnation,
-            previous_crc: self.previous_crc,
+            previous_crc: self.open.last_crc(),
             timestamp_ns: self.shared.clock.unix_ns(),
         };
         let sealed = filling.seal(&mut self.streams, place);
-        self.previous_crc = sealed.crc;
         self.needs_idle_seal = !is_empty;
         let offset = self.open.offset;
         self.open.note(&sealed);

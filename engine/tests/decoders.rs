@@ -149,12 +149,15 @@ fn a_counter_that_nobody_can_reach_is_not_believed() {
         &[1, 7, u64::MAX][..],
         &[2, 7, 1, u64::MAX],
         &[3, 1, u64::MAX],
-        &[6, 1, u64::MAX],
+        &[6, 1, u64::MAX, 0],
         &[5, 7, 0, u64::MAX, 1, 0, 0],
     ] {
         let refused = FormatError::Count("counter", u64::MAX);
         assert_eq!(fuzzing::controls(&words(wrong)).unwrap_err(), refused, "{wrong:?}");
     }
+    assert!(fuzzing::controls(&words(&[6, 1, 2, u64::from(u32::MAX)])).is_ok());
+    let no_checksum = words(&[6, 1, 2, 1 << 32]);
+    assert_eq!(fuzzing::controls(&no_checksum).unwrap_err(), FormatError::Length);
     let trimmed_beyond_its_end = words(&[5, 7, 9, 8, 1, 0, 0]);
     assert_eq!(fuzzing::controls(&trimmed_beyond_its_end).unwrap_err(), FormatError::Length);
     assert_eq!(fuzzing::segment_number("segment-18446744073709551615"), None);

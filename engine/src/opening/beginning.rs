@@ -175,13 +175,9 @@ impl Opening<'_> {
         };
         let live: HashSet<u64> =
             recovered.live.iter().map(|segment| segment.found.generation()).collect();
-        let mut clean = Vec::new();
-        for found in plan.segments.iter().chain(&plan.unused) {
-            let entry = (found.number(), found.file);
-            if !live.contains(&found.generation()) && !clean.contains(&entry) {
-                clean.push(entry);
-            }
-        }
+        let all = plan.segments.iter().chain(&plan.unused);
+        let is_clean = |found: &&FoundSegment| !live.contains(&found.generation());
+        let clean = all.filter(is_clean).map(|found| (found.number(), found.file)).collect();
         let next_number = self.number_max.map_or(0, |number| number + 1);
         let unfinished = std::mem::take(&mut self.unfinished);
         let generation = plan.generation_max + 1;

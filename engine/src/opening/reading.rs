@@ -190,7 +190,6 @@ impl Opening<'_> {
                 continue;
             }
             if walk.is_behind_the_end(found) {
-                walk.leave_out(found);
                 continue;
             }
             walk.begin_scan(found);

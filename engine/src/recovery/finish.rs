@@ -26,8 +26,8 @@ impl Walk {
             Some(predecessor) if end.sequence < predecessor.sequence => predecessor,
             _ => end,
         };
-        let (live, empty): (Vec<_>, Vec<_>) =
-            self.segments.into_iter().partition(|segment| segment.last_sequence > 0);
+        let mut live = self.segments;
+        live.retain(|segment| segment.last_sequence > 0);
         let index = build_index(&self.facts.streams, &live);
         let missing = index.holes();
         let unexplained = if self.damages.is_empty() { 8 } else { 0 };
@@ -43,7 +43,6 @@ impl Walk {
             index,
             end,
             live,
-            unused: empty.into_iter().map(|segment| segment.found).chain(self.left_out).collect(),
             damages: self.damages,
             missing,
             torn,

@@ -28,7 +28,6 @@ pub(crate) struct Walk {
     pub(super) evidence: u64,
     pub(super) something_there: bool,
     pub(super) segments: Vec<WalkedSegment>,
-    pub(super) left_out: Vec<FoundSegment>,
     pub(super) islands: Vec<(u64, VerifiedBatch)>,
     pub(super) facts: Facts,
     /// Generation of the sealed segment that is scanned for facts only.
@@ -94,7 +93,6 @@ impl Walk {
             evidence: 0,
             something_there: false,
             segments: Vec::new(),
-            left_out: Vec::new(),
             islands: Vec::new(),
             facts: Facts::default(),
             state_source: None,
@@ -165,11 +163,6 @@ impl Walk {
             }
             WalkedContents::Scanned(_) => false,
         })
-    }
-
-    /// A segment without a footer that is not part of the journal.
-    pub(crate) fn leave_out(&mut self, found: &FoundSegment) {
-        self.left_out.push(found.clone());
     }
 
     /// A segment without a footer comes next; its places follow by [`Walk::handle_found`].

@@ -89,13 +89,13 @@ impl ShardLoop {
         if let Some(closed) = self.live.get_mut(&facts.generation) {
             closed.last_crc = facts.last_crc;
         }
-        self.sealing.push(facts);
         self.open = OpenSegment::new(
             next,
             self.shared.segment_bytes,
             self.flush.sealed() + 1,
-            self.previous_crc,
+            facts.last_crc,
         );
+        self.sealing.push(facts);
         self.open_takes_records = !own;
         self.shared.stats().rotations += 1;
         if self.ending == Ending::Checkpoint {
