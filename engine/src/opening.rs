@@ -4,7 +4,7 @@
 mod beginning;
 mod reading;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -182,6 +182,8 @@ struct Opening<'a> {
     unfinished: Vec<(u64, FileId)>,
     /// Of those, the ones that hold a batch: number and generation.
     headless: Vec<(u64, u64)>,
+    /// Generations that lie behind an end that somebody insists on, and have lost their headers.
+    given_up: HashSet<u64>,
     number_max: Option<u64>,
     /// Headers to believe in place of what these files hold; empty unless a repair is weighed.
     assumed: HashMap<String, SegmentHeader>,
@@ -203,6 +205,7 @@ impl<'a> Opening<'a> {
             scanned_segments: 0,
             damages: Vec::new(),
             unfinished: Vec::new(),
+            given_up: HashSet::new(),
             headless: Vec::new(),
             number_max: None,
             assumed: HashMap::new(),

@@ -12,7 +12,7 @@ use crate::disk::{BLOCK_BYTES, BufferMut, FileId, Operation, run};
 use crate::error::OpenError;
 use crate::flush::Flush;
 use crate::footer::{SealFacts, build};
-use crate::format::{AnchorHeader, COUNTER_LAST, FooterHeader, SegmentSeed};
+use crate::format::{AnchorHeader, COUNTER_LAST, DATA_START, FooterHeader, SegmentSeed};
 use crate::index::Index;
 use crate::mutants::{self, Mutant};
 use crate::recovery::{Damage, FoundSegment, Plan, Recovered, WalkedContents, WalkedSegment};
@@ -54,6 +54,9 @@ impl Opening<'_> {
                 let footer = self.seal(segment, successor, &recovered.index)?;
                 recovered.index.seal_segment(segment.found.generation(), &footer);
             }
+        }
+        if options.accept_loss_from.is_some_and(|(shard, _)| shard == self.shard) {
+            self.give_up(plan, recovered)?;
         }
         // A new journal has no records to restart with; that there is space is enough to begin.
         let wanted = (options.segments_ahead + options.segments_reserved + 1) as u64;
@@ -102,6 +105,21 @@ impl Opening<'_> {
             incarnation,
             live,
         })
+    }
+
+    /// Takes the headers off the files behind an end that somebody insists on: sealed ones would
+    /// count again once a later end than that is named.
+    fn give_up(&mut self, plan: &Plan, recovered: &Recovered) -> Result<(), OpenError> {
+        let live: HashSet<u64> =
+            recovered.live.iter().map(|segment| segment.found.generation()).collect();
+        let all = plan.segments.iter().chain(&plan.unused);
+        for found in all.filter(|found| !live.contains(&found.generation())) {
+            let zeroes = BufferMut::allocate(DATA_START as usize).freeze();
+            self.write(&found.name, found.file, 0, zeroes, DATA_START as usize)?;
+            self.given_up.insert(found.generation());
+            self.unfinished.push((found.number(), found.file));
+        }
+        Ok(())
     }
 
     /// Why there is no first segment.
@@ -176,7 +194,10 @@ impl Opening<'_> {
         let live: HashSet<u64> =
             recovered.live.iter().map(|segment| segment.found.generation()).collect();
         let all = plan.segments.iter().chain(&plan.unused);
-        let is_clean = |found: &&FoundSegment| !live.contains(&found.generation());
+        let is_clean = |found: &&FoundSegment| {
+            let generation = found.generation();
+            !live.contains(&generation) && !self.given_up.contains(&generation)
+        };
         let clean = all.filter(is_clean).map(|found| (found.number(), found.file)).collect();
         let next_number = self.number_max.map_or(0, |number| number + 1);
         let unfinished = std::mem::take(&mut self.unfinished);

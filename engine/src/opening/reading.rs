@@ -211,6 +211,19 @@ impl Opening<'_> {
         Ok(walk.finish())
     }
 
+    /// A short read is the end of a file only where the file ends: behind a failing page of a
+    /// cache lie records.
+    fn check_end(&mut self, name: &str, at: u64) -> Result<(), OpenError> {
+        let entries = self.disk.list().map_err(self.io("list", ""))?;
+        match entries.iter().find(|entry| entry.name == name) {
+            Some(entry) if at < entry.length => {
+                let what = format!("a read ended at byte {at} of {}", entry.length);
+                Err(self.io("read", name)(std::io::Error::other(what)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Reads a segment in large chunks, several at once, and hands them on in order.
     fn scan(
         &mut self,
@@ -247,6 +260,7 @@ impl Opening<'_> {
                 pending.extend_from_slice(&buffer[..length]);
                 if length < buffer.len() {
                     // The file ends here, however long it should be.
+                    self.check_end(&found.name, wanted + length as u64)?;
                     scan.end_at(wanted + length as u64);
                     next = bytes.end;
                 }

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use super::walk::{Break, Walk};
 use super::{Damage, Recovered, Verdict, WalkedContents, WalkedSegment, verdict};
+use crate::disk::BLOCK_BYTES;
 use crate::format::{DATA_START, JournalEnd};
 use crate::index::Index;
 use crate::mutants::{self, Mutant};
@@ -57,39 +58,33 @@ impl Walk {
             Verdict::End => None,
             Verdict::Torn => Some((broken.name, broken.bytes.start)),
             Verdict::Corrupt => {
-                let (file, bytes) = self.place_of(&broken);
-                self.damages.push(Damage {
-                    file,
-                    bytes,
-                    what: format!(
-                        "batch {} was durable (a later one says so up to {}) and is damaged or \
-                         missing",
-                        broken.expected, self.evidence
-                    ),
-                });
+                let what = format!(
+                    "batch {} was durable (a later one says so up to {}) and is damaged or missing",
+                    broken.expected, self.evidence
+                );
+                for (file, bytes) in self.places_of(&broken) {
+                    self.damages.push(Damage { file, bytes, what: what.clone() });
+                }
                 self.accept_islands();
                 None
             }
         }
     }
 
-    /// Where the expected batch is not: up to the next one that verifies.
-    fn place_of(&self, broken: &Break) -> (String, Range<u64>) {
-        let Some((generation, island)) = self.islands.first() else {
-            return (broken.name.clone(), broken.bytes.clone());
-        };
+    /// Where batches are not that must be there: up to the next one that verifies.
+    fn places_of(&self, broken: &Break) -> Vec<(String, Range<u64>)> {
+        let mut place = (broken.name.clone(), broken.bytes.clone());
+        let Some((generation, island)) = self.islands.first() else { return vec![place] };
         if *generation == broken.generation {
-            let end = island.offset.max(broken.bytes.end);
-            return (broken.name.clone(), broken.bytes.start..end);
+            place.1.end = island.offset.max(broken.bytes.end);
+            return vec![place];
         }
         // The journal goes on in a later segment, and each of them is filled from its first place.
         let later = self.segments.iter().find(|segment| segment.found.generation() == *generation);
-        match later {
-            Some(later) if !broken.begun && island.offset > DATA_START => {
-                (later.found.name.clone(), DATA_START..island.offset)
-            }
-            _ => (broken.name.clone(), broken.bytes.clone()),
-        }
+        let Some(later) = later.filter(|_| island.offset > DATA_START) else { return vec![place] };
+        let there = (later.found.name.clone(), DATA_START..island.offset);
+        let is_only = island.header.sequence.get() == broken.expected + 1;
+        if is_only && !broken.begun { vec![there] } else { vec![place, there] }
     }
 
     /// Behind damage, what verifies stays readable.
@@ -152,7 +147,9 @@ impl Walk {
         }
         // To prepare such a file again would destroy what its batches say.
         for (number, generation) in &self.headless {
-            let counts = self.counts(*generation);
+            let is_cut = *generation < self.predecessor_until
+                && self.predecessor.is_some_and(|end| *generation > end.generation);
+            let counts = !is_cut && self.counts(*generation);
             let listed = missing.iter().any(|(_, other, _)| other == generation);
             if counts && !listed {
                 missing.push((*number, *generation, "it holds batches"));
@@ -183,7 +180,7 @@ impl Walk {
                             backup?)";
                 self.damages.push(Damage {
                     file: segment.found.name.clone(),
-                    bytes: 0..0,
+                    bytes: segment.end_offset - BLOCK_BYTES as u64..segment.end_offset,
                     what: what.into(),
                 });
             }

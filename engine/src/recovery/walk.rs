@@ -203,7 +203,12 @@ impl Walk {
                 return;
             }
             if broken.expected > end.sequence {
-                self.broken = None;
+                if self.islands.iter().any(|(generation, _)| *generation >= until) {
+                    // Batches of the new incarnation were refused: no sound journal has those.
+                    self.evidence = self.evidence.max(broken.expected);
+                } else {
+                    self.broken = None;
+                }
             } else {
                 self.evidence = self.evidence.max(end.sequence);
             }

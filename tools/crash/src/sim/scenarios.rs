@@ -29,6 +29,7 @@ pub const ALL: &[(&str, fn())] = &[
     ("the_anchor_never_needs_space_again", the_anchor_never_needs_space_again),
     ("damage_behind_a_roll_is_named_where_it_is", damage_behind_a_roll_is_named_where_it_is),
     ("a_name_that_was_not_durable_is_made_so", a_name_that_was_not_durable_is_made_so),
+    ("what_was_given_up_stays_away", what_was_given_up_stays_away),
 ];
 
 /// A device and how its shards are opened.
@@ -46,8 +47,12 @@ impl Story {
     }
 
     pub fn open(&self) -> Result<Shard, OpenError> {
+        self.open_with(&self.options)
+    }
+
+    pub fn open_with(&self, options: &Options) -> Result<Shard, OpenError> {
         let disk = Box::new(SimDisk::new(self.sim.clone()));
-        self.options.open_on(disk, ENGINE, SEGMENT_BYTES, Clock::Manual(self.sim.clock()))
+        options.open_on(disk, ENGINE, SEGMENT_BYTES, Clock::Manual(self.sim.clock()))
     }
 
     pub fn kill(&self, shard: Shard) {
@@ -402,6 +407,43 @@ pub fn a_name_that_was_not_durable_is_made_so() {
         story.sim.clear_faults();
         story.sim.kill();
         story.open().unwrap_or_else(|error| panic!("{at}: {error}")).abandon();
+    }
+}
+
+/// An end that somebody insisted on stays the end: sealed segments behind it do not count again
+/// when the journal has grown beyond what they hold.
+pub fn what_was_given_up_stays_away() {
+    for seed in 0..20 {
+        let mut story = Story::new(seed);
+        story.options = story.options.segments_free_max(8);
+        let mut shard = story.open().unwrap();
+        let kept = story.append(&mut shard, STREAM, b"kept") + 1;
+        shard.close().unwrap();
+        let mut shard = story.open().unwrap();
+        let end = shard.recovery().end;
+        while shard.stats().rotations < 6 {
+            story.append(&mut shard, STREAM, &[1; 6000]);
+        }
+        story.turn(&mut shard, 30);
+        story.kill(shard);
+        let mut insists = story.open_with(&story.options.clone().accept_loss_from(0, end)).unwrap();
+        assert_eq!(story.append(&mut insists, STREAM, b"after"), kept);
+        story.kill(insists);
+        let mut end = kept + 1;
+        for life in 0..4 {
+            let mut shard = story.open().unwrap_or_else(|error| panic!("life {life}: {error}"));
+            assert_eq!(shard.streams().iter().map(|stream| stream.end).sum::<u64>(), end);
+            let rotations = shard.stats().rotations;
+            for _ in 0..seed {
+                story.append(&mut shard, STREAM, &[3; 700]);
+            }
+            while life > 1 && shard.stats().rotations == rotations {
+                story.append(&mut shard, STREAM, &[2; 3000]);
+            }
+            story.turn(&mut shard, 10);
+            end = story.append(&mut shard, STREAM, b"last") + 1;
+            story.kill(shard);
+        }
     }
 }
 

@@ -97,3 +97,8 @@ fn damage_behind_a_roll_is_named_where_it_is() {
 fn a_name_that_was_not_durable_is_made_so() {
     scenarios::a_name_that_was_not_durable_is_made_so();
 }
+
+#[test]
+fn what_was_given_up_stays_away() {
+    scenarios::what_was_given_up_stays_away();
+}
