@@ -205,8 +205,6 @@ fn what_a_copy_tells_is_repaired_after_a_copy_was_made() {
     flip(&Path::new(&data).join("engine"), 4096 + 40);
     let verify = run(&["verify", &data]);
     assert_eq!(code(&verify), 4);
-    let inspect = run(&["inspect", &data]);
-    assert_eq!(code(&inspect), 4, "{}", stdout(&inspect));
     for part in [
         "repairable: shard-00/segment-00000001, bytes 0..4096",
         "nothing is lost",
@@ -228,6 +226,15 @@ fn what_a_copy_tells_is_repaired_after_a_copy_was_made() {
     assert!(Path::new(copies).join("shard-00/segment-00000001").exists());
     assert_eq!(code(&run(&["verify", &data])), 0);
     options().open(&data).unwrap().close().unwrap();
+}
+
+#[test]
+fn inspect_shows_that_a_segment_is_missing() {
+    let (_keep, data) = data(false);
+    fs::remove_file(segment(&data, 1)).unwrap();
+    let inspect = run(&["inspect", &data]);
+    assert_eq!(code(&inspect), 4, "{}", stdout(&inspect));
+    assert!(stdout(&inspect).contains("segment-00000001"), "{}", stdout(&inspect));
 }
 
 #[test]
