@@ -216,7 +216,9 @@ impl Options {
     }
 
     /// Give up everything of one shard behind `end`, the last batch to keep. For repairing by
-    /// hand: what is behind it is lost for the engine.
+    /// hand: what is behind it is lost for the engine. Open with `read_only` first to see what
+    /// stays, and whether it is whole ([`crate::RecoveryReport::damages`]); an end that no batch
+    /// has is an error, and changes nothing.
     pub fn accept_loss_from(mut self, shard: u16, end: crate::JournalEnd) -> Self {
         self.accept_loss_from = Some((shard, end));
         self

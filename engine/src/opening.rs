@@ -90,6 +90,14 @@ pub(crate) fn open_shard(
     let forced = options.accept_loss_from.filter(|(at, _)| *at == shard).map(|(_, end)| end);
     let (anchor, anchor_file) = opening.read_anchor()?.unzip();
     let (plan, mut recovered) = opening.recover(anchor, forced)?;
+    if let Some(end) = forced.filter(|end| !recovered.ends_at(*end)) {
+        return Err(OpenError::Option {
+            option: "accept_loss_from",
+            value: format!("{end:?}"),
+            bounds: "no batch that can be kept ends there; `ringwal verify` names the places"
+                .into(),
+        });
+    }
     recovered.damages.append(&mut opening.damages);
     if !recovered.damages.is_empty() && !options.read_only && forced.is_none() {
         return Err(OpenError::Corrupt(Box::new(Corruption {
@@ -222,7 +230,7 @@ impl Opening<'_> {
     ) -> Result<(Plan, Recovered), OpenError> {
         let found = self.find_segments()?;
         let mut plan = Plan::new(found, anchor.as_ref(), forced);
-        plan.headless = std::mem::take(&mut self.headless);
+        plan.add_headless(std::mem::take(&mut self.headless));
         if let Some((generation, listed)) = self.newest_checkpoint(&plan)? {
             plan.leave_out_stale(generation, &listed);
         }
@@ -280,6 +288,9 @@ impl Opening<'_> {
         let buffer = BufferMut::allocate(length);
         let operation = Operation::Read { file, offset, buffer, length };
         let (read, buffer) = run(self.disk, operation).map_err(self.io("read", name))?;
+        if (read as usize) < length {
+            self.check_end(name, offset + read)?;
+        }
         Ok(buffer.map(|buffer| buffer[..read as usize].to_vec()).unwrap_or_default())
     }
 

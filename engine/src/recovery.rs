@@ -65,6 +65,14 @@ pub(crate) struct Recovered {
     pub(crate) scanned_records: u64,
 }
 
+impl Recovered {
+    /// Whether what counts ends with this batch.
+    pub(crate) fn ends_at(&self, end: JournalEnd) -> bool {
+        self.end.sequence == end.sequence
+            && self.live.last().map_or(end.generation == 0, |segment| segment.end() == end)
+    }
+}
+
 /// What a scanned or sealed segment gave.
 #[derive(Debug)]
 pub(crate) struct WalkedSegment {

@@ -90,7 +90,7 @@ pub struct ShardStats {
     pub errors: ErrorStats,
     /// Why the shard takes no more writes.
     pub poisoned: Option<String>,
-    /// Why no segment can be prepared.
+    /// Why records wait: no segment can be prepared for them. `None` when none waits.
     pub no_space: Option<String>,
     /// The disk behind it.
     pub disk: DiskDescription,

@@ -153,7 +153,16 @@ impl ReadAt for Directory {
     ) -> io::Result<usize> {
         check_range(offset, 0, length, into.len())?;
         let file = self.get(file)?;
-        Ok(retry(|| rustix::io::pread(&file.file, &mut into[..length], offset))?)
+        let mut done = 0;
+        // A short read is the end of the file, or hides the error of what comes next.
+        while done < length && done.is_multiple_of(BLOCK_BYTES) {
+            let (rest, at) = (&mut into[done..length], offset + done as u64);
+            match retry(|| rustix::io::pread(&file.file, &mut *rest, at))? {
+                0 => break,
+                read => done += read,
+            }
+        }
+        Ok(done)
     }
 }
 

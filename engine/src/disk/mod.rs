@@ -184,7 +184,8 @@ pub trait Disk: Send {
 
 /// Positioned reads by any thread.
 pub trait ReadAt: Send + Sync {
-    /// Reads up to `length` bytes (a multiple of [`BLOCK_BYTES`]) at `offset`.
+    /// Reads `length` bytes (a multiple of [`BLOCK_BYTES`]) at `offset`, fewer only where the file
+    /// ends.
     ///
     /// # Errors
     /// What the device says; a file that is no longer open gives `NotFound`.

@@ -116,13 +116,7 @@ pub(super) fn loss(
         before.streams.get(stream).is_some_and(|state| hole.end <= state.trimmed)
     });
     let is_read = after.recovered.damages.iter().all(|damage| damage.bytes.is_empty());
-    Ok((is_whole && is_read && reaches(&after, end)).then(|| compare(before, &after)))
-}
-
-/// Whether what stays really ends at `end`.
-fn reaches(after: &Survey, end: JournalEnd) -> bool {
-    after.recovered.end.sequence == end.sequence
-        && after.recovered.live.last().map_or(end.generation == 0, |segment| segment.end() == end)
+    Ok((is_whole && is_read && after.recovered.ends_at(end)).then(|| compare(before, &after)))
 }
 
 fn compare(before: &Index, after: &Survey) -> Loss {

@@ -213,7 +213,7 @@ impl Opening<'_> {
 
     /// A short read is the end of a file only where the file ends: behind a failing page of a
     /// cache lie records.
-    fn check_end(&mut self, name: &str, at: u64) -> Result<(), OpenError> {
+    pub(super) fn check_end(&mut self, name: &str, at: u64) -> Result<(), OpenError> {
         let entries = self.disk.list().map_err(self.io("list", ""))?;
         match entries.iter().find(|entry| entry.name == name) {
             Some(entry) if at < entry.length => {

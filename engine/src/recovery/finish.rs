@@ -214,3 +214,41 @@ fn build_index(streams: &HashMap<StreamId, StreamState>, live: &[WalkedSegment])
     }
     index
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::LiveSegment;
+    use crate::recovery::Plan;
+    use crate::recovery::tests::{footer, found};
+
+    #[test]
+    fn a_segment_that_was_cut_and_has_no_header_is_no_damage() {
+        let damages = |headless: u64| {
+            let end = JournalEnd { generation: 3, sequence: 8, ..JournalEnd::default() };
+            let mut plan = Plan { predecessor: Some(end), predecessor_until: 6, ..Plan::default() };
+            plan.add_headless(vec![(9, headless)]);
+            assert_eq!(plan.generation_max, headless);
+            Walk::new(&plan, None).finish().damages.len()
+        };
+        assert_eq!([2, 3, 4, 5, 6, 7].map(damages), [1, 1, 0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn a_segment_of_another_history_is_named_at_its_last_batch() {
+        let damages = |listed_crc: u32| {
+            let plan = Plan::new(vec![found(1, 1, None)], None, None);
+            let mut walk = Walk::new(&plan, None);
+            let mut footer = footer(1, 2, 0);
+            (footer.last_crc, footer.end_offset) = (7.into(), (DATA_START + 8192).into());
+            walk.handle_sealed(&found(1, 1, None), footer, Vec::new());
+            let listed = LiveSegment { number: 1, last_crc: listed_crc };
+            walk.facts.listed.insert(1, listed);
+            walk.finish().damages
+        };
+        assert_eq!(damages(7), []);
+        let [damage] = damages(8).try_into().expect("one");
+        assert_eq!(damage.file, crate::segments::segment_name(1));
+        assert_eq!(damage.bytes, DATA_START + 4096..DATA_START + 8192);
+    }
+}

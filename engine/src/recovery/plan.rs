@@ -61,6 +61,14 @@ impl Plan {
         plan
     }
 
+    /// Adds segments that hold batches and have lost their header. Their generations are not given
+    /// again.
+    pub(crate) fn add_headless(&mut self, headless: Vec<(u64, u64)>) {
+        let newest = headless.iter().map(|(_, generation)| *generation).max();
+        self.generation_max = self.generation_max.max(newest.unwrap_or(0));
+        self.headless = headless;
+    }
+
     /// Leaves out files without a footer that are older than the newest checkpoint and not listed
     /// in it: an older incarnation prepared them and never used them, or its tail was cut there.
     /// Neither says anything about what counts.

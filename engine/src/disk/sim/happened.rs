@@ -33,6 +33,8 @@ pub struct Happened {
     pub errors_other: u64,
     /// Allocations that failed with ENOSPC, for want of room or by a fault.
     pub no_space: u64,
+    /// Reads that ended early.
+    pub short_reads: u64,
     /// Writes that ended early.
     pub short_writes: u64,
     /// Writes that went nowhere.
@@ -49,6 +51,7 @@ impl Happened {
             (Fault::Errno(libc::EIO), Kind::SyncAll) => &mut self.errors_sync_all,
             (Fault::Errno(libc::EIO), Kind::Read) => &mut self.errors_read,
             (Fault::Errno(libc::EIO), _) => &mut self.errors_other,
+            (Fault::Short(_), Kind::Read) => &mut self.short_reads,
             (Fault::Short(_), Kind::Write) => &mut self.short_writes,
             (Fault::Lost, Kind::Write) => &mut self.lost_writes,
             (Fault::Misdirected(_), Kind::Write) => &mut self.misdirected_writes,

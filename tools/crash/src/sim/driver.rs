@@ -7,7 +7,7 @@ use std::time::Duration;
 use ringwal_engine::disk::sim::{Fault, Kind, SimDisk, SimHandle};
 use ringwal_engine::disk::{BLOCK_BYTES, Disk, Pool};
 use ringwal_engine::format::SegmentHeader;
-use ringwal_engine::{AppendError, Clock, EpochStart, OpenError, Shard};
+use ringwal_engine::{AppendError, Clock, EpochStart, OpenError, Options, Shard};
 
 use super::events::{Counts, Event};
 use super::reference::{Command, Reference, Token};
@@ -37,7 +37,7 @@ pub struct World {
     full: bool,
     poisoned: bool,
     /// The next open must say that the shard was closed.
-    closed: bool,
+    pub closed: bool,
     /// Power cuts and kills that were looked at.
     cuts_seen: u64,
     kills_seen: u64,
@@ -146,6 +146,7 @@ impl World {
             (Event::ErrorsRead, happened.errors_read),
             (Event::ErrorsOther, happened.errors_other),
             (Event::NoSpace, happened.no_space),
+            (Event::ShortReads, happened.short_reads),
             (Event::ShortWrites, happened.short_writes),
             (Event::TornWrites, happened.torn_writes),
             (Event::ShornSectors, happened.shorn_sectors),
@@ -175,30 +176,30 @@ impl World {
                 self.die_within(after);
             } else if attempt < 5 && self.setup.faulty && self.random.chance(60) {
                 let at = self.sim.operations() + self.random.below(40);
-                self.sim.fail_at(at, libc::EIO);
+                let fault = match self.random.below(2) {
+                    0 => Fault::Errno(libc::EIO),
+                    _ => Fault::Short(self.random.pick(&[0, 512, 4096, 8192])),
+                };
+                self.sim.fault_at(at, fault);
                 self.fault_armed = true;
             }
             if !unlucky && !self.fault_armed && self.random.chance(100) {
                 self.open_read_only();
             }
             let options = self.setup.options(&mut self.random);
-            let (disk, pool) = self.disk();
-            let (id, length) = (self.setup.engine_id, self.setup.segment_bytes);
-            match options.open_on(disk, id, length, Clock::Manual(self.sim.clock())) {
-                Ok(shard) => {
-                    self.pool = Some(pool);
-                    self.adopt(shard);
-                    return;
-                }
+            match self.try_open(&options) {
+                Ok(shard) => return self.adopt(shard),
                 Err(error) => self.open_failed(&error),
             }
         }
     }
 
-    fn disk(&self) -> (Box<dyn Disk>, Pool) {
+    /// Opens once.
+    pub fn try_open(&mut self, options: &Options) -> Result<Shard, OpenError> {
+        let (id, length) = (self.setup.engine_id, self.setup.segment_bytes);
         let disk = SimDisk::new(self.sim.clone());
-        let pool = disk.pool();
-        (Box::new(disk), pool)
+        self.pool = Some(disk.pool());
+        options.open_on(Box::new(disk), id, length, Clock::Manual(self.sim.clock()))
     }
 
     fn open_failed(&mut self, error: &OpenError) {
@@ -227,7 +228,7 @@ impl World {
     }
 
     /// Power cuts and kills that happened since the last look.
-    fn note_deaths(&mut self) -> (u64, u64) {
+    pub fn note_deaths(&mut self) -> (u64, u64) {
         let cuts = self.sim.crashes() - self.cuts_seen;
         let kills = self.sim.kills() - self.kills_seen;
         self.cuts_seen += cuts;
@@ -251,7 +252,8 @@ impl World {
         }
     }
 
-    fn adopt(&mut self, shard: Shard) {
+    /// Goes on with a shard that was opened, and checks what is there.
+    pub fn adopt(&mut self, shard: Shard) {
         assert_eq!(self.note_deaths(), (0, 0), "a dead machine was opened");
         self.counts.note(Event::Opens);
         self.last.while_opening = 0;
@@ -273,17 +275,14 @@ impl World {
     fn open_read_only(&mut self) {
         self.counts.note(Event::Looks);
         let options = self.setup.options(&mut self.random).read_only(true);
-        let (id, length) = (self.setup.engine_id, self.setup.segment_bytes);
         let before = self.sim.list();
-        let looks = || {
-            let (disk, _) = self.disk();
-            let shard = options.open_on(disk, id, length, Clock::Manual(self.sim.clock()));
-            let shard = shard.expect("it can be read");
+        let mut look = || {
+            let shard = self.try_open(&options).expect("it can be read");
             assert!(shard.recovery().damages.is_empty(), "{:?}", shard.recovery());
             self.reference.show(&shard)
         };
-        let shown = looks();
-        assert_eq!(shown, looks(), "two looks differ");
+        let shown = look();
+        assert_eq!(shown, look(), "two looks differ");
         assert_eq!(before, self.sim.list(), "a look changed something");
         self.reference.recover(&shown);
     }
@@ -312,7 +311,7 @@ impl World {
     }
 
     /// Goes down at one of the next operations.
-    fn die_within(&mut self, operations: u64) {
+    pub fn die_within(&mut self, operations: u64) {
         let at = self.sim.operations() + self.random.below(operations);
         if self.random.chance(300) {
             self.sim.kill_at(at);
@@ -576,7 +575,7 @@ impl World {
         self.fault_armed = true;
         let kinds = [Kind::Write, Kind::Sync, Kind::SyncAll, Kind::Allocate, Kind::Open];
         let more = [Kind::Remove, Kind::SyncDirectory, Kind::Read];
-        match self.random.below(6) {
+        match self.random.below(7) {
             0 | 1 => {
                 let blocks = self.random.below(3) as usize;
                 let bytes = blocks * 4096 + self.random.pick(&[0, 0, 0, 512]);
@@ -585,6 +584,7 @@ impl World {
             2 => self.sim.fail_next(self.random.pick(&kinds), libc::EIO),
             3 => self.sim.fail_next(self.random.pick(&more), libc::EIO),
             4 => self.sim.fail_next(Kind::Allocate, libc::ENOSPC),
+            5 => self.sim.fault_next(Kind::Read, Fault::Short(self.random.pick(&[0, 512, 4096]))),
             _ => {
                 let used: u64 = self.sim.list().iter().map(|entry| entry.length).sum();
                 let more = self.random.below(3) * self.setup.segment_bytes;
@@ -690,7 +690,7 @@ impl World {
     }
 
     /// Without any more faults there is progress, and space comes back.
-    fn heal(&mut self) {
+    pub fn heal(&mut self) {
         self.heal_device();
         self.sim.clear_faults();
         self.fault_armed = false;

@@ -55,6 +55,7 @@ events! {
     ErrorsSync "EIO on a flush"
     ErrorsSyncAll "EIO on a file's first sync"
     ErrorsRead "EIO on a read"
+    ShortReads "short reads"
     ErrorsOther "EIO on open, allocate, remove or directory sync"
     NoSpace "ENOSPC on allocate"
     ShortWrites "short writes"
@@ -78,6 +79,10 @@ events! {
     ClonesRefused "clones: named by opening"
     ClonesWhole "clones: one history, whole"
     ClonesExcepted "clones: newest batches gone, as the exception allows"
+    Insisted "given up: opens that insist on an earlier end"
+    InsistedCrashes "given up: crash points meanwhile"
+    InsistedRefused "given up: refused, since what was before is not whole either"
+    InsistedTaken "given up: records up to that end, and no other"
     ShardGroups "shards: groups that die together"
     ShardCrashes "shards: crash points of a whole group"
 }

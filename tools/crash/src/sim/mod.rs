@@ -2,7 +2,8 @@
 //!
 //! - [`driver`] lets one shard after another live and die on a device and asks the [`mod@reference`]
 //!   after each step what must hold. [`shards`] does so with several that die together.
-//! - [`corruption`] damages a journal, [`clones`] mixes two that have the same past.
+//! - [`corruption`] damages a journal, [`clones`] mixes two that have the same past, [`given_up`]
+//!   insists on an earlier end of one, as a repair does.
 //! - [`scenarios`] are the faults that such runs have found, each as the shortest story.
 //! - [`events`] counts what happened; a run of full size in which something never did has failed.
 
@@ -10,6 +11,7 @@ mod clones;
 mod corruption;
 mod driver;
 mod events;
+mod given_up;
 mod journal;
 mod reference;
 mod scenarios;

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use ringwal_engine::disk::sim::{Kind, SimDisk, SimHandle, SimOptions};
+use ringwal_engine::disk::sim::{Fault, Kind, SimDisk, SimHandle, SimOptions};
 use ringwal_engine::disk::{BufferMut, Disk, FileId, Operation, run};
 use ringwal_engine::format::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
-use ringwal_engine::{Clock, OpenError, OpenErrorKind, Options, ReadError, Shard, StreamId};
+use ringwal_engine::{
+    Clock, JournalEnd, OpenError, OpenErrorKind, Options, ReadError, Shard, StreamId,
+};
 use zerocopy::IntoBytes;
 
 use super::journal::segments;
@@ -30,6 +32,9 @@ pub const ALL: &[(&str, fn())] = &[
     ("damage_behind_a_roll_is_named_where_it_is", damage_behind_a_roll_is_named_where_it_is),
     ("a_name_that_was_not_durable_is_made_so", a_name_that_was_not_durable_is_made_so),
     ("what_was_given_up_stays_away", what_was_given_up_stays_away),
+    ("a_scan_ends_where_the_file_ends", a_scan_ends_where_the_file_ends),
+    ("a_short_read_hides_nothing", a_short_read_hides_nothing),
+    ("an_end_that_is_not_there_is_refused", an_end_that_is_not_there_is_refused),
 ];
 
 /// A device and how its shards are opened.
@@ -165,7 +170,7 @@ pub fn a_failed_header_write_leaves_the_old_header() {
             story.sim.fail_next(Kind::Write, libc::EIO);
         } else {
             // The first copy is written, the second is not.
-            story.sim.fault_next(Kind::Write, ringwal_engine::disk::sim::Fault::Short(4096));
+            story.sim.fault_next(Kind::Write, Fault::Short(4096));
             story.sim.fail_next(Kind::Write, libc::EIO);
         }
         let _ = story.open();
@@ -445,6 +450,80 @@ pub fn what_was_given_up_stays_away() {
             story.kill(shard);
         }
     }
+}
+
+/// However long a segment should be, nothing is read behind the end of its file.
+pub fn a_scan_ends_where_the_file_ends() {
+    let story = Story::new(9);
+    let mut shard = story.open().unwrap();
+    story.append(&mut shard, STREAM, b"there");
+    story.kill(shard);
+    let before = story.sim.operations();
+    let disk = Box::new(SimDisk::new(story.sim.clone()));
+    let (options, clock) =
+        (story.options.clone().read_only(true), Clock::Manual(story.sim.clock()));
+    let look = options.open_on(disk, ENGINE, 1 << 40, clock).expect("it can be read");
+    assert!(!look.recovery().damages.is_empty(), "the files are too short");
+    assert_eq!(look.read(STREAM, ..).unwrap().filter(Result::is_ok).count(), 1);
+    let operations = story.sim.operations() - before;
+    assert!(operations < 100, "{operations} operations");
+}
+
+/// A read that ends before the file does is an error, and not the end of what was written.
+pub fn a_short_read_hides_nothing() {
+    let story = Story::new(10);
+    let mut shard = story.open().unwrap();
+    while shard.stats().rotations < 2 {
+        story.append(&mut shard, STREAM, &[1; 3000]);
+    }
+    let end = story.append(&mut shard, STREAM, &[1; 3000]) + 1;
+    story.kill(shard);
+    let mut refused = 0;
+    for bytes in [0, 512, 4096, 8192] {
+        for at in 0..40 {
+            story.sim.fault_at(story.sim.operations() + at, Fault::Short(bytes));
+            match story.open() {
+                Ok(shard) => {
+                    assert_eq!(shard.streams()[0].end, end, "{bytes} bytes at {at}");
+                    story.kill(shard);
+                }
+                Err(OpenError::Io { .. } | OpenError::NoSpace { .. }) => refused += 1,
+                Err(error) => panic!("{bytes} bytes at {at}: {error}"),
+            }
+            story.sim.clear_faults();
+        }
+    }
+    assert!(refused > 0, "no read was short");
+    let shard = story.open().unwrap();
+    let whole = shard.read(STREAM, ..).unwrap().filter(Result::is_ok).count() as u64;
+    assert_eq!(whole, end);
+    story.kill(shard);
+}
+
+/// Somebody insists on an end that no batch has: that is refused, and nothing is lost by it.
+pub fn an_end_that_is_not_there_is_refused() {
+    let story = Story::new(11);
+    let mut shard = story.open().unwrap();
+    story.append(&mut shard, STREAM, b"kept");
+    shard.close().unwrap();
+    let shard = story.open().unwrap();
+    let end = shard.recovery().end;
+    story.kill(shard);
+    for wrong in [
+        JournalEnd { sequence: end.sequence + 1, ..end },
+        JournalEnd { offset: end.offset + 4096, ..end },
+        JournalEnd { generation: end.generation + 1, ..end },
+        JournalEnd { crc: !end.crc, ..end },
+    ] {
+        let before = story.sim.list();
+        let error = story.open_with(&story.options.clone().accept_loss_from(0, wrong));
+        let error = error.err().expect("no batch ends there");
+        assert_eq!(error.kind(), OpenErrorKind::Usage, "{error}");
+        assert_eq!(before, story.sim.list());
+    }
+    let shard = story.open().unwrap();
+    assert_eq!(shard.read(STREAM, ..).unwrap().filter(Result::is_ok).count(), 1);
+    story.kill(shard);
 }
 
 /// With this file of the clone in its place, the directory does not open.

@@ -11,6 +11,7 @@ use super::clones;
 use super::corruption;
 use super::driver::World;
 use super::events::{Counts, Event};
+use super::given_up;
 use super::shards;
 
 /// Lives of one world.
@@ -29,6 +30,8 @@ pub enum Kind {
     Astray,
     /// Files of a copy that went its own way.
     Clone,
+    /// An end that somebody insists on.
+    GivenUp,
 }
 
 impl Kind {
@@ -39,6 +42,7 @@ impl Kind {
             5 | 15 => Kind::Astray,
             7 | 17 => Kind::Clone,
             3 => Kind::Shards,
+            12 => Kind::GivenUp,
             _ => Kind::World,
         }
     }
@@ -51,6 +55,7 @@ impl Kind {
             Kind::Rot => "rot",
             Kind::Astray => "astray",
             Kind::Clone => "clones",
+            Kind::GivenUp => "given up",
         }
     }
 }
@@ -82,6 +87,7 @@ pub fn run(seed: u64) -> Outcome {
         Kind::Rot => corruption::rot(seed),
         Kind::Astray => corruption::astray(seed),
         Kind::Clone => clones::run(seed),
+        Kind::GivenUp => given_up::run(seed),
     }
 }
 

@@ -102,3 +102,18 @@ fn a_name_that_was_not_durable_is_made_so() {
 fn what_was_given_up_stays_away() {
     scenarios::what_was_given_up_stays_away();
 }
+
+#[test]
+fn a_scan_ends_where_the_file_ends() {
+    scenarios::a_scan_ends_where_the_file_ends();
+}
+
+#[test]
+fn a_short_read_hides_nothing() {
+    scenarios::a_short_read_hides_nothing();
+}
+
+#[test]
+fn an_end_that_is_not_there_is_refused() {
+    scenarios::an_end_that_is_not_there_is_refused();
+}
