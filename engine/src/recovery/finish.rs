@@ -217,10 +217,14 @@ fn build_index(streams: &HashMap<StreamId, StreamState>, live: &[WalkedSegment])
 
 #[cfg(test)]
 mod tests {
+    use zerocopy::FromZeros;
+
     use super::*;
     use crate::checkpoint::LiveSegment;
+    use crate::format::BatchHeader;
     use crate::recovery::Plan;
     use crate::recovery::tests::{footer, found};
+    use crate::scan::{Found, VerifiedBatch};
 
     #[test]
     fn a_segment_that_was_cut_and_has_no_header_is_no_damage() {
@@ -232,6 +236,28 @@ mod tests {
             Walk::new(&plan, None).finish().damages.len()
         };
         assert_eq!([2, 3, 4, 5, 6, 7].map(damages), [1, 1, 0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn a_break_behind_a_named_end_is_damage_when_what_follows_was_refused_too() {
+        let damages = |followed: bool| {
+            let end = JournalEnd { generation: 2, ..JournalEnd::default() };
+            let plan = Plan { predecessor: Some(end), predecessor_until: 6, ..Plan::default() };
+            let mut walk = Walk::new(&plan, None);
+            walk.begin_scan(&found(2, 1, None));
+            walk.handle_found(2, DATA_START, Found::Nothing);
+            walk.begin_scan(&found(6, 2, None));
+            if followed {
+                let mut header = BatchHeader::new_zeroed();
+                header.sequence = 9.into();
+                let (frames, controls) = (Vec::new(), Vec::new());
+                let offset = DATA_START;
+                let batch = VerifiedBatch { offset, header, frames, controls, payload_bytes: 0 };
+                walk.handle_found(6, DATA_START, Found::Batch(batch));
+            }
+            walk.finish().damages.len()
+        };
+        assert_eq!([false, true].map(damages), [0, 1]);
     }
 
     #[test]
