@@ -1,0 +1,328 @@
+//! What the two sides of a session tell each other beside frames.
+
+use ringwal_engine::{EpochStart, EpochTable, StreamId};
+use zerocopy::IntoBytes;
+
+use super::{MESSAGE_BYTES_MAX, MESSAGE_HEADER_BYTES, MessageHeader, WireError};
+
+/// What a leader has of a stream: from `trimmed` on, by epochs. The last epoch is its own and
+/// starts where the stream ended when it began.
+#[derive(Clone, Eq, PartialEq, Debug)]
+pub struct History {
+    /// Which stream.
+    pub stream: StreamId,
+    /// First offset that is not trimmed.
+    pub trimmed: u64,
+    /// Its epochs.
+    pub epochs: EpochTable,
+}
+
+impl History {
+    /// Bytes in a message.
+    fn bytes(&self) -> usize {
+        24 + 16 * self.epochs.entries().len()
+    }
+}
+
+/// See the variants. Streams with offsets are pairs; a stream comes at most once in a list.
+#[derive(Clone, Eq, PartialEq, Debug)]
+pub enum Message {
+    /// Leader: these streams have these histories.
+    Histories(Vec<History>),
+    /// Leader: those were all that it has now.
+    HistoriesEnd,
+    /// Either side, when it has said nothing for a while.
+    Heartbeat {
+        /// The sender's own clock, in nanoseconds; means nothing to the other side.
+        time_ns: u64,
+    },
+    /// The answer to a heartbeat, with its time.
+    HeartbeatAnswer {
+        /// As it was in the heartbeat.
+        time_ns: u64,
+    },
+    /// Leader: these streams are committed up to these offsets.
+    Committed(Vec<(StreamId, u64)>),
+    /// Leader: these streams are trimmed up to these offsets.
+    Trimmed(Vec<(StreamId, u64)>),
+    /// Follower: it wants these streams from these offsets on.
+    Want(Vec<(StreamId, u64)>),
+    /// Follower: these streams are durable here up to these offsets.
+    Durable {
+        /// From the arrival of the oldest frame in this report until it was durable, in
+        /// nanoseconds.
+        took_ns: u64,
+        /// Streams and ends.
+        ends: Vec<(StreamId, u64)>,
+    },
+    /// Either side: it ends the session, and why.
+    Leaving {
+        /// The epoch that it has promised by now.
+        epoch: u64,
+        /// In words for a person.
+        reason: String,
+    },
+}
+
+/// Longest reason in [`Message::Leaving`], in bytes.
+const LEAVING_BYTES_MAX: usize = 1024;
+
+impl Message {
+    /// The bytes, header included.
+    ///
+    /// # Panics
+    /// When it is longer than [`MESSAGE_BYTES_MAX`]: lists are cut into pieces before, see
+    /// [`Message::pieces`].
+    pub fn encode(&self) -> Vec<u8> {
+        let mut body = Vec::new();
+        let kind = match self {
+            Self::Histories(histories) => {
+                for history in histories {
+                    let entries = history.epochs.entries();
+                    put(&mut body, &[history.stream.get(), history.trimmed, entries.len() as u64]);
+                    for entry in entries {
+                        put(&mut body, &[entry.epoch, entry.start]);
+                    }
+                }
+                1
+            }
+            Self::HistoriesEnd => 2,
+            Self::Heartbeat { time_ns } => {
+                put(&mut body, &[*time_ns]);
+                3
+            }
+            Self::HeartbeatAnswer { time_ns } => {
+                put(&mut body, &[*time_ns]);
+                4
+            }
+            Self::Committed(ends) => {
+                put_pairs(&mut body, ends);
+                5
+            }
+            Self::Trimmed(ends) => {
+                put_pairs(&mut body, ends);
+                6
+            }
+            Self::Want(wants) => {
+                put_pairs(&mut body, wants);
+                7
+            }
+            Self::Durable { took_ns, ends } => {
+                put(&mut body, &[*took_ns]);
+                put_pairs(&mut body, ends);
+                8
+            }
+            Self::Leaving { epoch, reason } => {
+                put(&mut body, &[*epoch]);
+                let mut end = reason.len().min(LEAVING_BYTES_MAX);
+                while !reason.is_char_boundary(end) {
+                    end -= 1;
+                }
+                body.extend_from_slice(&reason.as_bytes()[..end]);
+                9
+            }
+        };
+        assert!(body.len() <= MESSAGE_BYTES_MAX, "a message of {} bytes", body.len());
+        [MessageHeader::new(kind, &body).as_bytes(), &body].concat()
+    }
+
+    /// Reads and checks one whole message.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let header = MessageHeader::verify(bytes)?;
+        let end = MESSAGE_HEADER_BYTES + header.length.get() as usize;
+        let body = bytes.get(MESSAGE_HEADER_BYTES..end).ok_or(WireError::Short)?;
+        if crc32c::crc32c(body) != header.body_crc.get() {
+            return Err(WireError::Checksum("message"));
+        }
+        let mut words = Words(body);
+        let message = match header.kind {
+            1 => {
+                let mut histories = Vec::new();
+                while !words.0.is_empty() {
+                    histories.push(words.history()?);
+                }
+                Self::Histories(histories)
+            }
+            2 => Self::HistoriesEnd,
+            3 => Self::Heartbeat { time_ns: words.next()? },
+            4 => Self::HeartbeatAnswer { time_ns: words.next()? },
+            5 => Self::Committed(words.pairs()?),
+            6 => Self::Trimmed(words.pairs()?),
+            7 => Self::Want(words.pairs()?),
+            8 => Self::Durable { took_ns: words.next()?, ends: words.pairs()? },
+            9 => {
+                let epoch = words.next()?;
+                let text = std::mem::take(&mut words.0);
+                Self::Leaving { epoch, reason: String::from_utf8_lossy(text).into_owned() }
+            }
+            kind => return Err(WireError::Unexpected(format!("a message of unknown kind {kind}"))),
+        };
+        if words.0.is_empty() { Ok(message) } else { Err(WireError::Short) }
+    }
+
+    /// As many messages as it takes to keep each of them short.
+    pub fn pieces(self) -> Vec<Self> {
+        const PAIRS_MAX: usize = (MESSAGE_BYTES_MAX - 8) / 16;
+        let split = |pairs: Vec<(StreamId, u64)>, make: &dyn Fn(Vec<(StreamId, u64)>) -> Self| {
+            pairs.chunks(PAIRS_MAX).map(|pairs| make(pairs.to_vec())).collect()
+        };
+        match self {
+            Self::Committed(pairs) => split(pairs, &Self::Committed),
+            Self::Trimmed(pairs) => split(pairs, &Self::Trimmed),
+            Self::Want(pairs) => split(pairs, &Self::Want),
+            Self::Durable { took_ns, ends } => {
+                split(ends, &|ends| Self::Durable { took_ns, ends })
+            }
+            Self::Histories(histories) => {
+                let mut pieces: Vec<Vec<History>> = Vec::new();
+                let mut room = 0;
+                for history in histories {
+                    if history.bytes() > room {
+                        pieces.push(Vec::new());
+                        room = MESSAGE_BYTES_MAX;
+                    }
+                    room = room.saturating_sub(history.bytes());
+                    pieces.last_mut().expect("just pushed").push(history);
+                }
+                pieces.into_iter().map(Self::Histories).collect()
+            }
+            other => vec![other],
+        }
+    }
+}
+
+fn put(body: &mut Vec<u8>, words: &[u64]) {
+    words.iter().for_each(|word| body.extend_from_slice(&word.to_le_bytes()));
+}
+
+fn put_pairs(body: &mut Vec<u8>, pairs: &[(StreamId, u64)]) {
+    pairs.iter().for_each(|(stream, offset)| put(body, &[stream.get(), *offset]));
+}
+
+/// What is left of a body.
+struct Words<'a>(&'a [u8]);
+
+impl Words<'_> {
+    fn next(&mut self) -> Result<u64, WireError> {
+        let (word, rest) = self.0.split_first_chunk().ok_or(WireError::Short)?;
+        self.0 = rest;
+        Ok(u64::from_le_bytes(*word))
+    }
+
+    fn pairs(&mut self) -> Result<Vec<(StreamId, u64)>, WireError> {
+        let mut pairs = Vec::with_capacity(self.0.len() / 16);
+        while !self.0.is_empty() {
+            pairs.push((StreamId::new(self.next()?), self.next()?));
+        }
+        Ok(pairs)
+    }
+
+    fn history(&mut self) -> Result<History, WireError> {
+        let (stream, trimmed, count) = (StreamId::new(self.next()?), self.next()?, self.next()?);
+        // As many as there can be, before anything is allocated.
+        if count > (self.0.len() / 16) as u64 {
+            return Err(WireError::Short);
+        }
+        let mut entries = Vec::with_capacity(count as usize);
+        for _ in 0..count {
+            entries.push(EpochStart { epoch: self.next()?, start: self.next()? });
+        }
+        let epochs = EpochTable::from_entries(entries).ok_or_else(|| {
+            WireError::Unexpected(format!("the epochs of stream {stream} are in no order"))
+        })?;
+        Ok(History { stream, trimmed, epochs })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::Item;
+
+    fn table(entries: &[(u64, u64)]) -> EpochTable {
+        let entry = |(epoch, start): &(u64, u64)| EpochStart { epoch: *epoch, start: *start };
+        EpochTable::from_entries(entries.iter().map(entry).collect()).expect("in order")
+    }
+
+    fn all() -> Vec<Message> {
+        let pairs = vec![(StreamId::new(4), 9), (StreamId::new(u64::MAX), 0)];
+        let epochs = table(&[(1, 0), (4, 10)]);
+        let history = History { stream: StreamId::new(8), trimmed: 3, epochs };
+        vec![
+            Message::Histories(vec![history.clone(), history]),
+            Message::HistoriesEnd,
+            Message::Heartbeat { time_ns: 7 },
+            Message::HeartbeatAnswer { time_ns: 8 },
+            Message::Committed(pairs.clone()),
+            Message::Trimmed(pairs.clone()),
+            Message::Want(pairs.clone()),
+            Message::Durable { took_ns: 5, ends: pairs },
+            Message::Leaving { epoch: 3, reason: "closing".into() },
+        ]
+    }
+
+    #[test]
+    fn each_comes_back_as_it_was_and_no_bit_of_it_may_flip() {
+        for message in all() {
+            let mut bytes = message.encode();
+            let length = bytes.len();
+            assert_eq!(Item::look(&bytes, 0), Ok(Some(Item::Message { length })));
+            assert_eq!(Message::decode(&bytes), Ok(message));
+            for bit in 0..length * 8 {
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                let looked = Item::look(&bytes, 0).and_then(|_| Message::decode(&bytes));
+                assert!(looked.is_err(), "bit {bit}");
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_list_is_sent_in_pieces() {
+        let pairs: Vec<_> = (0..40_000).map(|stream| (StreamId::new(stream), stream)).collect();
+        let mut back = Vec::new();
+        for piece in Message::Want(pairs.clone()).pieces() {
+            let Ok(Message::Want(piece)) = Message::decode(&piece.encode()) else { panic!() };
+            back.extend(piece);
+        }
+        assert_eq!(back, pairs);
+        let history = |stream| History {
+            stream: StreamId::new(stream),
+            trimmed: 0,
+            epochs: table(&[(1, 0), (2, 1), (3, 2)]),
+        };
+        let histories: Vec<_> = (0..10_000).map(history).collect();
+        let pieces = Message::Histories(histories).pieces();
+        assert!(pieces.len() > 2 && pieces.iter().all(|p| p.encode().len() < MESSAGE_BYTES_MAX));
+    }
+
+    #[test]
+    fn lengths_are_checked_before_they_are_believed() {
+        let mut body = Vec::new();
+        put(&mut body, &[8, 0, u64::MAX]);
+        let bytes = [MessageHeader::new(1, &body).as_bytes(), &body].concat();
+        assert_eq!(Message::decode(&bytes), Err(WireError::Short));
+        let mut header = MessageHeader::new(1, &[]);
+        header.length = u32::MAX.into();
+        header.crc = header.own_crc().into();
+        let looked = Item::look(header.as_bytes(), 0).unwrap_err();
+        assert!(matches!(looked, WireError::TooLong { .. }), "{looked}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Item::look(&bytes, 1 << 20);
+            for kind in 0..12 {
+                let body = bytes.split_off(bytes.len().min(16));
+                let bytes = [MessageHeader::new(kind, &body).as_bytes(), &body].concat();
+                let _ = Message::decode(&bytes);
+            }
+        }
+    }
+}
