@@ -4,6 +4,10 @@
 //! Being built: see "Replication: the shape" in ARCHITECTURE.md. What is here are the parts without
 //! I/O.
 
+pub mod follower;
 pub mod history;
+pub mod leader;
 pub mod node_id;
+pub mod progress;
+pub mod promise;
 pub mod wire;

@@ -173,9 +173,7 @@ impl Message {
             Self::Committed(pairs) => split(pairs, &Self::Committed),
             Self::Trimmed(pairs) => split(pairs, &Self::Trimmed),
             Self::Want(pairs) => split(pairs, &Self::Want),
-            Self::Durable { took_ns, ends } => {
-                split(ends, &|ends| Self::Durable { took_ns, ends })
-            }
+            Self::Durable { took_ns, ends } => split(ends, &|ends| Self::Durable { took_ns, ends }),
             Self::Histories(histories) => {
                 let mut pieces: Vec<Vec<History>> = Vec::new();
                 let mut room = 0;

@@ -1,0 +1,96 @@
+//! What the followers of one epoch say is durable with them, and what that makes of each stream.
+
+use std::collections::BTreeMap;
+
+use ringwal_engine::StreamId;
+
+/// Durable ends of the followers. The leader's own end is not in here: what is committed is the
+/// lesser of that and [`Progress::enough`].
+#[derive(Debug)]
+pub struct Progress {
+    /// How many followers make a majority with the leader.
+    needed: usize,
+    followers: usize,
+    streams: BTreeMap<StreamId, Ends>,
+}
+
+#[derive(Debug)]
+struct Ends {
+    by_follower: Vec<u64>,
+    /// What as many followers as are needed have had; never falls.
+    enough: u64,
+}
+
+impl Progress {
+    /// Of a leader with so many followers.
+    pub fn new(followers: usize) -> Self {
+        Self { needed: followers.div_ceil(2), followers, streams: BTreeMap::new() }
+    }
+
+    /// A follower has this much of a stream on its device. The new value of
+    /// [`Progress::enough`], when it has risen.
+    pub fn report(&mut self, follower: usize, stream: StreamId, end: u64) -> Option<u64> {
+        let ends = self
+            .streams
+            .entry(stream)
+            .or_insert_with(|| Ends { by_follower: vec![0; self.followers], enough: 0 });
+        ends.by_follower[follower] = end;
+        if self.needed == 0 {
+            return None;
+        }
+        let mut sorted = ends.by_follower.clone();
+        sorted.sort_unstable_by(|one, other| other.cmp(one));
+        let enough = sorted[self.needed - 1];
+        (enough > ends.enough).then(|| {
+            ends.enough = enough;
+            enough
+        })
+    }
+
+    /// A follower begins anew: what it said before may be gone with its disk.
+    pub fn forget(&mut self, follower: usize) {
+        self.streams.values_mut().for_each(|ends| ends.by_follower[follower] = 0);
+    }
+
+    /// The offset up to which enough followers have a stream, for a majority with the leader.
+    pub fn enough(&self, stream: StreamId) -> u64 {
+        if self.needed == 0 {
+            return u64::MAX;
+        }
+        self.streams.get(&stream).map_or(0, |ends| ends.enough)
+    }
+
+    /// What one follower said last.
+    pub fn end(&self, follower: usize, stream: StreamId) -> u64 {
+        self.streams.get(&stream).map_or(0, |ends| ends.by_follower[follower])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STREAM: StreamId = StreamId::new(9);
+
+    #[test]
+    fn a_majority_counts_the_leader_once() {
+        for (followers, needed) in [(0, 0), (1, 1), (2, 1), (3, 2), (4, 2), (7, 4)] {
+            assert_eq!(Progress::new(followers).needed, needed, "{followers} followers");
+        }
+        let mut progress = Progress::new(4);
+        assert_eq!(progress.report(0, STREAM, 10), None);
+        assert_eq!(progress.report(3, STREAM, 7), Some(7));
+        assert_eq!(progress.report(1, STREAM, 9), Some(9));
+        assert_eq!(progress.enough(STREAM), 9);
+        assert_eq!(Progress::new(0).enough(STREAM), u64::MAX);
+    }
+
+    #[test]
+    fn it_never_falls() {
+        let mut progress = Progress::new(2);
+        assert_eq!(progress.report(0, STREAM, 10), Some(10));
+        progress.forget(0);
+        assert_eq!(progress.report(1, STREAM, 4), None);
+        assert_eq!((progress.enough(STREAM), progress.end(0, STREAM)), (10, 0));
+    }
+}

@@ -1,0 +1,211 @@
+//! The epoch that a node has promised: whom it follows, or that it leads, and nobody of an earlier
+//! epoch any more. Kept in stream 3 of its engine, with what it knows to be committed.
+
+use ringwal_engine::StreamId;
+
+use crate::node_id::{ClusterId, NodeId, RunId};
+use crate::wire::{Hello, Refusal};
+
+/// The stream in which a node keeps its own facts. It is not replicated.
+pub const FACTS_STREAM: StreamId = StreamId::new(3);
+
+/// Whether a stream is replicated: all but 1 to 3, which are a node's own.
+pub fn is_replicated(stream: StreamId) -> bool {
+    !(1..=FACTS_STREAM.get()).contains(&stream.get())
+}
+
+/// An epoch and the run of the node that leads in it. An epoch belongs to one run of one process.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub struct Promise {
+    /// Which epoch.
+    pub epoch: u64,
+    /// Who leads in it.
+    pub leader: NodeId,
+    /// In which run of its process.
+    pub run: RunId,
+}
+
+/// Something that a node keeps in [`FACTS_STREAM`]; the last of each kind counts.
+#[derive(Clone, Eq, PartialEq, Debug)]
+pub enum Fact {
+    /// What it has promised.
+    Promise(Promise),
+    /// Offsets up to which streams are known to be committed: all that are.
+    Committed(Vec<(StreamId, u64)>),
+}
+
+const PROMISE: u8 = 1;
+const COMMITTED: u8 = 2;
+
+impl Fact {
+    /// The bytes of its record.
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Promise(promise) => {
+                let mut bytes = vec![PROMISE];
+                bytes.extend_from_slice(&promise.epoch.to_le_bytes());
+                bytes.extend_from_slice(&promise.leader.get().to_le_bytes());
+                bytes.extend_from_slice(&promise.run.bytes());
+                bytes
+            }
+            Self::Committed(ends) => {
+                let mut bytes = vec![COMMITTED];
+                for (stream, end) in ends {
+                    bytes.extend_from_slice(&stream.get().to_le_bytes());
+                    bytes.extend_from_slice(&end.to_le_bytes());
+                }
+                bytes
+            }
+        }
+    }
+
+    /// Reads a record; `None` when it is none of a version that this one knows.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (kind, rest) = bytes.split_first()?;
+        let word = |at: usize| {
+            let bytes = rest.get(at..at + 8)?.try_into().ok()?;
+            Some(u64::from_le_bytes(bytes))
+        };
+        match *kind {
+            PROMISE => {
+                let run: [u8; 16] = rest.get(16..32)?.try_into().ok()?;
+                let (leader, run) = (NodeId::new(word(8)?), RunId::new(run));
+                Some(Self::Promise(Promise { epoch: word(0)?, leader, run }))
+            }
+            COMMITTED if rest.len().is_multiple_of(16) => {
+                let pair = |at| Some((StreamId::new(word(at)?), word(at + 8)?));
+                (0..rest.len()).step_by(16).map(pair).collect::<Option<_>>().map(Self::Committed)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Who a node is, for whoever dials it.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub struct Identity {
+    /// Of which cluster.
+    pub cluster: ClusterId,
+    /// Which node.
+    pub node: NodeId,
+}
+
+/// What a hello of a leader comes to.
+#[derive(Clone, Eq, PartialEq, Debug)]
+pub enum Admission {
+    /// It leads in the promised epoch.
+    Follow,
+    /// Make this promise durable, then follow.
+    Promise(Promise),
+    /// Refuse it, and say why.
+    Refuse(Refusal, String),
+}
+
+/// Decides about a hello of kind [`crate::wire::ConnectionKind::Frames`] (I-11).
+pub fn admit(me: Identity, promised: Option<Promise>, hello: &Hello) -> Admission {
+    if hello.version().is_none() {
+        let (oldest, newest) = hello.versions;
+        let what = format!(
+            "node {} speaks protocol {oldest} to {newest}, node {} {} to {}",
+            hello.from,
+            me.node,
+            crate::wire::PROTOCOL_VERSION_MIN,
+            crate::wire::PROTOCOL_VERSION
+        );
+        return Admission::Refuse(Refusal::Version, what);
+    }
+    if hello.cluster != me.cluster {
+        let what = format!("node {} is of another cluster than {}", hello.from, me.node);
+        return Admission::Refuse(Refusal::Cluster, what);
+    }
+    if hello.to != me.node {
+        let what = format!("this is node {}, not {}", me.node, hello.to);
+        return Admission::Refuse(Refusal::Node, what);
+    }
+    let offered = Promise { epoch: hello.epoch, leader: hello.from, run: hello.run };
+    match promised {
+        Some(promised) if promised == offered => Admission::Follow,
+        Some(promised) if promised.epoch >= offered.epoch => {
+            let what = format!(
+                "epoch {} is promised to node {}; epoch {} of node {} is over, or was used before",
+                promised.epoch, promised.leader, offered.epoch, offered.leader
+            );
+            Admission::Refuse(Refusal::Epoch, what)
+        }
+        _ => Admission::Promise(offered),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::ConnectionKind;
+
+    const ME: Identity = Identity { cluster: ClusterId::new([1; 16]), node: NodeId::new(3) };
+
+    fn promise(epoch: u64, run: u8) -> Promise {
+        Promise { epoch, leader: NodeId::new(2), run: RunId::new([run; 16]) }
+    }
+
+    fn hello(offered: Promise) -> Hello {
+        Hello {
+            versions: (1, 1),
+            kind: ConnectionKind::Frames,
+            cluster: ME.cluster,
+            from: offered.leader,
+            to: ME.node,
+            run: offered.run,
+            engine: [5; 16],
+            epoch: offered.epoch,
+        }
+    }
+
+    #[test]
+    fn an_epoch_belongs_to_one_run() {
+        let promised = Some(promise(5, 1));
+        let outcome = |epoch, run| match admit(ME, promised, &hello(promise(epoch, run))) {
+            Admission::Follow => "follow",
+            Admission::Promise(_) => "promise",
+            Admission::Refuse(Refusal::Epoch, _) => "refuse",
+            other => panic!("{other:?}"),
+        };
+        let outcomes = [(4, 1), (5, 1), (5, 2), (6, 1), (6, 2)].map(|(e, r)| outcome(e, r));
+        assert_eq!(outcomes, ["refuse", "follow", "refuse", "promise", "promise"]);
+        assert_eq!(
+            admit(ME, None, &hello(promise(0, 1))),
+            Admission::Promise(promise(0, 1)),
+            "the first promise"
+        );
+    }
+
+    #[test]
+    fn strangers_are_refused_by_name() {
+        let good = hello(promise(5, 1));
+        for (bad, refusal) in [
+            (Hello { versions: (9, 9), ..good }, Refusal::Version),
+            (Hello { cluster: ClusterId::new([2; 16]), ..good }, Refusal::Cluster),
+            (Hello { to: NodeId::new(4), ..good }, Refusal::Node),
+        ] {
+            let outcome = admit(ME, None, &bad);
+            assert!(
+                matches!(&outcome, Admission::Refuse(why, _) if *why == refusal),
+                "{outcome:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn facts_come_back_as_they_were() {
+        let ends = vec![(StreamId::new(4), 9), (StreamId::new(0), u64::MAX)];
+        for fact in [Fact::Promise(promise(7, 8)), Fact::Committed(ends), Fact::Committed(vec![])] {
+            assert_eq!(Fact::decode(&fact.encode()), Some(fact));
+        }
+        for bytes in [&[][..], &[1, 2], &[2, 0], &[9; 33]] {
+            assert_eq!(Fact::decode(bytes), None);
+        }
+        assert_eq!(
+            [0, 1, 2, 3, 4].map(StreamId::new).map(is_replicated),
+            [true, false, false, false, true]
+        );
+    }
+}
