@@ -16,7 +16,7 @@ use crate::wire::{History, Message};
 #[derive(Clone, Eq, PartialEq, Debug)]
 pub enum Act {
     /// Keep the records of a stream from an offset on as an orphan, then cut them and begin the
-    /// leader's epoch there, all of it durably; then [`Follower::handle_cut`].
+    /// epoch that the leader has there, all of it durably; then [`Follower::handle_cut`].
     Cut {
         /// Which stream.
         stream: StreamId,
@@ -24,7 +24,7 @@ pub enum Act {
         from: u64,
         /// Durable end before.
         end: u64,
-        /// The leader's epoch.
+        /// The leader's epoch of that offset.
         epoch: u64,
     },
     /// Begin a stream anew: the leader has trimmed what is missing here. Whoever has a snapshot
@@ -223,7 +223,7 @@ impl Follower {
             }
             Parting::At(at) => {
                 self.streams.insert(stream, followed(Stage::Waiting));
-                self.cut(stream, at, held.end);
+                self.cut(stream, at, held.end, history.epochs.epoch_at(at));
             }
             Parting::TooFar { trimmed } => {
                 self.streams.insert(stream, followed(Stage::Waiting));
@@ -259,17 +259,17 @@ impl Follower {
             let leader = History { stream, trimmed: 0, epochs };
             let followed = Followed { leader, next: held.end, trimmed: 0, stage: Stage::Waiting };
             self.streams.insert(stream, followed);
-            self.cut(stream, 0, held.end);
+            self.cut(stream, 0, held.end, self.epoch);
         }
     }
 
-    fn cut(&mut self, stream: StreamId, at: u64, end: u64) {
+    fn cut(&mut self, stream: StreamId, at: u64, end: u64, epoch: u64) {
         let committed = self.committed.get(&stream).copied().unwrap_or(0);
         if at < committed {
             let epoch = self.epoch;
             return self.leave(Why::BelowCommitted { epoch, stream, at, committed });
         }
-        self.acts.push_back(Act::Cut { stream, from: at, end, epoch: self.epoch });
+        self.acts.push_back(Act::Cut { stream, from: at, end, epoch });
     }
 
     /// A cut is durable.
