@@ -10,12 +10,13 @@ use zerocopy::little_endian::U32;
 
 use crate::control::Control;
 use crate::disk::{Buffer, BufferMut, block_round_up};
+use crate::error::Refusal;
 use crate::format::{
     BATCH_HEADER_BYTES, BatchHeader, FRAME_HEADER_BYTES, FrameHeader, FrameKind,
     RECORD_PREFIX_BYTES, SegmentSeed,
 };
 use crate::receipt::{FrameOutcome, Place, Ticket};
-use crate::stream::{StreamId, StreamTable};
+use crate::stream::{EpochStart, StreamId, StreamTable};
 
 /// A batch that still takes commands.
 #[derive(Debug)]
@@ -52,8 +53,49 @@ enum DraftKind {
     Foreign,
     /// A verified frame of this shard, copied from an older segment.
     Moved,
-    /// A fact. `asked` is checked against the streams when it is sealed.
-    Control { asked: Option<Control> },
+    /// Facts of the shard itself, or a change that is checked against the streams when it is
+    /// sealed.
+    Control { asked: Option<Asked> },
+}
+
+/// A change of a stream that somebody asks for; where it is allowed it becomes a fact.
+#[derive(Clone, Debug)]
+pub(crate) enum Asked {
+    /// Drops what lies below `before`.
+    Trim { stream: StreamId, before: u64 },
+    /// As a trim; `before` may lie beyond the end.
+    SkipTo { stream: StreamId, before: u64 },
+    /// Begins an epoch, and cuts what is there.
+    Cut { stream: StreamId, start: EpochStart },
+}
+
+impl Asked {
+    /// Whose.
+    pub(crate) fn stream(&self) -> StreamId {
+        match self {
+            Self::Trim { stream, .. } | Self::SkipTo { stream, .. } | Self::Cut { stream, .. } => {
+                *stream
+            }
+        }
+    }
+
+    /// What it says when it is allowed.
+    fn fact(&self) -> Control {
+        match *self {
+            Self::Trim { stream, before } | Self::SkipTo { stream, before } => {
+                Control::Trim { stream, before }
+            }
+            Self::Cut { stream, start } => Control::Epoch { stream, start },
+        }
+    }
+
+    fn decide(&self, streams: &mut StreamTable) -> Result<(), Refusal> {
+        match *self {
+            Self::Trim { stream, before } => streams.trim(stream, before),
+            Self::SkipTo { stream, before } => streams.skip_to(stream, before),
+            Self::Cut { stream, start } => streams.begin_epoch(stream, start),
+        }
+    }
 }
 
 /// A frame of a sealed batch.
@@ -112,6 +154,8 @@ pub(crate) struct SealPlace {
     pub(crate) incarnation: u64,
     pub(crate) previous_crc: u32,
     pub(crate) timestamp_ns: u64,
+    /// The least epoch of records of this node.
+    pub(crate) own_epoch: u64,
 }
 
 /// Bytes that a record takes in a frame.
@@ -216,11 +260,11 @@ impl Filling {
         self.finish(payload.len(), header.count.get())
     }
 
-    /// Adds a fact that was asked for, to be checked when it is sealed; room was checked.
-    pub(crate) fn push_asked(&mut self, stream: StreamId, asked: Control) -> Place {
+    /// Adds a change that was asked for, to be checked when it is sealed; room was checked.
+    pub(crate) fn push_asked(&mut self, asked: Asked) -> Place {
         let mut payload = Vec::new();
-        asked.encode(&mut payload);
-        self.push_control(stream, &payload, Some(asked))
+        asked.fact().encode(&mut payload);
+        self.push_control(asked.stream(), &payload, Some(asked))
     }
 
     /// Adds facts of the shard itself; room was checked.
@@ -228,7 +272,7 @@ impl Filling {
         self.push_control(StreamId::new(0), payload, None)
     }
 
-    fn push_control(&mut self, stream: StreamId, payload: &[u8], asked: Option<Control>) -> Place {
+    fn push_control(&mut self, stream: StreamId, payload: &[u8], asked: Option<Asked>) -> Place {
         self.begin(DraftKind::Control { asked }, stream, false);
         let start = self.length;
         self.buffer[start..start + payload.len()].copy_from_slice(payload);
@@ -274,7 +318,7 @@ impl Filling {
         let count = frames.len() as u32;
         for draft in frames {
             let (position, length) = (draft.position, FRAME_HEADER_BYTES + draft.payload_length);
-            let outcome = self.seal_frame(&draft, streams, place.timestamp_ns);
+            let outcome = self.seal_frame(&draft, streams, place);
             let header = &self.buffer[position..position + FRAME_HEADER_BYTES];
             frames_crc = crc32c::crc32c_append(frames_crc, header);
             if let (FrameOutcome::Placed { base, epoch }, true) = (&outcome, draft.count > 0) {
@@ -292,7 +336,7 @@ impl Filling {
                 (draft.kind, &outcome)
             {
                 match asked {
-                    Some(control) => controls.push(control),
+                    Some(asked) => controls.push(asked.fact()),
                     None => controls.extend(self.facts(position, length)),
                 }
             }
@@ -329,7 +373,7 @@ impl Filling {
         &mut self,
         draft: &Draft,
         streams: &mut StreamTable,
-        timestamp_ns: u64,
+        SealPlace { timestamp_ns, own_epoch, .. }: SealPlace,
     ) -> FrameOutcome {
         let start = draft.position + FRAME_HEADER_BYTES;
         let payload = start..start + draft.payload_length;
@@ -343,7 +387,7 @@ impl Filling {
                 return FrameOutcome::Placed { base: 0, epoch: 0 };
             }
             DraftKind::Own => {
-                let (base, epoch) = match streams.append(draft.stream, draft.count) {
+                let (base, epoch) = match streams.append(draft.stream, own_epoch, draft.count) {
                     Ok(place) => place,
                     Err(refusal) => {
                         self.write_unplaced(FrameKind::Void, draft, timestamp_ns);
@@ -377,11 +421,7 @@ impl Filling {
                     .map(|()| FrameOutcome::Placed { base, epoch })
             }
             DraftKind::Control { asked } => {
-                let decision = match asked {
-                    Some(Control::Trim { stream, before }) => streams.trim(*stream, *before),
-                    Some(Control::Epoch { stream, start }) => streams.begin_epoch(*stream, *start),
-                    _ => Ok(()),
-                };
+                let decision = asked.as_ref().map_or(Ok(()), |asked| asked.decide(streams));
                 if decision.is_ok() {
                     self.write_unplaced(FrameKind::Control, draft, timestamp_ns);
                 }
@@ -424,7 +464,6 @@ impl Filling {
 mod tests {
     use super::*;
     use crate::format::verify_frames;
-    use crate::stream::EpochStart;
 
     fn place() -> SealPlace {
         SealPlace {
@@ -436,6 +475,7 @@ mod tests {
             incarnation: 1,
             previous_crc: 0,
             timestamp_ns: 0,
+            own_epoch: 0,
         }
     }
 
@@ -454,7 +494,7 @@ mod tests {
         let third = filling.push_records(b, [b"three".as_slice()].into_iter());
         assert_eq!((first.frame, second.frame, second.record, third.frame), (0, 0, 1, 1));
         let mut streams = StreamTable::new(Default::default(), 100);
-        streams.append(b, 5).unwrap();
+        streams.append(b, 0, 5).unwrap();
         let sealed = filling.seal(&mut streams, place());
         let header = BatchHeader::verify(&sealed.buffer, place().seed, 8192).unwrap();
         let mut seen = Vec::new();
@@ -487,11 +527,10 @@ mod tests {
     fn a_refused_command_becomes_void_and_leaves_no_hole() {
         let stream = StreamId::new(10);
         let mut filling = filling();
-        let trim = Control::Trim { stream, before: 9 };
-        filling.push_asked(stream, trim);
+        filling.push_asked(Asked::Trim { stream, before: 9 });
         filling.push_records(stream, [b"x".as_slice()].into_iter());
         let start = EpochStart { epoch: 1, start: 1 };
-        filling.push_asked(stream, Control::Epoch { stream, start });
+        filling.push_asked(Asked::Cut { stream, start });
         let sealed = filling.seal(&mut StreamTable::new(Default::default(), 100), place());
         assert!(matches!(sealed.outcomes[0], FrameOutcome::Refused(_)));
         assert!(matches!(sealed.outcomes[1], FrameOutcome::Placed { base: 0, epoch: 0 }));
@@ -500,5 +539,27 @@ mod tests {
         let mut kinds = Vec::new();
         verify_frames(&header, &sealed.buffer, |_, frame| kinds.push(frame.kind)).unwrap();
         assert_eq!(kinds, [FrameKind::Void, FrameKind::Data, FrameKind::Control]);
+    }
+
+    #[test]
+    fn only_records_of_this_node_carry_its_epoch() {
+        let (own, foreign) = (StreamId::new(10), StreamId::new(11));
+        let payload = [1u32.to_le_bytes().as_slice(), b"x"].concat();
+        let header = FrameHeader::new(FrameKind::Data, foreign.get(), 3, 0, 1, 0, &payload);
+        let mut filling = filling();
+        filling.push_records(own, [b"x".as_slice()].into_iter());
+        filling.push_frame(&header, &payload, false);
+        let mut streams = StreamTable::new(Default::default(), 100);
+        let sealed = filling.seal(&mut streams, SealPlace { own_epoch: 5, ..place() });
+        let epochs: Vec<_> = sealed.frames.iter().map(|frame| frame.epoch).collect();
+        assert_eq!(epochs, [5, 3]);
+        let written: Vec<_> = sealed
+            .frames
+            .iter()
+            .map(|frame| FrameHeader::verify(&sealed.buffer[frame.position..]).unwrap().0)
+            .map(|header| header.epoch.get())
+            .collect();
+        assert_eq!(written, epochs);
+        assert!(sealed.controls.is_empty(), "the frame itself begins the epoch");
     }
 }

@@ -58,7 +58,7 @@ mod tests {
     fn a_long_checkpoint_is_cut_between_facts() {
         let mut streams = StreamTable::new(Default::default(), 1000);
         for id in 0..100 {
-            streams.append(StreamId::new(id), 1).unwrap();
+            streams.append(StreamId::new(id), 0, 1).unwrap();
         }
         let live = BTreeMap::from([(3, LiveSegment { number: 1, last_crc: 9 })]);
         let payloads = payloads(&streams, &live, 1000);

@@ -13,9 +13,10 @@ use crate::environment::{FileSystem, set_no_copy_on_write};
 use crate::error::OpenError;
 use crate::format::{EngineHeader, EngineId, FormatError};
 use crate::mutants::{self, Mutant};
-use crate::opening::ANCHOR;
+use crate::opening::{ANCHOR, Identity};
 use crate::recovery::{Corruption, Damage};
 use crate::segments::segment_number;
+use crate::stream::OwnEpoch;
 
 pub(crate) const ENGINE_FILE: &str = "engine";
 const LOCK_FILE: &str = "lock";
@@ -31,6 +32,8 @@ pub(crate) struct Directory {
     pub(crate) engine_id: EngineId,
     pub(crate) shards: u16,
     pub(crate) segment_bytes: u64,
+    /// In no file: see [`OwnEpoch`].
+    own_epoch: OwnEpoch,
 }
 
 impl Directory {
@@ -70,6 +73,16 @@ impl Directory {
             engine_id: header.engine_id,
             shards: header.shards.get() as u16,
             segment_bytes: header.segment_bytes.get(),
+            own_epoch: OwnEpoch::default(),
+        }
+    }
+
+    /// What its shards are opened with.
+    pub(crate) fn identity(&self) -> Identity {
+        Identity {
+            engine_id: self.engine_id,
+            segment_bytes: self.segment_bytes,
+            own_epoch: self.own_epoch.clone(),
         }
     }
 

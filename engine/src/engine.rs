@@ -8,19 +8,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 use std::thread::ThreadId;
 
+use crate::batch::Asked;
 use crate::clock::Clock;
 use crate::config::Options;
-use crate::control::Control;
 use crate::directory::Directory;
 use crate::error::{AppendError, CloseError, OpenError, ReadError, TrimError};
-use crate::format::VerifiedFrame;
+use crate::format::{FormatError, FrameKind, VerifiedFrame};
 use crate::opening::RecoveryReport;
 use crate::queue::{Lane, QueueState};
-use crate::reader::{Records, Tail};
+use crate::reader::{Frames, Records, Tail};
 use crate::receipt::{Append, AppendBatch, Change};
 use crate::shared::Shared;
 use crate::stats::Stats;
-use crate::stream::{EpochStart, StreamId};
+use crate::stream::{EpochStart, EpochTable, StreamId};
 use crate::subscription::{Subscription, subscribe};
 use crate::thread::{ShardThread, Starting, start};
 
@@ -141,11 +141,35 @@ impl Engine {
         self.inner.shards[0].queue().payload_bytes_max() - crate::format::RECORD_PREFIX_BYTES
     }
 
+    /// From the next batch that is sealed on, records of this node carry at least `epoch`: in a
+    /// stream whose last epoch is smaller, `epoch` begins with its next record, durably with that
+    /// record. Foreign frames keep theirs. For replication: whoever leads sets its epoch once.
+    ///
+    /// A record whose append returns afterwards is sealed afterwards; one that waits already may
+    /// be sealed before or after. The receipt tells. A value below an earlier one is ignored. It is
+    /// for all streams and shards, costs nothing until there is a record, and is forgotten when the
+    /// engine closes: who needs it again keeps it elsewhere.
+    ///
+    /// A stream that gets one epoch too many for a checkpoint refuses its appends
+    /// ([`Refusal::TooManyStreams`](crate::Refusal::TooManyStreams)) until streams are trimmed.
+    pub fn set_epoch(&self, epoch: u64) {
+        self.inner.shards[0].own_epoch.raise(epoch);
+    }
+
+    /// Batch buffers of each shard (`pool_bytes / batch_bytes_max`, as far as a segment's length
+    /// allows that). Slices of sealed frames never hold more than half of them: as long as fewer
+    /// than half are free, subscribers are handed nothing and lag. A sender that holds slices
+    /// bounds how many batches they are of; buffers that records wait in count too.
+    pub fn batch_buffers(&self) -> usize {
+        self.inner.shards[0].pool.slots()
+    }
+
     /// Sealed frames of all shards, as slices of the buffers that are written: `batches` messages
     /// wait at most. Only the order of each shard is kept. Nobody waits for a subscriber; one that
     /// is too slow is told so.
     pub fn subscribe(&self, batches: usize) -> Subscription {
-        let (subscription, subscribers) = subscribe(batches, self.inner.shards.len());
+        let shards: Vec<_> = self.inner.shards.iter().map(|shared| shared.shard).collect();
+        let (subscription, subscribers) = subscribe(batches, &shards);
         for (shared, subscriber) in self.inner.shards.iter().zip(subscribers) {
             shared.subscribe(subscriber);
         }
@@ -354,20 +378,35 @@ impl Stream {
 
     /// Appends a frame that another engine sealed, unchanged, at its own offsets. Waits for room.
     ///
+    /// It must be the exact continuation of the stream: its first offset is the stream's next, and
+    /// its epoch is the stream's last or a greater one, which then begins with it, durably with the
+    /// frame.
+    ///
     /// # Errors
-    /// `BadFrame` for damaged bytes. A frame that is not the exact continuation of the stream is
-    /// refused in the token.
+    /// `BadFrame` for damaged bytes, `WrongStream`, `TooLarge` when no batch of this engine can
+    /// hold it, and everything of [`AppendError`] but `Full`. A frame that is not the exact
+    /// continuation is refused in the token.
     pub fn append_frame(&self, frame: &[u8]) -> Result<AppendBatch, AppendError> {
-        let frame = VerifiedFrame::verify(frame).map_err(AppendError::BadFrame)?;
-        if frame.kind != crate::format::FrameKind::Data {
-            return Err(AppendError::BadFrame(crate::format::FormatError::Magic));
-        }
+        let frame = self.verify_frame(frame)?;
+        self.shared
+            .wait_for_room(Lane::Records, || self.shared.try_append_frame(&frame).map(AppendBatch))
+    }
+
+    /// As [`Stream::append_frame`], but never waits.
+    ///
+    /// # Errors
+    /// As [`Stream::append_frame`]; also `Full`, when there is no room now.
+    pub fn try_append_frame(&self, frame: &[u8]) -> Result<AppendBatch, AppendError> {
+        self.shared.try_append_frame(&self.verify_frame(frame)?).map(AppendBatch)
+    }
+
+    fn verify_frame<'a>(&self, bytes: &'a [u8]) -> Result<VerifiedFrame<'a>, AppendError> {
+        let frame = verify_frame(bytes)?;
         let (expected, found) = (self.stream, StreamId::new(frame.header.stream.get()));
         if found != expected {
             return Err(AppendError::WrongStream { expected, found });
         }
-        self.shared
-            .wait_for_room(Lane::Records, || self.shared.try_append_frame(&frame).map(AppendBatch))
+        Ok(frame)
     }
 
     /// The durable records of a range of offsets. An open end means the durable end of now; an
@@ -384,6 +423,11 @@ impl Stream {
         Tail::new(self.shared.clone(), self.stream, offset)
     }
 
+    /// The durable frames from `offset` on, as they are on disk: for sending them on.
+    pub fn frames(&self, offset: u64) -> Frames {
+        Frames::new(self.shared.clone(), self.stream, offset)
+    }
+
     /// Drops the records below `before` and waits until that is durable. A trim has a way of its
     /// own through the queue: it may overtake records that wait (see [`Stream::truncate`]).
     ///
@@ -398,7 +442,20 @@ impl Stream {
     /// # Errors
     /// Everything of [`AppendError`] but `Full`.
     pub fn trim_async(&self, before: u64) -> Result<Change, AppendError> {
-        self.change(Control::Trim { stream: self.stream, before })
+        self.change(Asked::Trim { stream: self.stream, before })
+    }
+
+    /// As [`Stream::trim_async`], and `before` may lie beyond the stream's end: then everything
+    /// that it holds is dropped, and its next record has the offset `before`. For a follower that
+    /// starts from a snapshot. The stream's epochs stay as they are.
+    ///
+    /// Records that wait when it takes effect get offsets behind it; a tail that waits below
+    /// `before` gets `Trimmed`.
+    ///
+    /// # Errors
+    /// Everything of [`AppendError`] but `Full`; the token says whether it was allowed.
+    pub fn skip_to(&self, before: u64) -> Result<Change, AppendError> {
+        self.change(Asked::SkipTo { stream: self.stream, before })
     }
 
     /// Starts `epoch` at offset `start` and cuts the records from there on. For replication: what
@@ -415,13 +472,12 @@ impl Stream {
     /// Everything of [`AppendError`] but `Full`; the token says whether the cut was allowed.
     pub fn truncate(&self, start: u64, epoch: u64) -> Result<Change, AppendError> {
         let start = EpochStart { epoch, start };
-        self.change(Control::Epoch { stream: self.stream, start })
+        self.change(Asked::Cut { stream: self.stream, start })
     }
 
-    fn change(&self, change: Control) -> Result<Change, AppendError> {
-        self.shared.wait_for_room(Lane::Controls, || {
-            self.shared.try_change(self.stream, change.clone()).map(Change)
-        })
+    fn change(&self, asked: Asked) -> Result<Change, AppendError> {
+        self.shared
+            .wait_for_room(Lane::Controls, || self.shared.try_change(asked.clone()).map(Change))
     }
 
     /// First offset that is not trimmed.
@@ -436,10 +492,24 @@ impl Stream {
 
     /// The stream's epochs, oldest first.
     pub fn epochs(&self) -> Vec<EpochStart> {
-        let index = self.shared.index();
-        index.streams.get(&self.stream).map_or_else(
-            || crate::stream::EpochTable::default().entries().to_vec(),
-            |state| state.epochs.entries().to_vec(),
-        )
+        epochs(&self.shared, self.stream)
     }
+}
+
+/// The epochs of a stream as it is durable; those of a new one when it is not there.
+pub(crate) fn epochs(shared: &Shared, stream: StreamId) -> Vec<EpochStart> {
+    let index = shared.index();
+    index.streams.get(&stream).map_or_else(
+        || EpochTable::default().entries().to_vec(),
+        |state| state.epochs.entries().to_vec(),
+    )
+}
+
+/// Believes the bytes of a data frame, or says why not.
+pub(crate) fn verify_frame(bytes: &[u8]) -> Result<VerifiedFrame<'_>, AppendError> {
+    let frame = VerifiedFrame::verify(bytes).map_err(AppendError::BadFrame)?;
+    if frame.kind != FrameKind::Data {
+        return Err(AppendError::BadFrame(FormatError::Magic));
+    }
+    Ok(frame)
 }

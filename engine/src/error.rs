@@ -117,14 +117,14 @@ pub enum AppendError {
 pub enum Refusal {
     /// A foreign frame is not the exact continuation of its stream (I-9).
     #[error(
-        "stream {stream} continues at offset {expected} of epoch {expected_epoch}, not at offset {offset} of epoch {epoch}"
+        "stream {stream} continues at offset {expected} in epoch {expected_epoch} or a later one, not at offset {offset} of epoch {epoch}"
     )]
     NotContinuation {
         /// Whose.
         stream: StreamId,
         /// Offset that the stream expects.
         expected: u64,
-        /// Epoch that it expects.
+        /// The least epoch that it expects.
         expected_epoch: u64,
         /// What came.
         offset: u64,
@@ -161,6 +161,16 @@ pub enum Refusal {
         before: u64,
         /// Where it ends.
         end: u64,
+    },
+    /// A skip leads further than any stream gets.
+    #[error("stream {stream}: skip_to({before}) is further than any stream gets ({max})")]
+    SkipTooFar {
+        /// Whose.
+        stream: StreamId,
+        /// What was asked for.
+        before: u64,
+        /// The furthest that is allowed.
+        max: u64,
     },
     /// An epoch must be greater than every earlier one of the stream.
     #[error("stream {stream} is in epoch {last}; epoch {epoch} is not greater")]

@@ -24,9 +24,6 @@ pub(crate) use segment::{Entry, SealedIndex, SegmentIndex};
 pub(crate) use spans::Span;
 use spans::replace_spans;
 
-/// Entries that one lookup copies out of an unsealed segment.
-const ENTRIES_PER_LOOKUP: usize = 128;
-
 /// All durable records of a shard.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
@@ -35,6 +32,8 @@ pub(crate) struct Index {
     pub(crate) segments: BTreeMap<u64, SegmentIndex>,
     /// Generations of sealed segments in which nothing counts any more.
     dead: Vec<u64>,
+    /// Streams that went on beyond their end: a tail that waits inside of the gap waits in vain.
+    skipped: Vec<StreamId>,
     /// Of each stream that tails wait on: tail, and whom to wake.
     waiting: HashMap<StreamId, Vec<(u64, Waker)>>,
     /// A sealed segment with fewer live bytes than this is worth moving.
@@ -127,6 +126,9 @@ impl Index {
         entries.insert(at, entry);
         if !moved {
             let stream = self.streams.entry(frame.stream).or_default();
+            if frame.epoch > stream.epochs.last().epoch {
+                stream.epochs.begin(EpochStart { epoch: frame.epoch, start: frame.base });
+            }
             stream.end = stream.end.max(end);
         }
         self.place(frame.stream, frame.epoch, frame.base, end, generation);
@@ -176,11 +178,14 @@ impl Index {
         }
     }
 
-    /// Drops what lies below `before`.
+    /// Drops what lies below `before`, which may be beyond the end: then the stream goes on there.
     pub(crate) fn trim(&mut self, stream: StreamId, before: u64) {
         let state = self.streams.entry(stream).or_default();
         if before <= state.trimmed {
             return;
+        }
+        if before > state.end && self.waiting.contains_key(&stream) {
+            self.skipped.push(stream);
         }
         state.trimmed = before;
         state.end = state.end.max(before);
@@ -248,8 +253,28 @@ impl Index {
         Some(segment)
     }
 
-    /// Where the record at `offset` is.
-    pub(crate) fn locate(&self, stream: StreamId, offset: u64) -> Result<Location, NoLocation> {
+    /// Where the record at `offset` is, and up to `entries_max` frames from its own on.
+    pub(crate) fn locate(
+        &self,
+        stream: StreamId,
+        offset: u64,
+        entries_max: usize,
+    ) -> Result<(Location, LocatedFrames), NoLocation> {
+        let location = self.place_of(stream, offset)?;
+        let frames = match &self.segments[&location.generation].frames {
+            Frames::Sealed(sealed) => LocatedFrames::Sealed(*sealed),
+            Frames::Open(entries) => {
+                let entries = entries.get(&(stream, location.epoch)).map_or(&[][..], Vec::as_slice);
+                let first = entries.partition_point(|entry| entry.end() <= offset);
+                let until = entries.len().min(first + entries_max);
+                LocatedFrames::Entries(entries[first..until].to_vec())
+            }
+        };
+        Ok((location, frames))
+    }
+
+    /// As [`Index::locate`], without the frames.
+    pub(crate) fn place_of(&self, stream: StreamId, offset: u64) -> Result<Location, NoLocation> {
         let state = self.streams.get(&stream).ok_or(NoLocation::Beyond)?;
         if offset < state.trimmed {
             return Err(NoLocation::Trimmed(state.trimmed));
@@ -264,24 +289,12 @@ impl Index {
         };
         let segment = &self.segments[&span.generation];
         let epoch = state.epochs.epoch_at(offset);
-        let frames = match &segment.frames {
-            Frames::Sealed(sealed) => LocatedFrames::Sealed(*sealed),
-            Frames::Open(entries) => {
-                let entries = entries.get(&(stream, epoch)).map_or(&[][..], Vec::as_slice);
-                let first = entries.partition_point(|entry| entry.end() <= offset);
-                let until = entries.len().min(first + ENTRIES_PER_LOOKUP);
-                LocatedFrames::Entries(entries[first..until].to_vec())
-            }
-        };
-        let number = segment.number;
-        let epoch_end = state.epochs.clip(epoch, offset, span.end).end;
         Ok(Location {
-            number,
+            number: segment.number,
             generation: span.generation,
             file: segment.file,
             epoch,
-            span_end: epoch_end,
-            frames,
+            span_end: state.epochs.clip(epoch, offset, span.end).end,
         })
     }
 
@@ -341,12 +354,14 @@ impl Index {
         Some(waker)
     }
 
-    /// Takes the wakers of the streams that grew.
+    /// Takes the wakers of the streams that grew or skipped.
     pub(crate) fn take_waiting(&mut self, frames: &[SealedFrame]) -> Vec<Waker> {
+        let skipped = std::mem::take(&mut self.skipped);
         if self.waiting.is_empty() {
             return Vec::new();
         }
-        let waiting = frames.iter().filter_map(|frame| self.waiting.remove(&frame.stream));
+        let grown = frames.iter().map(|frame| frame.stream);
+        let waiting = grown.chain(skipped).filter_map(|stream| self.waiting.remove(&stream));
         waiting.flatten().map(|(_, waker)| waker).collect()
     }
 
@@ -386,7 +401,7 @@ mod tests {
     }
 
     fn generation(index: &Index, offset: u64) -> Result<u64, NoLocation> {
-        index.locate(StreamId::new(7), offset).map(|location| location.generation)
+        index.place_of(StreamId::new(7), offset).map(|location| location.generation)
     }
 
     #[test]
@@ -404,6 +419,36 @@ mod tests {
         assert_eq!(generation(&index, 8), Err(NoLocation::Trimmed(9)));
         assert_eq!(index.segments[&1].live_records, 0);
         assert_eq!(index.segments[&2].live_records, 3);
+        assert!(index.holes().is_empty());
+    }
+
+    #[test]
+    fn a_frame_begins_its_epoch_unless_it_was_moved() {
+        let mut index = index(&[1, 2]);
+        index.add_frame(1, 8192, &frame(7, 0, 0, 10), false);
+        index.add_frame(1, 12288, &frame(7, 3, 10, 10), false);
+        index.add_frame(2, 8192, &frame(7, 0, 0, 10), true);
+        let epochs = &index.streams[&StreamId::new(7)].epochs;
+        assert_eq!(epochs.last(), EpochStart { epoch: 3, start: 10 });
+        assert_eq!((epochs.epoch_at(9), epochs.entries().len()), (0, 2));
+        assert_eq!((generation(&index, 9), generation(&index, 10)), (Ok(2), Ok(1)));
+        let (place, _) = index.locate(StreamId::new(7), 4, 9).unwrap();
+        assert_eq!((place.epoch, place.span_end), (0, 10));
+    }
+
+    #[test]
+    fn a_skip_wakes_who_waits_and_leaves_no_hole() {
+        let (mut index, stream) = (index(&[1]), StreamId::new(7));
+        index.add_frame(1, 8192, &frame(7, 0, 0, 10), false);
+        assert!(index.wait_for(stream, 1, Waker::noop()).is_none());
+        index.trim(stream, 10);
+        assert!(index.take_waiting(&[]).is_empty(), "nothing came, and nothing else will");
+        index.trim(stream, 50);
+        assert_eq!(index.take_waiting(&[]).len(), 1);
+        assert_eq!(generation(&index, 10), Err(NoLocation::Trimmed(50)));
+        assert_eq!(generation(&index, 50), Err(NoLocation::Beyond));
+        index.add_frame(1, 12288, &frame(7, 0, 50, 2), false);
+        assert_eq!(generation(&index, 51), Ok(1));
         assert!(index.holes().is_empty());
     }
 

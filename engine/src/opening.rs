@@ -22,6 +22,7 @@ use crate::recovery::{Corruption, Damage, Plan, Recovered, WalkedContents};
 use crate::shard::{LoopOptions, ShardLoop};
 use crate::shared::Shared;
 use crate::stats::ShardStats;
+use crate::stream::OwnEpoch;
 
 pub(crate) const ANCHOR: &str = "anchor";
 
@@ -57,6 +58,7 @@ pub struct RecoveryReport {
 pub(crate) struct Identity {
     pub(crate) engine_id: EngineId,
     pub(crate) segment_bytes: u64,
+    pub(crate) own_epoch: OwnEpoch,
 }
 
 /// A shard that has been recovered.
@@ -128,6 +130,7 @@ pub(crate) fn open_shard(
         disk.pool(),
         disk.wake(),
         disk.reader(),
+        identity.own_epoch.clone(),
         state,
         recovered.index,
         stats,

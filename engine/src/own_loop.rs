@@ -5,20 +5,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::batch::Asked;
 use crate::clock::Clock;
 use crate::config::Options;
-use crate::control::Control;
 use crate::directory::Directory;
 use crate::disk::{Disk, Wait};
-use crate::engine::{StreamSummary, end_readers, shard_stats, summaries};
+use crate::engine::{StreamSummary, end_readers, epochs, shard_stats, summaries, verify_frame};
 use crate::error::{AppendError, CloseError, OpenError, ReadError};
 use crate::opening::{Driven, Identity, Opened, RecoveryReport, open_shard};
 use crate::queue::QueueState;
-use crate::reader::{Records, Tail};
+use crate::reader::{Frames, Records, Tail};
 use crate::receipt::{Append, AppendBatch, Change};
 use crate::shared::Shared;
 use crate::stats::ShardStats;
-use crate::stream::{EpochStart, StreamId};
+use crate::stream::{EpochStart, OwnEpoch, StreamId};
+use crate::subscription::{Subscription, subscribe};
 
 /// One shard driven by the caller's own loop: the same guarantees as [`crate::Engine`], without a
 /// thread and so without a hop between threads. Nothing becomes durable unless the caller calls
@@ -87,7 +88,7 @@ impl Options {
         segment_bytes: u64,
         clock: Clock,
     ) -> Result<Shard, OpenError> {
-        let identity = Identity { engine_id, segment_bytes };
+        let identity = Identity { engine_id, segment_bytes, own_epoch: OwnEpoch::default() };
         let path = Path::new("simulated");
         Ok(Shard::new(open_shard(disk, path, 0, &identity, self, clock)?, None))
     }
@@ -135,12 +136,36 @@ impl Shard {
         self.shared.try_append(stream, records.iter().copied()).map(AppendBatch)
     }
 
+    /// From the next batch that is sealed on, records of this node carry at least `epoch`: see
+    /// [`crate::Engine::set_epoch`].
+    pub fn set_epoch(&mut self, epoch: u64) {
+        self.shared.own_epoch.raise(epoch);
+    }
+
+    /// Appends a frame that another engine sealed, to the stream that it names; never waits. See
+    /// [`crate::Stream::append_frame`].
+    ///
+    /// # Errors
+    /// As [`Shard::append`]; also `BadFrame` for damaged bytes.
+    pub fn append_frame(&mut self, frame: &[u8]) -> Result<AppendBatch, AppendError> {
+        self.shared.try_append_frame(&verify_frame(frame)?).map(AppendBatch)
+    }
+
     /// Queues a trim; never waits. Ordered as [`Shard::truncate`].
     ///
     /// # Errors
     /// As [`Shard::append`].
     pub fn trim(&mut self, stream: StreamId, before: u64) -> Result<Change, AppendError> {
-        self.shared.try_change(stream, Control::Trim { stream, before }).map(Change)
+        self.shared.try_change(Asked::Trim { stream, before }).map(Change)
+    }
+
+    /// Queues a trim that may lead beyond the stream's end; never waits. See
+    /// [`crate::Stream::skip_to`].
+    ///
+    /// # Errors
+    /// As [`Shard::append`].
+    pub fn skip_to(&mut self, stream: StreamId, before: u64) -> Result<Change, AppendError> {
+        self.shared.try_change(Asked::SkipTo { stream, before }).map(Change)
     }
 
     /// Queues the start of an epoch, which cuts the records from `start` on; never waits. Trims and
@@ -156,7 +181,7 @@ impl Shard {
         epoch: u64,
     ) -> Result<Change, AppendError> {
         let start = EpochStart { epoch, start };
-        self.shared.try_change(stream, Control::Epoch { stream, start }).map(Change)
+        self.shared.try_change(Asked::Cut { stream, start }).map(Change)
     }
 
     /// One turn of the loop: seals and submits what waits, and sends the receipts of what has
@@ -196,6 +221,38 @@ impl Shard {
     /// The durable records from `offset` on; wait for them on another thread only.
     pub fn tail(&self, stream: StreamId, offset: u64) -> Tail {
         Tail::new(self.shared.clone(), stream, offset)
+    }
+
+    /// The durable frames from `offset` on, as they are on disk: for sending them on.
+    pub fn frames(&self, stream: StreamId, offset: u64) -> Frames {
+        Frames::new(self.shared.clone(), stream, offset)
+    }
+
+    /// Sealed frames: see [`crate::Engine::subscribe`].
+    pub fn subscribe(&mut self, batches: usize) -> Subscription {
+        let (subscription, subscribers) = subscribe(batches, &[self.shared.shard]);
+        subscribers.into_iter().for_each(|subscriber| self.shared.subscribe(subscriber));
+        subscription
+    }
+
+    /// Batch buffers that there are: see [`crate::Engine::batch_buffers`].
+    pub fn batch_buffers(&self) -> usize {
+        self.shared.pool.slots()
+    }
+
+    /// First offset of the stream that is not trimmed.
+    pub fn trimmed(&self, stream: StreamId) -> u64 {
+        self.shared.index().streams.get(&stream).map_or(0, |state| state.trimmed)
+    }
+
+    /// Offset after the stream's last durable record.
+    pub fn end(&self, stream: StreamId) -> u64 {
+        self.shared.index().streams.get(&stream).map_or(0, |state| state.end)
+    }
+
+    /// The stream's epochs, oldest first.
+    pub fn epochs(&self, stream: StreamId) -> Vec<EpochStart> {
+        epochs(&self.shared, stream)
     }
 
     /// All streams, by id.

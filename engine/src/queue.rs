@@ -6,8 +6,7 @@
 use std::collections::VecDeque;
 use std::task::Waker;
 
-use crate::batch::{Filling, record_bytes};
-use crate::control::Control;
+use crate::batch::{Asked, Filling, record_bytes};
 use crate::disk::{BufferMut, Pool};
 use crate::error::{AppendError, Poisoned};
 use crate::format::{BATCH_HEADER_BYTES, VerifiedFrame};
@@ -110,12 +109,11 @@ impl Queue {
     /// Adds a trim or cut.
     pub(crate) fn change(
         &mut self,
-        stream: StreamId,
-        change: Control,
+        asked: Asked,
         now_ns: impl FnOnce() -> u64,
     ) -> Result<Place, AppendError> {
         self.admit(0)?;
-        let full = self.controls.back().is_none_or(|filling| !filling.has_room(stream, 128));
+        let full = self.controls.back().is_none_or(|filling| !filling.has_room_for_frame(128));
         if full {
             if self.controls.len() >= CONTROL_BATCHES_MAX {
                 return Err(self.full());
@@ -123,7 +121,7 @@ impl Queue {
             let bytes = CONTROL_BATCH_BYTES.min(self.pool.slot_bytes());
             self.controls.push_back(Filling::new(BufferMut::allocate(bytes), now_ns()));
         }
-        Ok(self.controls.back_mut().expect("just pushed").push_asked(stream, change))
+        Ok(self.controls.back_mut().expect("just pushed").push_asked(asked))
     }
 
     fn admit(&self, payload: usize) -> Result<(), AppendError> {

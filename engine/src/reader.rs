@@ -1,6 +1,7 @@
 //! Reading durable records: by offset, and as they come. Runs on the reader's own thread with its
 //! own reads; writes nothing and believes no byte before its checksum.
 
+mod frames;
 mod record;
 mod records;
 mod tail;
@@ -9,8 +10,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use zerocopy::IntoBytes;
 
-use crate::disk::{BLOCK_BYTES, Buffer, BufferMut, FileId, block_round_up};
+use crate::disk::{BLOCK_BYTES, BufferMut, FileId, block_round_up};
 use crate::error::ReadError;
 use crate::footer::{read_entries, read_runs};
 use crate::format::{
@@ -21,12 +23,14 @@ use crate::index::{Entry, LocatedFrames, Location, NoLocation, SealedIndex};
 use crate::segments::segment_name;
 use crate::shared::Shared;
 use crate::stream::StreamId;
+use crate::subscription::FrameSlice;
+pub use frames::Frames;
 pub use record::Record;
 pub use records::Records;
 pub use tail::Tail;
 
-/// Bytes read at once when the frames that follow lie close together.
-const READ_AHEAD_BYTES: u64 = 256 << 10;
+/// How far it reads ahead when the frames that follow lie close together.
+const READ_AHEAD: ReadAhead = ReadAhead { bytes: 256 << 10, entries: 128 };
 /// Frames of other streams between two of this one that are read along rather than skipped.
 const READ_GAP_BYTES: u64 = 8 << 10;
 
@@ -42,6 +46,16 @@ pub(crate) struct Reader {
     chunk: Option<Chunk>,
     /// Length of the last frame.
     frame_bytes: usize,
+    read_ahead: ReadAhead,
+}
+
+/// How much is read at once.
+#[derive(Copy, Clone, Debug)]
+struct ReadAhead {
+    /// From the device.
+    bytes: u64,
+    /// Frames that one lookup takes out of the index of an unsealed segment.
+    entries: usize,
 }
 
 /// A frame that was read and verified, on its way to be taken apart.
@@ -58,13 +72,55 @@ struct ReadFrame {
     end: u64,
 }
 
-/// A block of a segment that was read.
+impl ReadFrame {
+    /// What counts of it from the next record on: the bytes as they were read when that is all,
+    /// else a new frame of just those records.
+    fn into_slice(self) -> FrameSlice {
+        let is_whole =
+            self.next == self.header.base_offset.get() && self.end == self.header.end_offset();
+        let count = (self.end - self.next) as u32;
+        FrameSlice {
+            stream: StreamId::new(self.header.stream.get()),
+            epoch: self.header.epoch.get(),
+            base_offset: self.next,
+            count,
+            bytes: if is_whole { self.bytes } else { self.part(count) },
+        }
+    }
+
+    /// A frame of `count` records from the next one on.
+    fn part(&self, count: u32) -> Bytes {
+        let until = skip_records(&self.bytes, self.at, u64::from(count));
+        let payload = &self.bytes[self.at..until];
+        let header = FrameHeader::new(
+            FrameKind::Data,
+            self.header.stream.get(),
+            self.header.epoch.get(),
+            self.next,
+            count,
+            self.header.timestamp_ns.get(),
+            payload,
+        );
+        [header.as_bytes(), payload].concat().into()
+    }
+}
+
+/// The byte behind `count` records that start at byte `at`; the frame was verified.
+fn skip_records(bytes: &[u8], at: usize, count: u64) -> usize {
+    (0..count).fold(at, |at, _| at + RECORD_PREFIX_BYTES + record_length(bytes, at))
+}
+
+fn record_length(bytes: &[u8], at: usize) -> usize {
+    let prefix = &bytes[at..at + RECORD_PREFIX_BYTES];
+    u32::from_le_bytes(prefix.try_into().expect("four bytes")) as usize
+}
+
+/// A part of a segment that was read.
 #[derive(Debug)]
 struct Chunk {
     generation: u64,
     from: u64,
-    buffer: Buffer,
-    length: usize,
+    bytes: Bytes,
 }
 
 /// Bytes that were not what the index promised.
@@ -76,8 +132,17 @@ enum Broken {
 
 impl Reader {
     pub(crate) fn new(shared: Arc<Shared>, stream: StreamId, next: u64) -> Self {
-        let (entries, location) = (VecDeque::new(), None);
-        Self { shared, stream, next, frame: None, entries, location, chunk: None, frame_bytes: 0 }
+        Self {
+            shared,
+            stream,
+            next,
+            frame: None,
+            entries: VecDeque::new(),
+            location: None,
+            chunk: None,
+            frame_bytes: 0,
+            read_ahead: READ_AHEAD,
+        }
     }
 
     /// Offset of the record that comes next.
@@ -98,15 +163,36 @@ impl Reader {
             if let Some(record) = self.take_from_frame() {
                 return Ok(Some(record));
             }
-            match self.load_frame() {
-                Ok(true) => {}
-                Ok(false) => return Ok(None),
-                Err(Broken::Stale) => {
-                    self.entries.clear();
-                    self.chunk = None;
-                }
-                Err(Broken::Error(error)) => return Err(error),
+            if !self.load()? {
+                return Ok(None);
             }
+        }
+    }
+
+    /// What counts of the frame that holds the next record, from that one on; `None` when it is
+    /// not durable yet.
+    fn read_next_frame(&mut self) -> Result<Option<FrameSlice>, ReadError> {
+        loop {
+            if let Some(frame) = self.frame.take() {
+                self.next = frame.end;
+                return Ok(Some(frame.into_slice()));
+            }
+            if !self.load()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Goes a step towards the frame of the next record. False when it is not durable.
+    fn load(&mut self) -> Result<bool, ReadError> {
+        match self.load_frame() {
+            Ok(is_durable) => Ok(is_durable),
+            Err(Broken::Stale) => {
+                self.entries.clear();
+                self.chunk = None;
+                Ok(true)
+            }
+            Err(Broken::Error(error)) => Err(error),
         }
     }
 
@@ -116,8 +202,7 @@ impl Reader {
             self.frame = None;
             return None;
         }
-        let prefix = &frame.bytes[frame.at..frame.at + RECORD_PREFIX_BYTES];
-        let length = u32::from_le_bytes(prefix.try_into().expect("four bytes")) as usize;
+        let length = record_length(&frame.bytes, frame.at);
         let start = frame.at + RECORD_PREFIX_BYTES;
         let record = Record {
             stream: self.stream,
@@ -152,7 +237,7 @@ impl Reader {
                 }
             }
         }
-        let Some(location) = self.location.clone() else { return Ok(false) };
+        let Some(location) = self.location else { return Ok(false) };
         if self.next >= location.span_end {
             self.entries.clear();
             return Ok(true);
@@ -161,16 +246,17 @@ impl Reader {
         if u64::from(entry.position) >= self.shared.segment_bytes {
             return Err(self.corrupt(&location, 0, "its index does not lead to the record"));
         }
-        let frame = self.read_frame(&location, entry)?;
+        let mut frame = self.read_frame(&location, entry)?;
         self.frame_bytes = frame.bytes.len();
-        self.check_still_there(&location)?;
+        // A cut since it was located may have left only its beginning.
+        frame.end = frame.end.min(self.check_still_there(&location)?);
         self.frame = Some(frame);
         Ok(true)
     }
 
     fn locate(&mut self) -> Result<bool, Broken> {
-        let located = self.shared.index().locate(self.stream, self.next);
-        let location = match located {
+        let located = self.shared.index().locate(self.stream, self.next, self.read_ahead.entries);
+        let (location, frames) = match located {
             Ok(location) => location,
             Err(NoLocation::Beyond) => return Ok(false),
             Err(NoLocation::Trimmed(trimmed)) => {
@@ -185,9 +271,9 @@ impl Reader {
                 }));
             }
         };
-        self.entries = match &location.frames {
-            LocatedFrames::Entries(entries) => entries.clone().into(),
-            LocatedFrames::Sealed(sealed) => self.load_entries(&location, *sealed)?.into(),
+        self.entries = match frames {
+            LocatedFrames::Entries(entries) => entries.into(),
+            LocatedFrames::Sealed(sealed) => self.load_entries(&location, sealed)?.into(),
         };
         // Entries of a sealed segment come from the device: one that is damaged leads nowhere.
         let places = DATA_START..self.shared.segment_bytes;
@@ -295,12 +381,8 @@ impl Reader {
             return Err(self.corrupt(location, position, "another frame is in its place"));
         }
         let bytes = bytes.slice(..header.frame_length());
-        let mut at = FRAME_HEADER_BYTES;
-        for _ in header.base_offset.get()..self.next {
-            let prefix = &bytes[at..at + RECORD_PREFIX_BYTES];
-            let length = u32::from_le_bytes(prefix.try_into().expect("four bytes")) as usize;
-            at += RECORD_PREFIX_BYTES + length;
-        }
+        let before = self.next - header.base_offset.get();
+        let at = skip_records(&bytes, FRAME_HEADER_BYTES, before);
         let end = header.end_offset().min(location.span_end);
         Ok(ReadFrame { header, bytes, next: self.next, at, end })
     }
@@ -315,20 +397,18 @@ impl Reader {
         if let Some(chunk) = &self.chunk
             && chunk.generation == location.generation
             && chunk.from <= position
-            && position + wanted as u64 <= chunk.from + chunk.length as u64
+            && position + wanted as u64 <= chunk.from + chunk.bytes.len() as u64
         {
-            let at = (position - chunk.from) as usize;
-            return Ok(chunk.buffer.to_bytes().slice(at..chunk.length));
+            return Ok(chunk.bytes.slice((position - chunk.from) as usize..));
         }
         let from = position / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
         let left = (self.shared.segment_bytes - from) as usize;
         let end = self.read_ahead_until(position, position + wanted as u64);
         let length = block_round_up((end - from) as usize).min(left);
         let (buffer, length) = self.read_buffer(location.file, location, from, length)?;
-        let buffer = buffer.freeze();
-        let at = ((position - from) as usize).min(length);
-        let bytes = buffer.to_bytes().slice(at..length);
-        self.chunk = Some(Chunk { generation: location.generation, from, buffer, length });
+        let chunk = buffer.freeze().to_bytes().slice(..length);
+        let bytes = chunk.slice(((position - from) as usize).min(length)..);
+        self.chunk = Some(Chunk { generation: location.generation, from, bytes: chunk });
         Ok(bytes)
     }
 
@@ -339,7 +419,8 @@ impl Reader {
         let mut end = needed.max(position + guess);
         for entry in &self.entries {
             let next = u64::from(entry.position);
-            if next < position || next > end + READ_GAP_BYTES || end > position + READ_AHEAD_BYTES {
+            let is_enough = end > position + self.read_ahead.bytes;
+            if next < position || next > end + READ_GAP_BYTES || is_enough {
                 break;
             }
             end = end.max(next + guess);
@@ -375,12 +456,11 @@ impl Reader {
         }
     }
 
-    /// What was read counts only if the segment was not freed before.
-    fn check_still_there(&self, location: &Location) -> Result<(), Broken> {
-        let index = self.shared.index();
-        match index.locate(self.stream, self.next) {
+    /// What was read counts only if the segment was not freed before. Returns where it ends by now.
+    fn check_still_there(&self, location: &Location) -> Result<u64, Broken> {
+        match self.shared.index().place_of(self.stream, self.next) {
             Ok(now) if now.generation == location.generation && now.epoch == location.epoch => {
-                Ok(())
+                Ok(now.span_end)
             }
             _ => Err(Broken::Stale),
         }
@@ -389,7 +469,7 @@ impl Reader {
     fn damaged(&self, location: &Location, position: u64, error: FormatError) -> Broken {
         match self.check_still_there(location) {
             Err(stale) => stale,
-            Ok(()) => self.corrupt(location, position, &error.to_string()),
+            Ok(_) => self.corrupt(location, position, &error.to_string()),
         }
     }
 

@@ -9,6 +9,7 @@ mod waiting;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::task::Waker;
 
 use hdrhistogram::Histogram;
 
@@ -83,6 +84,8 @@ pub(crate) struct ShardLoop {
     poisoned: Option<Poisoned>,
     completions: Vec<Completion>,
     finished: VecDeque<DurableBatch>,
+    /// Of receivers that were parked when a batch was handed over.
+    subscriber_wakers: Vec<Waker>,
     /// Live, prepared, free, failures: as the counters say.
     published: (usize, usize, usize, u64),
 }
@@ -136,6 +139,7 @@ impl ShardLoop {
             poisoned: None,
             completions: Vec::with_capacity(64),
             finished: VecDeque::with_capacity(32),
+            subscriber_wakers: Vec::new(),
             published: (0, 0, 0, 0),
             shared,
             disk,
@@ -171,10 +175,12 @@ impl ShardLoop {
         self.advance();
         self.fill_slots(now_ns);
         let submitted = self.submit_flush();
-        if submitted && !self.finished.is_empty() {
-            // The device starts on the next batch while this one's waiters are woken.
+        let wakes = !self.finished.is_empty() || !self.subscriber_wakers.is_empty();
+        if submitted && wakes {
+            // The device starts on the next batch while waiters are woken.
             self.reap(Wait::No);
         }
+        self.subscriber_wakers.drain(..).for_each(Waker::wake);
         let released = self.release(now_ns);
         self.maintain(now_ns);
         self.end();
@@ -258,7 +264,7 @@ impl ShardLoop {
             wakers.append(&mut index.take_waiting(&batch.frames));
         }
         drop(index);
-        wakers.into_iter().for_each(std::task::Waker::wake);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     fn seal(&mut self, filling: Filling, now_ns: u64) {
@@ -275,13 +281,15 @@ impl ShardLoop {
             incarnation: self.incarnation,
             previous_crc: self.open.last_crc(),
             timestamp_ns: self.shared.clock.unix_ns(),
+            own_epoch: self.shared.own_epoch.get(),
         };
         let sealed = filling.seal(&mut self.streams, place);
         self.needs_idle_seal = !is_empty;
         let offset = self.open.offset;
         self.open.note(&sealed);
         if let Some(mut subscribers) = self.shared.subscribers() {
-            subscribers.retain_mut(|subscriber| subscriber.hand_over(&sealed, &self.shared.pool));
+            let (pool, wakers) = (&self.shared.pool, &mut self.subscriber_wakers);
+            subscribers.retain_mut(|subscriber| subscriber.hand_over(&sealed, pool, wakers));
         }
         let sealed_ns = self.shared.clock.now_ns();
         self.sealed_ns = sealed_ns;

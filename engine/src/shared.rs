@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
+use crate::batch::Asked;
 use crate::clock::Clock;
-use crate::control::Control;
 use crate::disk::{Pool, ReadAt, Wake};
 use crate::error::AppendError;
 use crate::format::{EngineId, VerifiedFrame};
@@ -15,7 +15,7 @@ use crate::index::Index;
 use crate::queue::{Lane, Queue, QueueState};
 use crate::receipt::Place;
 use crate::stats::ShardStats;
-use crate::stream::StreamId;
+use crate::stream::{OwnEpoch, StreamId};
 use crate::subscription::Subscriber;
 
 /// The meeting place of one shard.
@@ -27,12 +27,15 @@ pub(crate) struct Shared {
     pub(crate) pool: Pool,
     pub(crate) wake: Arc<Wake>,
     pub(crate) reader: Arc<dyn ReadAt>,
+    pub(crate) own_epoch: OwnEpoch,
     queue: Mutex<Queue>,
     room: Condvar,
     index: Mutex<Index>,
     stats: Mutex<ShardStats>,
     subscribers: Mutex<Vec<Subscriber>>,
+    /// There are some, or the shard has ended: changed with the lock held.
     subscribed: AtomicBool,
+    unsubscribed: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -50,6 +53,7 @@ impl Shared {
         pool: Pool,
         wake: Arc<Wake>,
         reader: Arc<dyn ReadAt>,
+        own_epoch: OwnEpoch,
         state: QueueState,
         index: Index,
         stats: ShardStats,
@@ -64,11 +68,13 @@ impl Shared {
             pool,
             wake,
             reader,
+            own_epoch,
             room: Condvar::new(),
             index: Mutex::new(index),
             stats: Mutex::new(stats),
             subscribers: Mutex::default(),
             subscribed: AtomicBool::new(false),
+            unsubscribed: AtomicBool::new(false),
         }
     }
 
@@ -89,14 +95,25 @@ impl Shared {
         self.subscribed.load(Ordering::Acquire).then(|| lock(&self.subscribers))
     }
 
+    /// Adds one, which ends at once when the shard has ended.
     pub(crate) fn subscribe(&self, subscriber: Subscriber) {
-        lock(&self.subscribers).push(subscriber);
+        let mut subscribers = lock(&self.subscribers);
+        if self.unsubscribed.load(Ordering::Relaxed) {
+            drop(subscribers);
+            return;
+        }
+        subscribers.push(subscriber);
         self.subscribed.store(true, Ordering::Release);
     }
 
-    /// Ends every subscription of this shard.
+    /// Ends every subscription of this shard, also those to come. That wakes the receivers: other
+    /// people's code, which runs without the lock.
     pub(crate) fn unsubscribe_all(&self) {
-        lock(&self.subscribers).clear();
+        let mut subscribers = lock(&self.subscribers);
+        self.unsubscribed.store(true, Ordering::Relaxed);
+        let ended = std::mem::take(&mut *subscribers);
+        drop(subscribers);
+        drop(ended);
     }
 
     /// Queues records that stay together; never waits.
@@ -120,13 +137,9 @@ impl Shared {
         Ok(place)
     }
 
-    /// Queues a trim or cut; never waits.
-    pub(crate) fn try_change(
-        &self,
-        stream: StreamId,
-        change: Control,
-    ) -> Result<Place, AppendError> {
-        let place = self.queue().change(stream, change, || self.clock.now_ns())?;
+    /// Queues a trim, skip or cut; never waits.
+    pub(crate) fn try_change(&self, asked: Asked) -> Result<Place, AppendError> {
+        let place = self.queue().change(asked, || self.clock.now_ns())?;
         self.wake.wake();
         Ok(place)
     }

@@ -4,8 +4,14 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Refusal;
+use crate::format::COUNTER_LAST;
+
+/// The greatest offset that a stream may skip to: as many records again fit behind it.
+const SKIP_MAX: u64 = COUNTER_LAST / 2;
 
 /// Names a stream. Ids 0 to 3 are reserved for the system.
 #[derive(Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash, Debug)]
@@ -45,6 +51,23 @@ pub struct EpochStart {
     pub epoch: u64,
     /// First offset that carries it.
     pub start: u64,
+}
+
+/// The least epoch of the records of this node, one for all shards of an engine. In memory only:
+/// whoever leads in an epoch has promised it durably.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct OwnEpoch(Arc<AtomicU64>);
+
+impl OwnEpoch {
+    /// Raises it; a lower value than before changes nothing.
+    pub(crate) fn raise(&self, epoch: u64) {
+        self.0.fetch_max(epoch, Ordering::Release);
+    }
+
+    /// Looked at once for each batch that is sealed.
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 /// The epochs of a stream (I-17): the record at offset o carries the last epoch whose start ≤ o.
@@ -159,21 +182,32 @@ impl StreamTable {
         self.streams.get(&stream)
     }
 
-    /// Gives `count` records of this node their place: base offset and epoch.
+    /// Gives `count` records of this node their place: base offset and epoch. They carry `epoch`
+    /// or the stream's last, whichever is greater.
     ///
     /// # Errors
-    /// When it would be one stream too many.
-    pub fn append(&mut self, stream: StreamId, count: u32) -> Result<(u64, u64), Refusal> {
+    /// When it would be one stream or epoch too many.
+    pub fn append(
+        &mut self,
+        stream: StreamId,
+        epoch: u64,
+        count: u32,
+    ) -> Result<(u64, u64), Refusal> {
         let state = self.state(stream)?;
-        let base = state.next;
+        let (base, last) = (state.next, state.epochs.last().epoch);
+        if epoch > last {
+            self.begin_epoch(stream, EpochStart { epoch, start: base })?;
+            return self.append(stream, epoch, count);
+        }
         state.next += u64::from(count);
-        Ok((base, state.epochs.last().epoch))
+        Ok((base, last))
     }
 
-    /// Accepts a frame from elsewhere when it is the exact continuation (I-9).
+    /// Accepts a frame from elsewhere when it is the exact continuation (I-9): the next offset, in
+    /// the stream's last epoch or in a later one, which begins there.
     ///
     /// # Errors
-    /// What the continuation would have been.
+    /// What the continuation would have been; also when it would be one stream or epoch too many.
     pub fn append_frame(
         &mut self,
         stream: StreamId,
@@ -181,19 +215,26 @@ impl StreamTable {
         base: u64,
         count: u32,
     ) -> Result<(), Refusal> {
-        let state = self.state(stream)?;
-        let expected_epoch = state.epochs.last().epoch;
-        if base != state.next || epoch != expected_epoch {
+        let (_, expected, expected_epoch) = self.bounds(stream);
+        if base != expected || epoch < expected_epoch {
+            let offset = base;
             return Err(Refusal::NotContinuation {
                 stream,
-                expected: state.next,
+                expected,
                 expected_epoch,
-                offset: base,
+                offset,
                 epoch,
             });
         }
-        state.next += u64::from(count);
-        Ok(())
+        self.append(stream, epoch, count).map(drop)
+    }
+
+    /// First offset that is not trimmed, offset that the next record gets, and last epoch. What is
+    /// refused does not make a stream.
+    fn bounds(&self, stream: StreamId) -> (u64, u64, u64) {
+        self.streams
+            .get(&stream)
+            .map_or((0, 0, 0), |state| (state.trimmed, state.next, state.epochs.last().epoch))
     }
 
     /// Whether any of these records still counts: neither trimmed nor cut.
@@ -218,11 +259,28 @@ impl StreamTable {
     /// # Errors
     /// When there is no record that far yet.
     pub fn trim(&mut self, stream: StreamId, before: u64) -> Result<(), Refusal> {
-        let state = self.state(stream)?;
-        if before > state.next {
-            return Err(Refusal::TrimBeyondEnd { stream, before, end: state.next });
+        let (_, end, _) = self.bounds(stream);
+        if before > end {
+            return Err(Refusal::TrimBeyondEnd { stream, before, end });
         }
+        self.drop_below(stream, before)
+    }
+
+    /// As a trim, and beyond the end the next record gets the offset `before`.
+    ///
+    /// # Errors
+    /// When that is further than any stream gets, or it would be one stream too many.
+    pub fn skip_to(&mut self, stream: StreamId, before: u64) -> Result<(), Refusal> {
+        if before > SKIP_MAX {
+            return Err(Refusal::SkipTooFar { stream, before, max: SKIP_MAX });
+        }
+        self.drop_below(stream, before)
+    }
+
+    fn drop_below(&mut self, stream: StreamId, before: u64) -> Result<(), Refusal> {
+        let state = self.state(stream)?;
         state.trimmed = state.trimmed.max(before);
+        state.next = state.next.max(before);
         let before = state.epochs.entries().len();
         state.epochs.trim(state.trimmed);
         let after = state.epochs.entries().len();
@@ -235,21 +293,17 @@ impl StreamTable {
     /// # Errors
     /// When the epoch is not greater than the last, or the start lies outside the stream.
     pub fn begin_epoch(&mut self, stream: StreamId, start: EpochStart) -> Result<(), Refusal> {
-        let full = self.epochs >= self.epochs_max;
-        let max = self.epochs_max;
-        let state = self.state(stream)?;
-        let last = state.epochs.last().epoch;
+        let (trimmed, end, last) = self.bounds(stream);
         if start.epoch <= last {
             return Err(Refusal::EpochNotGreater { stream, epoch: start.epoch, last });
         }
-        if start.start > state.next || start.start < state.trimmed {
-            return Err(Refusal::CutOutside {
-                stream,
-                start: start.start,
-                trimmed: state.trimmed,
-                end: state.next,
-            });
+        if start.start > end || start.start < trimmed {
+            let start = start.start;
+            return Err(Refusal::CutOutside { stream, start, trimmed, end });
         }
+        let full = self.epochs >= self.epochs_max;
+        let max = self.epochs_max;
+        let state = self.state(stream)?;
         let before = state.epochs.entries().len();
         let mut epochs = state.epochs.clone();
         epochs.begin(start);
@@ -288,17 +342,64 @@ mod tests {
         let stream = StreamId::new(9);
         assert!(table.append_frame(stream, 0, 0, 4).is_ok());
         assert!(table.append_frame(stream, 0, 3, 4).is_err());
-        assert!(table.append_frame(stream, 1, 4, 4).is_err());
+        assert!(table.append_frame(stream, 1, 5, 4).is_err());
         table.begin_epoch(stream, EpochStart { epoch: 1, start: 2 }).unwrap();
+        assert!(table.append_frame(stream, 0, 2, 4).is_err());
         assert!(table.append_frame(stream, 1, 2, 4).is_ok());
         assert_eq!(table.get(stream).unwrap().next, 6);
+        assert!(table.append_frame(stream, 4, 6, 1).is_ok(), "a later epoch begins there");
+        assert_eq!(table.get(stream).unwrap().epochs.last(), EpochStart { epoch: 4, start: 6 });
+        assert!(table.append_frame(stream, 3, 7, 1).is_err());
+    }
+
+    #[test]
+    fn own_records_carry_the_greater_epoch() {
+        let mut table = StreamTable::new(HashMap::new(), 100);
+        let (old, new) = (StreamId::new(9), StreamId::new(10));
+        assert_eq!(table.append(old, 0, 3), Ok((0, 0)));
+        assert_eq!(table.append(old, 2, 3), Ok((3, 2)));
+        assert_eq!(table.append(old, 1, 1), Ok((6, 2)), "an epoch never falls");
+        assert_eq!(table.append(new, 2, 1), Ok((0, 2)));
+        let starts = |stream| table.get(stream).unwrap().epochs.entries().to_vec();
+        let begun = |epoch, start| EpochStart { epoch, start };
+        assert_eq!((starts(old), starts(new)), (vec![begun(0, 0), begun(2, 3)], vec![begun(2, 0)]));
+    }
+
+    #[test]
+    fn a_skip_leaves_nothing_and_goes_on_behind_it() {
+        let mut table = StreamTable::new(HashMap::new(), 100);
+        let stream = StreamId::new(9);
+        table.append(stream, 0, 10).unwrap();
+        table.append(stream, 3, 10).unwrap();
+        table.skip_to(stream, 5).unwrap();
+        assert_eq!(table.get(stream).unwrap().next, 20, "inside of the stream it is a trim");
+        table.skip_to(stream, 70).unwrap();
+        let state = table.get(stream).unwrap();
+        assert_eq!((state.trimmed, state.next, state.epochs.entries().len()), (70, 70, 1));
+        assert_eq!(table.append(stream, 0, 1), Ok((70, 3)));
+        let too_far = table.skip_to(stream, SKIP_MAX + 1);
+        assert!(matches!(too_far, Err(Refusal::SkipTooFar { .. })));
+        table.skip_to(stream, SKIP_MAX).unwrap();
+        table.append(stream, 0, 9).unwrap();
+        table.trim(stream, SKIP_MAX + 5).unwrap();
+    }
+
+    #[test]
+    fn what_is_refused_makes_no_stream() {
+        let mut table = StreamTable::new(HashMap::new(), 100);
+        let stream = StreamId::new(9);
+        assert!(table.trim(stream, 1).is_err());
+        assert!(table.append_frame(stream, 0, 1, 1).is_err());
+        assert!(table.begin_epoch(stream, EpochStart { epoch: 1, start: 1 }).is_err());
+        assert!(table.skip_to(stream, SKIP_MAX + 1).is_err());
+        assert!(table.iter().next().is_none());
     }
 
     #[test]
     fn trims_and_cuts_stay_inside_the_stream() {
         let mut table = StreamTable::new(HashMap::new(), 100);
         let stream = StreamId::new(9);
-        table.append(stream, 10).unwrap();
+        table.append(stream, 0, 10).unwrap();
         assert!(table.trim(stream, 11).is_err());
         table.trim(stream, 6).unwrap();
         table.trim(stream, 3).unwrap();
@@ -312,12 +413,17 @@ mod tests {
     fn streams_and_epochs_are_bounded_together() {
         let mut table = StreamTable::new(HashMap::new(), 3);
         let (first, second) = (StreamId::new(7), StreamId::new(8));
-        table.append(first, 10).unwrap();
+        table.append(first, 0, 10).unwrap();
         table.begin_epoch(first, EpochStart { epoch: 1, start: 5 }).unwrap();
-        table.append(second, 1).unwrap();
-        let third = table.append(StreamId::new(9), 1).unwrap_err();
+        table.append(second, 0, 1).unwrap();
+        let third = table.append(StreamId::new(9), 0, 1).unwrap_err();
         assert!(matches!(third, Refusal::TooManyStreams { max: 3, .. }), "{third}");
-        table.append(first, 5).unwrap();
+        let own = table.append(second, 9, 1).unwrap_err();
+        assert!(matches!(own, Refusal::TooManyStreams { max: 3, .. }), "{own}");
+        let foreign = table.append_frame(second, 9, 1, 1).unwrap_err();
+        assert!(matches!(foreign, Refusal::TooManyStreams { max: 3, .. }), "{foreign}");
+        assert_eq!(table.get(second).unwrap().next, 1);
+        table.append(first, 0, 5).unwrap();
         let start = EpochStart { epoch: 2, start: 8 };
         assert!(table.begin_epoch(first, start).is_err());
         assert!(
@@ -325,7 +431,7 @@ mod tests {
             "replaces one"
         );
         table.trim(first, 5).unwrap();
-        assert!(table.append(StreamId::new(9), 1).is_ok(), "the trim made room");
+        assert!(table.append(StreamId::new(9), 0, 1).is_ok(), "the trim made room");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::disk::blocking::{BlockingDisk, BlockingOptions};
 use crate::disk::uring::{UringDisk, UringOptions};
 use crate::engine::end_readers;
 use crate::error::{OpenError, Poisoned};
-use crate::opening::{Driven, Identity, Opened, RecoveryReport, open_shard};
+use crate::opening::{Driven, Opened, RecoveryReport, open_shard};
 use crate::shared::Shared;
 
 /// A shard that runs.
@@ -120,9 +120,7 @@ pub(crate) fn open(
 ) -> Result<Opened, OpenError> {
     let path = directory.shard_path(shard);
     let disk = open_disk(directory, shard, options)?;
-    let identity =
-        Identity { engine_id: directory.engine_id, segment_bytes: directory.segment_bytes };
-    open_shard(disk, &path, shard, &identity, options, clock)
+    open_shard(disk, &path, shard, &directory.identity(), options, clock)
 }
 
 /// The kernel keeps 15 bytes of a name, which must tell the shards apart.

@@ -241,7 +241,8 @@ fn sealed_frames_are_the_very_bytes_that_are_written() {
         let subscription = engine.subscribe(64);
         let stream = engine.stream(StreamId::new(7));
         stream.append_batch([b"one", b"two"]).unwrap().wait().unwrap();
-        let Some(SealedFrames::Batch(frames)) = subscription.next_timeout(Duration::from_secs(10))
+        let Some(SealedFrames::Batch { frames, .. }) =
+            subscription.next_timeout(Duration::from_secs(10))
         else {
             panic!("a batch was sealed");
         };
@@ -277,8 +278,8 @@ fn a_slow_subscriber_is_told_and_starves_nobody() {
         let mut lagged = false;
         while let Some(sealed) = subscription.next_timeout(Duration::ZERO) {
             match sealed {
-                SealedFrames::Batch(frames) => seen += frames.len(),
-                SealedFrames::Lagged => lagged = true,
+                SealedFrames::Batch { frames, .. } => seen += frames.len(),
+                SealedFrames::Lagged { .. } => lagged = true,
             }
         }
         assert!(lagged && seen < 200, "half of the pool at most: {seen} frames were kept");

@@ -4,7 +4,7 @@ use super::segment::{Entry, SealedIndex};
 use crate::disk::FileId;
 
 /// Where a record is.
-#[derive(Clone, Debug)]
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub(crate) struct Location {
     pub(crate) number: u64,
     pub(crate) generation: u64,
@@ -13,7 +13,6 @@ pub(crate) struct Location {
     pub(crate) epoch: u64,
     /// Offset after the last record of this span.
     pub(crate) span_end: u64,
-    pub(crate) frames: LocatedFrames,
 }
 
 /// How to find the frame in its segment.

@@ -101,10 +101,7 @@ impl Site {
     }
 
     pub(super) fn identity(&self) -> Identity {
-        Identity {
-            engine_id: self.directory.engine_id,
-            segment_bytes: self.directory.segment_bytes,
-        }
+        self.directory.identity()
     }
 
     pub(super) fn shards(&self) -> std::ops::Range<u16> {

@@ -20,7 +20,7 @@ use crate::recovery::{Damage, WalkedContents};
 use crate::scan::{Found, VerifiedBatch};
 use crate::shared::Shared;
 use crate::stats::ShardStats;
-use crate::stream::StreamId;
+use crate::stream::{OwnEpoch, StreamId};
 
 use super::files::segment_files;
 use super::places::{Place, Source};
@@ -263,6 +263,7 @@ fn open_shard(site: &Site, shard: u16) -> Result<ShardSnapshot, OpenError> {
         disk.pool(),
         disk.wake(),
         disk.reader(),
+        OwnEpoch::default(),
         QueueState::ReadOnly,
         recovered.index,
         ShardStats::new(shard, disk.description()),

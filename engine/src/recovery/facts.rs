@@ -32,7 +32,7 @@ impl Facts {
         for frame in &batch.frames {
             let state = self.streams.entry(frame.stream).or_default();
             if frame.epoch > state.epochs.last().epoch {
-                // What began this epoch is lost to damage; that it began is certain all the same.
+                // It begins here, unless a cut that is lost to damage began it before.
                 state.next = frame.base;
                 state.epochs.begin(EpochStart { epoch: frame.epoch, start: frame.base });
             }
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_whose_beginning_is_lost_is_known_by_its_records() {
+    fn records_begin_an_epoch_also_where_the_cut_that_did_is_lost() {
         let mut facts = Facts::default();
         facts.replay(1, &batch(0, 0, 6));
         facts.replay(1, &batch(5, 4, 1));

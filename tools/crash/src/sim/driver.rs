@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use ringwal_engine::disk::sim::{Fault, Kind, SimDisk, SimHandle};
 use ringwal_engine::disk::{BLOCK_BYTES, Disk, Pool};
-use ringwal_engine::format::SegmentHeader;
+use ringwal_engine::format::{FrameHeader, FrameKind, SegmentHeader};
 use ringwal_engine::{AppendError, Clock, EpochStart, OpenError, Options, Shard};
+use zerocopy::IntoBytes;
 
 use super::events::{Counts, Event};
-use super::reference::{Command, Reference, Token};
+use super::reference::{Carries, Command, Reference, Token};
 use super::seeds::Outcome;
 use super::setup::Setup;
 use super::trace;
@@ -138,6 +139,7 @@ impl World {
         for (event, count) in [
             (Event::Acknowledged, self.reference.acknowledged),
             (Event::Refused, self.reference.refused),
+            (Event::EpochsBegun, self.reference.begun),
             (Event::OutOfOrder, happened.overtaking_writes),
             (Event::Stalls, happened.stalls),
             (Event::ErrorsWrite, happened.errors_write),
@@ -267,6 +269,7 @@ impl World {
         let shown = self.reference.show(&shard);
         let kept = self.reference.recover(&shown) as u64;
         self.counts.add(Event::Doubtful, kept);
+        self.reference.forget_epochs();
         self.poisoned = false;
         self.shard = Some(shard);
     }
@@ -294,6 +297,9 @@ impl World {
         if self.random.chance(400) {
             let after = self.random.pick(&[20, 100, 400]);
             self.die_within(after);
+        }
+        if self.random.chance(200) {
+            self.set_epoch();
         }
         for _ in 0..self.random.below(self.setup.actions) {
             if self.poisoned {
@@ -339,12 +345,15 @@ impl World {
             330..450 => self.append_batch(),
             450..700 => self.turn(),
             700..780 => self.trim(),
-            780..800 => self.cut(),
+            780..790 => self.cut(),
+            790..795 => self.skip(),
+            795..800 => self.set_epoch(),
             800..880 => self.read(),
             880..920 => drop(self.drain()),
             920..950 => self.idle(),
             950..955 => self.stall(),
-            955..990 => self.check(),
+            955..975 => self.check(),
+            975..990 => self.append_foreign(),
             _ if self.setup.faulty => self.make_fault(),
             _ => self.turn(),
         }
@@ -440,7 +449,43 @@ impl World {
             [one] => self.shard().append(id, one).map(Token::One),
             many => self.shard().append_batch(id, many).map(Token::Many),
         };
-        self.begin(Command::Append { stream, ids }, outcome)
+        let epoch = Carries::AtLeast(self.reference.own_epoch());
+        self.begin(Command::Append { stream, ids, epoch }, outcome)
+    }
+
+    /// The node gets an epoch; now and then one that is no news.
+    fn set_epoch(&mut self) {
+        let known = self.reference.streams.iter().map(|facts| facts.epoch).max().unwrap_or(0);
+        let epoch = (known + self.random.below(4)).saturating_sub(1);
+        self.tell(|| format!("epoch {epoch}"));
+        self.counts.note(Event::EpochsSet);
+        self.shard().set_epoch(epoch);
+        self.reference.set_epoch(epoch);
+    }
+
+    /// A frame that continues a stream, in its epoch or a later one.
+    fn append_foreign(&mut self) {
+        let stream = self.reference.pick_stream(&mut self.random);
+        if self.reference.busy(stream) != (false, false) {
+            return self.turn();
+        }
+        let facts = &self.reference.streams[stream];
+        let (base, epoch) = (facts.end(), facts.epoch + self.random.below(3));
+        let lengths = [self.length().min(900), self.length().min(900)];
+        let (ids, payloads) = self.reference.make_records(&lengths);
+        let payload: Vec<u8> = payloads
+            .iter()
+            .flat_map(|record| [&(record.len() as u32).to_le_bytes()[..], record].concat())
+            .collect();
+        let id = self.reference.ids[stream];
+        let kind = FrameKind::Data;
+        let header = FrameHeader::new(kind, id.get(), epoch, base, 2, 0, &payload);
+        let frame = [header.as_bytes(), &payload].concat();
+        let outcome = self.shard().append_frame(&frame).map(Token::Many);
+        let epoch = Carries::Exactly(epoch);
+        if self.begin(Command::Append { stream, ids, epoch }, outcome) {
+            self.counts.note(Event::Foreign);
+        }
     }
 
     fn begin(&mut self, command: Command, outcome: Result<Token, AppendError>) -> bool {
@@ -493,6 +538,19 @@ impl World {
         self.begin(Command::Trim { stream, before }, outcome)
     }
 
+    fn skip(&mut self) {
+        let stream = self.random.below(self.reference.ids.len() as u64) as usize;
+        if !self.setup.wild && self.reference.busy(stream) != (false, false) {
+            return self.turn();
+        }
+        let before = self.reference.streams[stream].end() + self.random.within(1..=20);
+        let id = self.reference.ids[stream];
+        let outcome = self.shard().skip_to(id, before).map(Token::Change);
+        if self.begin(Command::Trim { stream, before }, outcome) {
+            self.counts.note(Event::Skips);
+        }
+    }
+
     fn cut(&mut self) {
         let stream = self.random.below(self.reference.ids.len() as u64) as usize;
         if !self.setup.wild && self.reference.busy(stream) != (false, false) {
@@ -519,8 +577,10 @@ impl World {
         let until = from + self.random.within(0..=20);
         // A reader's read can meet a read error that was meant for the shard.
         if !self.fault_armed && !self.is_down() {
+            let bytes_max = self.random.pick(&[1, 2_000, 100_000]);
             let shard = self.shard.as_ref().expect("the shard is open");
             self.reference.check_read(shard, stream, from..until);
+            self.reference.check_frames(shard, stream, from, bytes_max);
         }
     }
 

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
+use ringwal_engine::format::VerifiedFrame;
 use ringwal_engine::{
     Append, AppendBatch, Change, CommitError, EpochStart, ReadError, Shard, StreamId,
 };
@@ -39,6 +40,7 @@ impl Facts {
     /// Receipts of different lanes may be looked at in another order than their batches had, so
     /// epochs decide what is cut.
     fn append(&mut self, offset: u64, written: Written) {
+        self.epoch = self.epoch.max(written.epoch);
         let cut = self.cuts.iter().any(|cut| cut.epoch > written.epoch && cut.start <= offset);
         if !cut && offset >= self.trimmed {
             let other = self.records.insert(offset, written);
@@ -64,10 +66,19 @@ impl Facts {
     }
 }
 
+/// The epoch that a record gets.
+#[derive(Copy, Clone, Debug)]
+pub enum Carries {
+    /// Its own, of a frame from elsewhere.
+    Exactly(u64),
+    /// The stream's last, or one that the node was given: this one, or a later one of this life.
+    AtLeast(u64),
+}
+
 /// Something that was asked for.
 #[derive(Clone, Debug)]
 pub enum Command {
-    Append { stream: usize, ids: Range<u64> },
+    Append { stream: usize, ids: Range<u64>, epoch: Carries },
     Trim { stream: usize, before: u64 },
     Cut { stream: usize, start: EpochStart },
 }
@@ -131,6 +142,8 @@ pub struct Reference {
     seed: u64,
     /// Cuts and appends of one stream may be under way together.
     wild: bool,
+    /// The node's epochs in this life, the present one last.
+    own_epochs: Vec<u64>,
     pub ids: Vec<StreamId>,
     pub streams: Vec<Facts>,
     /// Length of each record by its number.
@@ -139,6 +152,8 @@ pub struct Reference {
     controls: Lane,
     pub acknowledged: u64,
     pub refused: u64,
+    /// Epochs that began with a record.
+    pub begun: u64,
 }
 
 impl Reference {
@@ -146,7 +161,47 @@ impl Reference {
         let streams = vec![Facts::default(); ids.len()];
         let (records, controls) = (Lane::default(), Lane::default());
         let lengths = Vec::new();
-        Self { seed, wild, ids, streams, lengths, records, controls, acknowledged: 0, refused: 0 }
+        Self {
+            seed,
+            wild,
+            own_epochs: vec![0],
+            ids,
+            streams,
+            lengths,
+            records,
+            controls,
+            acknowledged: 0,
+            refused: 0,
+            begun: 0,
+        }
+    }
+
+    /// The node has this epoch from now on; a smaller one than before is ignored.
+    pub fn set_epoch(&mut self, epoch: u64) {
+        if epoch > self.own_epoch() {
+            self.own_epochs.push(epoch);
+        }
+    }
+
+    /// The node has been opened again, and knows nothing of its epochs.
+    pub fn forget_epochs(&mut self) {
+        self.own_epochs = vec![0];
+    }
+
+    /// The node's present epoch.
+    pub fn own_epoch(&self) -> u64 {
+        *self.own_epochs.last().expect("never empty")
+    }
+
+    /// Whether a record may carry `epoch` where the last one before it has `last`.
+    fn may_carry(&self, carries: Carries, last: u64, epoch: u64) -> bool {
+        match carries {
+            Carries::Exactly(exactly) => epoch == exactly,
+            Carries::AtLeast(least) => {
+                let own = self.own_epochs.iter().filter(|own| **own >= least);
+                own.map(|own| last.max(*own)).any(|own| own == epoch)
+            }
+        }
     }
 
     /// Another that goes its own way from here on; nothing may be under way.
@@ -156,6 +211,7 @@ impl Reference {
         Self {
             seed: self.seed,
             wild: self.wild,
+            own_epochs: self.own_epochs.clone(),
             ids: self.ids.clone(),
             streams: self.streams.clone(),
             lengths: self.lengths.clone(),
@@ -163,6 +219,7 @@ impl Reference {
             controls: lane(&self.controls),
             acknowledged: 0,
             refused: 0,
+            begun: 0,
         }
     }
 
@@ -224,7 +281,10 @@ impl Reference {
                     Err(CommitError::NotWritten(_) | CommitError::Closed) => {}
                     Err(CommitError::Refused(refusal)) => {
                         assert!(self.wild, "{command:?} refused: {refusal}");
-                        assert!(!matches!(command, Command::Append { .. }), "{refusal}");
+                        // A cut may take the place that a frame from elsewhere was made for.
+                        let is_own =
+                            matches!(command, Command::Append { epoch: Carries::AtLeast(_), .. });
+                        assert!(!is_own, "{refusal}");
                         self.refused += 1;
                     }
                     Err(other) => panic!("{command:?}: {other}"),
@@ -241,6 +301,13 @@ impl Reference {
 
     fn acknowledge(&mut self, command: Command, place: Option<(u64, Range<u64>)>) {
         self.acknowledged += 1;
+        let last = self.streams[command.stream()].epoch;
+        if let (Command::Append { epoch: carries, .. }, Some((epoch, _))) = (&command, &place) {
+            // Where cuts race, the last epoch of now need not be the one of then.
+            let may = self.wild || self.may_carry(*carries, last, *epoch);
+            assert!(may, "{command:?} carries {epoch} behind {last}: {:?}", self.own_epochs);
+            self.begun += u64::from(*epoch > last);
+        }
         let facts = &mut self.streams[command.stream()];
         match command {
             Command::Append { ids, .. } => {
@@ -294,6 +361,44 @@ impl Reference {
             next += 1;
         }
         assert!(next >= range.end.min(facts.end()), "stream {stream} {range:?} ended at {next}");
+    }
+
+    /// Reads frames up to the durable end, as whoever sends them on does, and compares every byte.
+    pub fn check_frames(&self, shard: &Shard, stream: usize, from: u64, bytes_max: usize) {
+        let (id, facts) = (self.ids[stream], &self.streams[stream]);
+        let mut reader = shard.frames(id, from);
+        let mut next = from;
+        loop {
+            let frames = match reader.next_batch(bytes_max) {
+                Ok(frames) => frames,
+                Err(ReadError::Trimmed { trimmed, .. }) => {
+                    assert!(trimmed == facts.trimmed && from < trimmed);
+                    return;
+                }
+                Err(error) => panic!("frames of {stream} from {next}: {error}"),
+            };
+            if frames.is_empty() {
+                break;
+            }
+            for frame in &frames {
+                let verified = VerifiedFrame::verify(&frame.bytes).expect("it can be sent on");
+                let header = &verified.header;
+                let told = (frame.stream.get(), frame.epoch, frame.base_offset, frame.count);
+                let written = (header.stream, header.epoch, header.base_offset, header.count);
+                let written = (written.0.get(), written.1.get(), written.2.get(), written.3.get());
+                assert_eq!((told, frame.base_offset), (written, next), "stream {stream}");
+                for record in verified.records() {
+                    let written = facts.records.get(&next);
+                    let written =
+                        written.unwrap_or_else(|| panic!("{stream}: {next} is not there"));
+                    assert_eq!(frame.epoch, written.epoch, "stream {stream} offset {next}");
+                    self.check_bytes(record, Some(written.id));
+                    next += 1;
+                }
+                assert_eq!(next, frame.base_offset + u64::from(frame.count));
+            }
+        }
+        assert_eq!(next, facts.end().max(from), "stream {stream} from {from}");
     }
 
     /// Reads one record. False when the shard does not know it; wrong bytes are never excused.
@@ -379,13 +484,14 @@ impl Reference {
         }
         let mut kept = 0;
         for command in records {
-            let Command::Append { stream, ids } = command else { continue };
+            let Command::Append { stream, ids, epoch: carries } = command else { continue };
             let count = ids.end - ids.start;
             if appended[*stream] < count {
                 break;
             }
             appended[*stream] -= count;
-            let (facts, epoch) = (&mut expected[*stream], self.streams[*stream].epoch);
+            let facts = &mut expected[*stream];
+            let epoch = self.epoch_shown(facts, &shown[*stream], *carries);
             ids.clone().for_each(|id| facts.append(facts.end(), Written { epoch, id }));
             kept += 1;
         }
@@ -424,6 +530,22 @@ impl Reference {
         kept
     }
 
+    /// The epoch of doubtful records that come next in a stream. What is trimmed does not show
+    /// theirs: then the stream's last one may be.
+    fn epoch_shown(&self, facts: &Facts, shown: &Shown, carries: Carries) -> u64 {
+        let index = facts.end().checked_sub(shown.trimmed);
+        let record = index.and_then(|index| shown.records.get(index as usize));
+        let epoch = record.map_or(shown.epoch, |(epoch, _)| *epoch);
+        if self.may_carry(carries, facts.epoch, epoch) {
+            return epoch;
+        }
+        assert!(record.is_none(), "epoch {epoch} behind {}: {carries:?}", facts.epoch);
+        match carries {
+            Carries::Exactly(epoch) => epoch,
+            Carries::AtLeast(least) => least.max(facts.epoch),
+        }
+    }
+
     /// Cuts and appends raced: each record must be explained by itself.
     fn recover_wild(
         &mut self,
@@ -449,8 +571,13 @@ impl Reference {
             });
             let known_trim =
                 shown.trimmed == facts.trimmed || trims.clone().any(|trim| trim == shown.trimmed);
-            let known_epoch =
-                shown.epoch == facts.epoch || cuts.iter().any(|cut| cut.epoch == shown.epoch);
+            let carried = records.iter().filter(mine).any(|command| match command {
+                Command::Append { epoch: Carries::Exactly(epoch), .. } => *epoch == shown.epoch,
+                _ => self.own_epochs.contains(&shown.epoch),
+            });
+            let known_epoch = carried
+                || shown.epoch == facts.epoch
+                || cuts.iter().any(|cut| cut.epoch == shown.epoch);
             assert!(known_trim && shown.trimmed >= facts.trimmed, "stream {stream}: trimmed");
             assert!(known_epoch && shown.epoch >= facts.epoch, "stream {stream}: epoch");
             let is_gone = |offset: u64, epoch: u64| {
@@ -503,8 +630,15 @@ impl Reference {
             let group = group.unwrap_or_else(|| {
                 panic!("stream {stream} offset {offset}: record {id} came back from the dead")
             });
-            let Command::Append { stream: owner, ids } = &records[group] else { unreachable!() };
+            let Command::Append { stream: owner, ids, epoch: carries } = &records[group] else {
+                unreachable!()
+            };
             assert_eq!(*owner, stream, "a record in another stream");
+            let is_known = match carries {
+                Carries::Exactly(exactly) => epoch == exactly,
+                Carries::AtLeast(least) => epoch >= least,
+            };
+            assert!(is_known, "stream {stream} offset {offset}: {epoch}, not {carries:?}");
             assert!(last.is_none_or(|last| last < id), "stream {stream}: out of order");
             last = Some(id);
             kept += 1;
