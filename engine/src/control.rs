@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn facts_come_back_as_they_were_written() {
         let mut epochs = EpochTable::default();
-        epochs.begin(EpochStart { epoch: 3, start: 10 });
+        epochs.begin(EpochStart { epoch: 3, start: 10 }, 0);
         let controls = vec![
             Control::CheckpointBegin,
             Control::CheckpointStream { stream: StreamId::new(7), trimmed: 2, next: 12, epochs },

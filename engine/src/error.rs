@@ -172,8 +172,11 @@ pub enum Refusal {
         /// The furthest that is allowed.
         max: u64,
     },
-    /// An epoch must be greater than every earlier one of the stream.
-    #[error("stream {stream} is in epoch {last}; epoch {epoch} is not greater")]
+    /// An epoch must be greater than those before its start, and none of those that it cuts.
+    #[error(
+        "stream {stream} is in epoch {last}; epoch {epoch} cannot begin there: it is not greater \
+         than those before it, or is one that it would cut"
+    )]
     EpochNotGreater {
         /// Whose.
         stream: StreamId,

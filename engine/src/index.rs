@@ -127,7 +127,8 @@ impl Index {
         if !moved {
             let stream = self.streams.entry(frame.stream).or_default();
             if frame.epoch > stream.epochs.last().epoch {
-                stream.epochs.begin(EpochStart { epoch: frame.epoch, start: frame.base });
+                let start = EpochStart { epoch: frame.epoch, start: frame.base };
+                stream.epochs.begin(start, stream.trimmed);
             }
             stream.end = stream.end.max(end);
         }
@@ -196,7 +197,7 @@ impl Index {
     /// Starts an epoch and drops what lies from its start on.
     pub(crate) fn begin_epoch(&mut self, stream: StreamId, start: EpochStart) {
         let state = self.streams.entry(stream).or_default();
-        state.epochs.begin(start);
+        state.epochs.begin(start, state.trimmed);
         state.end = state.end.min(start.start);
         self.replace(stream, start.start..u64::MAX, None);
     }
@@ -265,7 +266,12 @@ impl Index {
             Frames::Sealed(sealed) => LocatedFrames::Sealed(*sealed),
             Frames::Open(entries) => {
                 let entries = entries.get(&(stream, location.epoch)).map_or(&[][..], Vec::as_slice);
-                let first = entries.partition_point(|entry| entry.end() <= offset);
+                let holds = |entry: &Entry| entry.base <= offset && offset < entry.end();
+                let mut first = entries.partition_point(|entry| entry.end() <= offset);
+                if !entries.get(first).is_some_and(holds) {
+                    // An epoch that was cut and came back has the same records twice.
+                    first = entries.iter().position(holds).unwrap_or(first);
+                }
                 let until = entries.len().min(first + entries_max);
                 LocatedFrames::Entries(entries[first..until].to_vec())
             }

@@ -117,10 +117,22 @@ impl EpochTable {
         from..end.min(until).max(from)
     }
 
-    /// Starts an epoch; entries that it leaves without a record go.
-    pub fn begin(&mut self, start: EpochStart) {
-        self.0.retain(|entry| entry.start < start.start);
+    /// Starts an epoch; entries that it leaves without a record go: also all before it, when the
+    /// stream is `trimmed` up to there.
+    pub fn begin(&mut self, start: EpochStart, trimmed: u64) {
+        self.0.retain(|entry| is_left(*entry, start.start, trimmed));
         self.0.push(start);
+    }
+
+    /// Whether an epoch may start there: greater than what is left before it, and none of those
+    /// that it cuts. It may be smaller than those: another node's history can go on with an epoch
+    /// that is older than what this one has to cut.
+    pub fn may_begin(&self, start: EpochStart, trimmed: u64) -> bool {
+        let fits = |entry: &EpochStart| match is_left(*entry, start.start, trimmed) {
+            true => entry.epoch < start.epoch,
+            false => entry.epoch != start.epoch,
+        };
+        self.0.iter().all(fits)
     }
 
     /// Forgets epochs that ended at or before `trimmed`.
@@ -128,6 +140,11 @@ impl EpochTable {
         let keep = self.0.partition_point(|entry| entry.start <= trimmed).saturating_sub(1);
         self.0.drain(..keep);
     }
+}
+
+/// Whether an entry has records when the next epoch begins at `start`.
+fn is_left(entry: EpochStart, start: u64, trimmed: u64) -> bool {
+    entry.start < start && trimmed < start
 }
 
 /// A stream as sealed.
@@ -294,7 +311,8 @@ impl StreamTable {
     /// When the epoch is not greater than the last, or the start lies outside the stream.
     pub fn begin_epoch(&mut self, stream: StreamId, start: EpochStart) -> Result<(), Refusal> {
         let (trimmed, end, last) = self.bounds(stream);
-        if start.epoch <= last {
+        let epochs = self.streams.get(&stream).map(|state| &state.epochs);
+        if !epochs.map_or(start.epoch > 0, |epochs| epochs.may_begin(start, trimmed)) {
             return Err(Refusal::EpochNotGreater { stream, epoch: start.epoch, last });
         }
         if start.start > end || start.start < trimmed {
@@ -306,7 +324,7 @@ impl StreamTable {
         let state = self.state(stream)?;
         let before = state.epochs.entries().len();
         let mut epochs = state.epochs.clone();
-        epochs.begin(start);
+        epochs.begin(start, trimmed);
         if full && epochs.entries().len() > before {
             return Err(Refusal::TooManyStreams { stream, max });
         }
@@ -324,12 +342,12 @@ mod tests {
     #[test]
     fn the_table_answers_by_offset() {
         let mut table = EpochTable::default();
-        table.begin(EpochStart { epoch: 2, start: 10 });
-        table.begin(EpochStart { epoch: 5, start: 20 });
+        table.begin(EpochStart { epoch: 2, start: 10 }, 0);
+        table.begin(EpochStart { epoch: 5, start: 20 }, 0);
         assert_eq!((table.epoch_at(9), table.epoch_at(10), table.epoch_at(25)), (0, 2, 5));
         assert_eq!(table.clip(2, 5, 40), 10..20);
         assert_eq!(table.clip(3, 5, 40), 5..5);
-        table.begin(EpochStart { epoch: 7, start: 10 });
+        table.begin(EpochStart { epoch: 7, start: 10 }, 0);
         assert_eq!(table.entries().len(), 2, "epochs 2 and 5 have no record left");
         table.trim(15);
         assert_eq!(table.entries(), [EpochStart { epoch: 7, start: 10 }]);

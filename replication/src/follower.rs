@@ -101,7 +101,7 @@ pub enum Worth {
 }
 
 /// Follows one session of one leader.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Follower {
     epoch: u64,
     /// What was held when the session began, of streams that the leader has not named yet.
@@ -117,7 +117,7 @@ pub struct Follower {
     has_left: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Followed {
     leader: History,
     /// Offset of the record that comes next.
@@ -166,6 +166,11 @@ impl Follower {
     /// What is known to be committed.
     pub fn committed(&self) -> &BTreeMap<StreamId, u64> {
         &self.committed
+    }
+
+    /// The epoch that the leader has at an offset of a stream.
+    pub fn epoch_at(&self, stream: StreamId, offset: u64) -> Option<u64> {
+        self.streams.get(&stream).map(|followed| followed.leader.epochs.epoch_at(offset))
     }
 
     /// A message of the leader.

@@ -111,7 +111,7 @@ impl Leader {
     ) -> Self {
         let lead = |(stream, shard, held): (StreamId, u16, Held)| {
             let Held { trimmed, end, mut epochs } = held;
-            epochs.begin(EpochStart { epoch, start: end });
+            epochs.begin(EpochStart { epoch, start: end }, trimmed);
             (stream, Led { shard, trimmed, epochs, sealed: end })
         };
         Self {

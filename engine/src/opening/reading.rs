@@ -157,7 +157,8 @@ impl Opening<'_> {
             let mut length = FIRST_BYTES.min(left);
             loop {
                 let bytes = self.read(&found.name, found.file, DATA_START, length)?;
-                let all = length == left;
+                // The file may end earlier than it should.
+                let all = length == left || bytes.len() < length;
                 match first_checkpoint(&bytes, all, found.header.seed(), found.generation()) {
                     FirstCheckpoint::Lists(listed) => {
                         return Ok(Some((found.generation(), listed)));

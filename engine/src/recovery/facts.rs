@@ -34,7 +34,8 @@ impl Facts {
             if frame.epoch > state.epochs.last().epoch {
                 // It begins here, unless a cut that is lost to damage began it before.
                 state.next = frame.base;
-                state.epochs.begin(EpochStart { epoch: frame.epoch, start: frame.base });
+                let start = EpochStart { epoch: frame.epoch, start: frame.base };
+                state.epochs.begin(start, state.trimmed);
             }
             state.next = state.next.max(frame.base + u64::from(frame.count));
         }
@@ -51,7 +52,7 @@ impl Facts {
             Control::Epoch { stream, start } => {
                 let state = self.streams.entry(*stream).or_default();
                 state.next = start.start;
-                state.epochs.begin(*start);
+                state.epochs.begin(*start, state.trimmed);
             }
             Control::Free { generation, .. } => {
                 self.listed.remove(generation);

@@ -20,7 +20,7 @@ impl Walk {
         }
         let torn = self.decide();
         self.drop_freed();
-        self.check_listed();
+        self.check_listed(torn.as_ref());
         let last = self.segments.iter().rev().find(|segment| segment.last_sequence > 0);
         let end = last.map_or_else(JournalEnd::default, WalkedSegment::end);
         let end = match self.predecessor {
@@ -46,17 +46,18 @@ impl Walk {
             live,
             damages: self.damages,
             missing,
-            torn,
+            torn: torn.map(|(name, bytes)| (name, bytes.start)),
             scanned_records: self.scanned_records,
         }
     }
 
-    fn decide(&mut self) -> Option<(String, u64)> {
+    /// Where a torn tail is cut, if one is.
+    fn decide(&mut self) -> Option<(String, Range<u64>)> {
         let broken = self.broken.take()?;
         let something = self.something_there || broken.begun;
         match verdict(broken.expected, self.evidence, something) {
             Verdict::End => None,
-            Verdict::Torn => Some((broken.name, broken.bytes.start)),
+            Verdict::Torn => Some((broken.name, broken.bytes)),
             Verdict::Corrupt => {
                 let what = format!(
                     "batch {} was durable (a later one says so up to {}) and is damaged or missing",
@@ -118,12 +119,19 @@ impl Walk {
     }
 
     /// What must be there: listed segments, a sealed segment's successor, the anchor's segment.
-    fn check_listed(&mut self) {
+    fn check_listed(&mut self, torn: Option<&(String, Range<u64>)>) {
         let mut missing = Vec::new();
         for (generation, listed) in &self.facts.listed {
             if !self.present.contains(generation) {
                 missing.push((listed.number, *generation, "the last checkpoint lists it"));
             }
+        }
+        if let (Some((file, bytes)), false) = (torn, missing.is_empty()) {
+            // Nothing durable is said to have freed it, and its file has been used again.
+            let what = "a batch is damaged here, which may be what freed a listed segment that is \
+                        missing";
+            let (file, bytes) = (file.clone(), bytes.clone());
+            self.damages.push(Damage { file, bytes, what: what.into() });
         }
         self.check_last_crcs();
         if let Some(WalkedSegment { found, contents: WalkedContents::Sealed(footer, _), .. }) =
@@ -258,6 +266,24 @@ mod tests {
             walk.finish().damages.len()
         };
         assert_eq!([false, true].map(damages), [0, 1]);
+    }
+
+    #[test]
+    fn a_torn_batch_that_may_have_freed_what_is_missing_is_named_too() {
+        let damages = |torn: bool| {
+            let plan = Plan::new(vec![found(2, 1, None)], None, None);
+            let mut walk = Walk::new(&plan, None);
+            walk.facts.listed.insert(1, LiveSegment { number: 1, last_crc: 7 });
+            walk.begin_scan(&found(2, 1, None));
+            if torn {
+                let header = BatchHeader::new_zeroed();
+                walk.handle_found(2, DATA_START, Found::Damaged(header));
+            }
+            walk.finish().damages.into_iter().map(|damage| damage.file).collect::<Vec<_>>()
+        };
+        let (missing, torn) = (crate::segments::segment_name(1), crate::segments::segment_name(2));
+        assert_eq!(damages(false), [missing.clone()]);
+        assert_eq!(damages(true), [torn, missing]);
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub enum Command {
     Repro,
     /// Shows that known bugs in the engine are caught: builds it with each of them.
     Mutants,
+    /// Seeded runs of a cluster on simulated disks and connections; --count is the number of seeds.
+    Cluster,
     /// Everything, again and again with other seeds.
     Deep {
         /// How long, in hours.
@@ -105,6 +107,7 @@ impl Command {
             Command::Sim => "sim",
             Command::Repro => "repro",
             Command::Mutants => "mutants",
+            Command::Cluster => "cluster",
             Command::Deep { .. } => "deep",
             Command::Kill => "kill",
             Command::KillChild(_) => "kill-child",

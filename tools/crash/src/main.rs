@@ -6,6 +6,7 @@
 mod archive;
 mod block;
 mod cli;
+mod cluster;
 mod deep;
 mod fuzz;
 mod kill;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
     let outcome = match &arguments.command {
         Command::Sim => sim::run(request, &mut report),
         Command::Repro => sim::repro(request, &mut report),
+        Command::Cluster => cluster::run(request, &mut report),
         Command::Mutants => mutants::run(request, &mut report),
         Command::Deep { hours } => deep::run(request, *hours, &mut report),
         Command::Kill => kill::run(request, &mut report),

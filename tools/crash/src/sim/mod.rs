@@ -29,6 +29,7 @@ use anyhow::Result;
 use crate::cli::Request;
 use crate::report::Report;
 use events::{Counts, Event};
+pub use seeds::catch;
 use seeds::{Failure, Kind};
 
 /// Crash points in CI.

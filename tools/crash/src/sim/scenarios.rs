@@ -33,6 +33,7 @@ pub const ALL: &[(&str, fn())] = &[
     ("a_name_that_was_not_durable_is_made_so", a_name_that_was_not_durable_is_made_so),
     ("what_was_given_up_stays_away", what_was_given_up_stays_away),
     ("a_scan_ends_where_the_file_ends", a_scan_ends_where_the_file_ends),
+    ("a_checkpoint_ends_where_the_file_ends", a_checkpoint_ends_where_the_file_ends),
     ("a_short_read_hides_nothing", a_short_read_hides_nothing),
     ("an_end_that_is_not_there_is_refused", an_end_that_is_not_there_is_refused),
 ];
@@ -467,6 +468,33 @@ pub fn a_scan_ends_where_the_file_ends() {
     assert_eq!(look.read(STREAM, ..).unwrap().filter(Result::is_ok).count(), 1);
     let operations = story.sim.operations() - before;
     assert!(operations < 100, "{operations} operations");
+}
+
+/// A checkpoint that does not end is looked for no further than its file goes.
+pub fn a_checkpoint_ends_where_the_file_ends() {
+    let story = Story::new(12);
+    let mut shard = story.open().unwrap();
+    for stream in 0..480 {
+        story.append(&mut shard, StreamId::new(100 + stream), b"one");
+    }
+    let rotations = shard.stats().rotations;
+    while shard.stats().rotations == rotations {
+        story.append(&mut shard, STREAM, &[1; 3000]);
+    }
+    story.append(&mut shard, STREAM, &[1; 3000]);
+    story.kill(shard);
+    let used = segments(&story.sim, SEGMENT_BYTES);
+    let newest = used.iter().rfind(|segment| !segment.batches.is_empty()).expect("one is in use");
+    let bytes = story.sim.bytes(&newest.name).expect("it is there");
+    let fourth = &newest.batches[3];
+    assert!(fourth.frames.is_empty(), "the checkpoint is longer than three batches");
+    story.sim.put(&newest.name, &bytes[..fourth.offset as usize]);
+    let disk = Box::new(SimDisk::new(story.sim.clone()));
+    let (options, clock) =
+        (story.options.clone().read_only(true), Clock::Manual(story.sim.clock()));
+    // So much memory is not to be had.
+    let look = options.open_on(disk, ENGINE, 1 << 60, clock).expect("it can be read");
+    assert!(!look.recovery().damages.is_empty());
 }
 
 /// A read that ends before the file does is an error, and not the end of what was written.

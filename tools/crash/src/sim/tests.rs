@@ -117,3 +117,8 @@ fn a_short_read_hides_nothing() {
 fn an_end_that_is_not_there_is_refused() {
     scenarios::an_end_that_is_not_there_is_refused();
 }
+
+#[test]
+fn a_checkpoint_ends_where_the_file_ends() {
+    scenarios::a_checkpoint_ends_where_the_file_ends();
+}

@@ -1,0 +1,92 @@
+//! Seeded runs of several nodes: the cores of leader and followers, each over the real shard on a
+//! simulated disk, with connections that stall and break, partitions in one direction or both,
+//! power cuts, kills and changes of the leader.
+//!
+//! - [`world`] lets one thing happen after another, whichever the seed says.
+//! - [`node`] is one node: its disk, its shard, its part as leader or follower.
+//! - [`election`] is the embedder that gives epochs: it asks a majority and brings the new leader up
+//!   to the best of it.
+//! - [`oracle`] knows what was promised and compares.
+
+mod election;
+mod following;
+mod leading;
+mod node;
+mod oracle;
+mod world;
+
+use anyhow::Result;
+
+use crate::cli::Request;
+use crate::report::Report;
+use crate::sim::catch;
+pub use world::Outcome;
+
+/// Seeds in CI.
+const SEEDS: u64 = 1000;
+/// Seeds that are run twice.
+const SEEDS_TWICE: u64 = 20;
+/// Seeds after which everything must have happened.
+const SEEDS_FULL: u64 = 200;
+
+/// Runs seeds, some of them twice.
+///
+/// # Errors
+/// Never; what fails is in the report.
+pub fn run(request: Request, report: &mut Report) -> Result<()> {
+    let count = request.count.unwrap_or(SEEDS);
+    let seeds = request.seed..request.seed + count;
+    let mut counts = oracle::Counts::default();
+    for outcome in run_all(seeds) {
+        match outcome {
+            Ok(outcome) => {
+                report.pass(1);
+                counts.merge(&outcome.counts);
+            }
+            Err(failure) => report.fail(failure),
+        }
+    }
+    for (what, count) in counts.all() {
+        report.cover(what, count);
+        if count == 0 && report.failed() == 0 && count >= SEEDS_FULL {
+            report.fail(format!("never happened: {what}"));
+        }
+    }
+    report.cover("seeds", count);
+    for seed in request.seed..request.seed + SEEDS_TWICE.min(count) {
+        match (catch(|| world::run(seed)), catch(|| world::run(seed))) {
+            (Ok(one), Ok(two)) if one == two => report.pass(1),
+            (Ok(_), Ok(_)) => report.fail(format!("cluster seed {seed} gave two runs")),
+            // Reported above.
+            _ => {}
+        }
+        report.cover("seeds run twice with equal traces", 1);
+    }
+    Ok(())
+}
+
+/// On all cores; in the order of the seeds.
+fn run_all(seeds: std::ops::Range<u64>) -> Vec<Result<Outcome, String>> {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from) as u64;
+    let mut outcomes: Vec<(u64, Result<Outcome, String>)> = std::thread::scope(|scope| {
+        let run = |first: u64, seeds: std::ops::Range<u64>| {
+            let mine = (seeds.start + first..seeds.end).step_by(threads as usize);
+            mine.map(|seed| (seed, run_one(seed))).collect::<Vec<_>>()
+        };
+        let workers: Vec<_> = (0..threads)
+            .map(|first| {
+                let seeds = seeds.clone();
+                scope.spawn(move || run(first, seeds))
+            })
+            .collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("panics are caught")).collect()
+    });
+    outcomes.sort_by_key(|(seed, _)| *seed);
+    outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+}
+
+fn run_one(seed: u64) -> Result<Outcome, String> {
+    catch(|| world::run(seed)).map_err(|message| {
+        format!("cluster, seed {seed}: {message}\n  repeat with: ringwal-crash cluster --seed {seed} --count 1")
+    })
+}
