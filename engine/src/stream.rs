@@ -118,21 +118,29 @@ impl EpochTable {
     }
 
     /// Starts an epoch; entries that it leaves without a record go: also all before it, when the
-    /// stream is `trimmed` up to there.
+    /// stream is `trimmed` up to there. One that is in force just before goes on.
     pub fn begin(&mut self, start: EpochStart, trimmed: u64) {
         self.0.retain(|entry| is_left(*entry, start.start, trimmed));
-        self.0.push(start);
+        if self.0.last().is_none_or(|last| last.epoch != start.epoch) {
+            self.0.push(start);
+        }
     }
 
-    /// Whether an epoch may start there: greater than what is left before it, and none of those
-    /// that it cuts. It may be smaller than those: another node's history can go on with an epoch
-    /// that is older than what this one has to cut.
+    /// Whether an epoch may start there: it is greater than what is left before it, and none of
+    /// those that it cuts. It may be smaller than those, since another node's history can go on
+    /// with an epoch that is older than what this one has to cut; and it may be the one just before
+    /// `start`, when another one begins there.
     pub fn may_begin(&self, start: EpochStart, trimmed: u64) -> bool {
-        let fits = |entry: &EpochStart| match is_left(*entry, start.start, trimmed) {
-            true => entry.epoch < start.epoch,
-            false => entry.epoch != start.epoch,
-        };
-        self.0.iter().all(fits)
+        let left = self.0.partition_point(|entry| is_left(*entry, start.start, trimmed));
+        let (left, cut) = self.0.split_at(left);
+        if left.is_empty() && trimmed == start.start && trimmed > 0 {
+            return true;
+        }
+        let goes_on = || cut.first().is_some_and(|first| first.start == start.start);
+        let follows = left.last().is_none_or(|last| {
+            last.epoch < start.epoch || (last.epoch == start.epoch && goes_on())
+        });
+        follows && cut.iter().all(|entry| entry.epoch != start.epoch)
     }
 
     /// Forgets epochs that ended at or before `trimmed`.
@@ -352,6 +360,27 @@ mod tests {
         table.trim(15);
         assert_eq!(table.entries(), [EpochStart { epoch: 7, start: 10 }]);
         assert_eq!(table.clip(7, 5, 40), 5..40, "what came before the table is the first epoch's");
+    }
+
+    #[test]
+    fn another_history_may_go_on_with_an_older_epoch() {
+        let mut table = EpochTable::default();
+        table.begin(EpochStart { epoch: 2, start: 10 }, 0);
+        table.begin(EpochStart { epoch: 5, start: 20 }, 0);
+        let may = |epoch, start| table.may_begin(EpochStart { epoch, start }, 4);
+        assert_eq!(
+            [(6, 20), (4, 20), (5, 20), (3, 15)].map(|(e, s)| may(e, s)),
+            [true, true, false, true]
+        );
+        assert!(may(2, 20), "5 is cut, and 2 goes on");
+        assert!(!may(2, 15), "2 would be cut and written once more");
+        assert!(!may(1, 15) && !may(2, 10) && may(0, 10));
+        assert!(may(5, 4) && may(0, 4), "nothing is left");
+        let mut goes_on = table.clone();
+        goes_on.begin(EpochStart { epoch: 2, start: 20 }, 4);
+        assert_eq!(goes_on.entries(), &table.entries()[..2]);
+        table.begin(EpochStart { epoch: 1, start: 30 }, 30);
+        assert_eq!(table.entries(), [EpochStart { epoch: 1, start: 30 }]);
     }
 
     #[test]

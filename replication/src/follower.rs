@@ -114,6 +114,8 @@ pub struct Follower {
     wants: Vec<(StreamId, u64)>,
     durable: BTreeMap<StreamId, u64>,
     took_ns: u64,
+    /// The leader has named all streams that it had; those that it names now are new.
+    told_all: bool,
     has_left: bool,
 }
 
@@ -154,6 +156,7 @@ impl Follower {
             wants: Vec::new(),
             durable: BTreeMap::new(),
             took_ns: 0,
+            told_all: false,
             has_left: false,
         }
     }
@@ -223,7 +226,10 @@ impl Follower {
         match part(&held, &history) {
             Parting::Nowhere => {
                 self.streams.insert(stream, followed(Stage::Following));
-                self.wants.push((stream, held.end));
+                // What is new comes from its first record on, unasked.
+                if !self.told_all || held.end > 0 {
+                    self.wants.push((stream, held.end));
+                }
                 self.follow_trim(stream);
             }
             Parting::At(at) => {
@@ -251,6 +257,7 @@ impl Follower {
 
     /// Streams that the leader does not have start at 0 in its epoch.
     fn handle_histories_end(&mut self) {
+        self.told_all = true;
         for (stream, held) in std::mem::take(&mut self.held) {
             if held.end == 0 {
                 continue;

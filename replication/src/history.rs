@@ -41,9 +41,11 @@ pub enum Parting {
 
 /// Compares what is held with the leader's history.
 pub fn part(held: &Held, leader: &History) -> Parting {
-    let leader_end = leader.epochs.last().start;
-    if held.trimmed > leader_end {
-        return Parting::LeaderLacks { end: leader_end };
+    let present = leader.epochs.last();
+    // What lies beyond the start of the leader's present epoch is its own, or nobody's.
+    let is_its_own = || held.epochs.epoch_at(held.trimmed - 1) == present.epoch;
+    if held.trimmed > present.start && !is_its_own() {
+        return Parting::LeaderLacks { end: present.start };
     }
     let too_far = Parting::TooFar { trimmed: leader.trimmed };
     // Tables reach back to the first epoch that they still name.
@@ -52,7 +54,13 @@ pub fn part(held: &Held, leader: &History) -> Parting {
     let Some(at) = first_difference(&held.epochs, &leader.epochs, known_from, held.end) else {
         let compared = known_from < held.end;
         let agrees = compared || !unknown;
-        return if held.end < leader.trimmed || !agrees { too_far } else { Parting::Nowhere };
+        // An epoch without a record may be in the way of the one that goes on.
+        let in_the_way = held.epochs.last().epoch > leader.epochs.epoch_at(held.end);
+        return match held.end < leader.trimmed || !agrees {
+            true => too_far,
+            false if in_the_way => Parting::At(held.end),
+            false => Parting::Nowhere,
+        };
     };
     if at < leader.trimmed || (at == known_from && unknown) { too_far } else { Parting::At(at) }
 }
@@ -98,6 +106,7 @@ mod tests {
             (60, &[(1, 0), (3, 50)]),
             (80, &[(1, 0), (3, 50)]),
             (80, &[(1, 0), (3, 50), (4, 80)]),
+            (0, &[(1, 0)]),
         ] {
             assert_eq!(part(&held(0, end, epochs), &leader), Parting::Nowhere, "{end} {epochs:?}");
         }
@@ -112,6 +121,8 @@ mod tests {
             (70, &[(1, 0), (2, 40)], 40),
             (70, &[(1, 0), (3, 55)], 50),
             (70, &[(2, 0)], 0),
+            (70, &[(1, 0), (3, 50), (4, 70)], 70),
+            (0, &[(3, 0)], 0),
         ] {
             assert_eq!(part(&held(0, end, epochs), &leader), Parting::At(at), "{end} {epochs:?}");
         }
@@ -129,6 +140,7 @@ mod tests {
         assert_eq!(part(&held(50, 70, &[(1, 0)]), &leader), too_far, "it parts below what is left");
         assert_eq!(part(&held(60, 70, &[(4, 55)]), &leader), Parting::At(60), "all that it holds");
         assert_eq!(part(&held(90, 95, &[(4, 55)]), &leader), Parting::LeaderLacks { end: 80 });
+        assert_eq!(part(&held(90, 95, &[(5, 80)]), &leader), Parting::Nowhere, "it follows it");
         let at_start = history(50, &[(3, 50), (5, 80)]);
         assert_eq!(part(&held(0, 50, &[(1, 0)]), &at_start), Parting::TooFar { trimmed: 50 });
         assert_eq!(part(&held(50, 50, &[(1, 0)]), &at_start), Parting::Nowhere, "it holds nothing");
@@ -157,7 +169,12 @@ mod tests {
             let end = ours.last().unwrap().1 + length;
             let (held, leader) = (held(0, end, &ours), history(0, &theirs));
             let differs = |o: &u64| held.epochs.epoch_at(*o) != leader.epochs.epoch_at(*o);
-            let expected = (0..end).find(differs).map_or(Parting::Nowhere, Parting::At);
+            let in_the_way = held.epochs.last().epoch > leader.epochs.epoch_at(end);
+            let expected = match (0..end).find(differs) {
+                Some(at) => Parting::At(at),
+                None if in_the_way => Parting::At(end),
+                None => Parting::Nowhere,
+            };
             prop_assert_eq!(part(&held, &leader), expected);
         }
     }

@@ -216,9 +216,14 @@ impl Leader {
         match message {
             Message::Want(wants) => {
                 for (stream, from) in wants {
-                    let led = self.streams.get(&stream).ok_or_else(|| {
-                        Violation(format!("wants stream {stream}, of which it was not told"))
-                    })?;
+                    let Some(led) = self.streams.get(&stream) else {
+                        if from == 0 {
+                            // It has cut a stream that is not there: told when there is one.
+                            continue;
+                        }
+                        let what = format!("wants stream {stream}, of which it was not told");
+                        return Err(Violation(what));
+                    };
                     let is_first = session.want(stream, from, led.sealed);
                     if is_first && let Some(enough) = self.progress.report(follower, stream, from) {
                         self.risen.push_back((stream, enough));

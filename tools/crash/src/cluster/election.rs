@@ -26,6 +26,7 @@ impl World {
         self.epoch += 1;
         let (leader, run) = (self.nodes[candidate].id, self.nodes[candidate].run);
         let promise = Promise { epoch: self.epoch, leader, run };
+        self.tell(|| format!("node {candidate} leads {} by {members:?}", promise.epoch));
         for member in &members {
             self.promise(*member, promise);
         }

@@ -19,7 +19,7 @@ use anyhow::Result;
 
 use crate::cli::Request;
 use crate::report::Report;
-use crate::sim::catch;
+use crate::sim::{catch, trace};
 pub use world::Outcome;
 
 /// Seeds in CI.
@@ -35,6 +35,9 @@ const SEEDS_FULL: u64 = 200;
 /// Never; what fails is in the report.
 pub fn run(request: Request, report: &mut Report) -> Result<()> {
     let count = request.count.unwrap_or(SEEDS);
+    if count == 1 {
+        trace::switch_on();
+    }
     let seeds = request.seed..request.seed + count;
     let mut counts = oracle::Counts::default();
     for outcome in run_all(seeds) {

@@ -177,7 +177,7 @@ impl Node {
     pub fn cut(&mut self, stream: StreamId, from: u64, epoch: u64, oracle: &mut Oracle) {
         let end = super::oracle::held(self.shard(), stream).end;
         let cut = records(self.shard(), stream, from, end);
-        oracle.note_cut(stream, from, cut.len() as u64);
+        oracle.note_cut(stream, &cut);
         for (offset, (epoch, number)) in cut {
             self.orphans.push((stream, offset, epoch, number));
         }

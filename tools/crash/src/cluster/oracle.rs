@@ -48,7 +48,7 @@ counts! {
 }
 
 /// A record by its epoch and number.
-type Written = (u64, u64);
+pub type Written = (u64, u64);
 
 /// Knows every record.
 #[derive(Default)]
@@ -118,12 +118,14 @@ impl Oracle {
         self.committed_ends.get(&stream).copied().unwrap_or(0)
     }
 
-    /// A node cuts a stream: never what a majority has (I-14).
-    pub fn note_cut(&mut self, stream: StreamId, at: u64, orphans: u64) {
+    /// A node cuts records of a stream: never what is committed (I-14).
+    pub fn note_cut(&mut self, stream: StreamId, cut: &[(u64, Written)]) {
         self.counts.cuts += 1;
-        self.counts.orphans += orphans;
-        let committed = self.committed_end(stream);
-        assert!(at >= committed, "stream {stream} is cut at {at}, committed up to {committed}");
+        self.counts.orphans += cut.len() as u64;
+        for (offset, written) in cut {
+            let committed = self.committed.get(&(stream, *offset));
+            assert_ne!(committed, Some(written), "offset {offset} of stream {stream} is cut");
+        }
     }
 
     /// Every record of a node is one that was written there.

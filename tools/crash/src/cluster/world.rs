@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use ringwal_engine::StreamId;
+use ringwal_engine::format::FrameHeader;
 use ringwal_replication::follower::Act;
 use ringwal_replication::promise::{Admission, admit};
 use ringwal_replication::wire::{
@@ -14,6 +15,7 @@ use super::following::Following;
 use super::node::{CLUSTER, Node, Part};
 use super::oracle::{Counts, Oracle};
 use crate::random::{Random, mix};
+use crate::sim::trace;
 
 /// Items that a connection takes before it is full.
 const ITEMS_MAX: usize = 40;
@@ -91,6 +93,10 @@ impl World {
             && self.nodes[other].is_up()
             && self.hears[one][other]
             && self.hears[other][one]
+    }
+
+    pub fn tell(&self, what: impl FnOnce() -> String) {
+        trace::tell(|| format!("{:>6} {}", self.steps, what()));
     }
 
     fn any_node(&mut self) -> usize {
@@ -237,6 +243,9 @@ impl World {
         let Part::Leading(leading) = &mut self.nodes[leader].part else { return };
         if link.is_open && link.to_follower.len() < ITEMS_MAX {
             let slices = leading.core.poll_send(follower, 8, self.steps);
+            for slice in &slices {
+                trace::tell(|| format!("{leader}>{follower} {}", describe(slice)));
+            }
             // What is on its way keeps no buffer of the pool.
             link.to_follower.extend(slices.iter().map(|slice| Bytes::copy_from_slice(slice)));
             leading.core.handle_sent(follower);
@@ -247,6 +256,7 @@ impl World {
     fn deliver_to_follower(&mut self, leader: usize, follower: usize) -> bool {
         let Some(link) = self.links.get_mut(&(leader, follower)) else { return false };
         let Some(bytes) = link.to_follower.front().cloned() else { return false };
+        trace::tell(|| format!("{leader}>{follower} comes {}", describe(&bytes)));
         if !link.is_admitted {
             link.to_follower.pop_front();
             self.admit(leader, follower, &bytes);
@@ -316,6 +326,7 @@ impl World {
         let Some(bytes) = link.to_leader.pop_front() else { return false };
         let Part::Leading(leading) = &mut self.nodes[leader].part else { return false };
         if link.is_open {
+            trace::tell(|| format!("{leader}<{follower} comes {}", describe(&bytes)));
             let message = Message::decode(&bytes).expect("sound");
             let outcome = leading.core.handle_message(follower, message, self.steps);
             outcome.unwrap_or_else(|violation| panic!("{violation}"));
@@ -357,7 +368,8 @@ impl World {
             let Some(act) = following.core.poll_act() else { return };
             match act {
                 Act::Send(message) => {
-                    if let Some(link) = self.links.get_mut(&(leader, number)) {
+                    let link = self.links.get_mut(&(leader, number));
+                    if let Some(link) = link.filter(|link| link.is_admitted) {
                         link.to_leader.push_back(message.encode());
                     }
                 }
@@ -515,6 +527,19 @@ impl World {
             let (one, other) = (one.as_ref().expect("up"), other.as_ref().expect("up"));
             self.oracle.check_equal(one, other);
         }
+    }
+}
+
+/// An item, for a person.
+fn describe(bytes: &[u8]) -> String {
+    match Item::look(bytes, FRAME_BYTES_MAX) {
+        Ok(Some(Item::Message { .. })) => format!("{:?}", Message::decode(bytes)),
+        Ok(Some(Item::Frame { .. })) => {
+            let (header, _) = FrameHeader::verify(bytes).expect("a frame");
+            let (stream, epoch) = (header.stream.get(), header.epoch.get());
+            format!("frame {stream} {epoch} {}..{}", header.base_offset.get(), header.end_offset())
+        }
+        _ => "a hello".into(),
     }
 }
 

@@ -46,6 +46,8 @@ pub struct World {
     last: Death,
     /// Segment files by name, with the generation that they had.
     generations: BTreeMap<String, u64>,
+    /// The greatest epoch that was asked for.
+    epoch_max: u64,
 }
 
 /// What the shard that comes next has behind it.
@@ -82,6 +84,7 @@ impl World {
             kills_seen: 0,
             last: Death::default(),
             generations: BTreeMap::new(),
+            epoch_max: 0,
         }
     }
 
@@ -104,6 +107,7 @@ impl World {
             kills_seen: sim.kills(),
             last: self.last,
             generations: self.generations.clone(),
+            epoch_max: self.epoch_max,
             sim,
         }
     }
@@ -459,6 +463,7 @@ impl World {
         let epoch = (known + self.random.below(4)).saturating_sub(1);
         self.tell(|| format!("epoch {epoch}"));
         self.counts.note(Event::EpochsSet);
+        self.epoch_max = self.epoch_max.max(epoch);
         self.shard().set_epoch(epoch);
         self.reference.set_epoch(epoch);
     }
@@ -471,6 +476,7 @@ impl World {
         }
         let facts = &self.reference.streams[stream];
         let (base, epoch) = (facts.end(), facts.epoch + self.random.below(3));
+        self.epoch_max = self.epoch_max.max(epoch);
         let lengths = [self.length().min(900), self.length().min(900)];
         let (ids, payloads) = self.reference.make_records(&lengths);
         let payload: Vec<u8> = payloads
@@ -563,7 +569,9 @@ impl World {
             1 => self.random.within(end - (end - from).min(5)..=end),
             _ => self.random.within(from..=end),
         };
-        let start = EpochStart { epoch: epoch + self.random.within(1..=3), start };
+        // Greater than any that may be under way: an epoch is written once.
+        self.epoch_max = self.epoch_max.max(epoch) + self.random.within(1..=3);
+        let start = EpochStart { epoch: self.epoch_max, start };
         let id = self.reference.ids[stream];
         let outcome = self.shard().truncate(id, start.start, start.epoch).map(Token::Change);
         self.begin(Command::Cut { stream, start }, outcome);

@@ -22,7 +22,7 @@ mod shards;
 mod tests;
 #[cfg(test)]
 mod threads;
-mod trace;
+pub mod trace;
 
 use anyhow::Result;
 
