@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use ringwal_engine::format::VerifiedFrame;
+use ringwal_engine::offline::verify;
 use ringwal_engine::{
     AppendError, CommitError, Engine, EpochStart, FrameSlice, Io, Options, ReadError, Refusal,
     SealedFrames, Stream, StreamId, Subscription,
@@ -144,6 +145,8 @@ fn epochs_hold_where_segments_roll_records_move_and_the_directory_is_opened_agai
                 engine.close().unwrap();
             }
         }
+        let verification = verify(directory).unwrap();
+        assert!(verification.findings.is_empty(), "{:?}", verification.findings);
     });
 }
 
@@ -380,6 +383,8 @@ fn a_skip_drops_everything_and_goes_on_where_it_says() {
         let engine = options.open(directory).unwrap();
         assert_eq!(engine.stream(STREAM).end(), 101);
         assert_eq!(records(&engine.stream(StreamId::new(8))), [(30, 0, b"c".to_vec())]);
+        engine.close().unwrap();
+        assert!(verify(directory).unwrap().findings.is_empty());
     });
 }
 
@@ -465,7 +470,11 @@ fn no_wake_up_is_lost_between_threads() {
         let writers: Vec<_> = (0..4)
             .map(|stream| {
                 let stream = engine.stream(StreamId::new(4 + stream));
-                std::thread::spawn(move || (0..150).map(|_| append(&stream, b"x")).count())
+                std::thread::spawn(move || {
+                    (0..150).for_each(|_| {
+                        append(&stream, b"x");
+                    })
+                })
             })
             .collect();
         let (bell, waker) = Bell::new();
@@ -480,7 +489,7 @@ fn no_wake_up_is_lost_between_threads() {
                 bell.wait_for(rings + 1);
             }
         }
-        writers.into_iter().for_each(|writer| assert_eq!(writer.join().unwrap(), 150));
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
         let late = engine.clone();
         engine.close().unwrap();
         assert!(matches!(sealed.try_next(), Poll::Ready(None)));
