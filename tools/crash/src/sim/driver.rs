@@ -44,6 +44,8 @@ pub struct World {
     kills_seen: u64,
     /// How the last life, or the last try to open, ended.
     last: Death,
+    /// The epochs of each stream when the last life ended, if they are certain.
+    pub epochs_before: Option<Vec<Vec<EpochStart>>>,
     /// Segment files by name, with the generation that they had.
     generations: BTreeMap<String, u64>,
 }
@@ -81,6 +83,7 @@ impl World {
             cuts_seen: 0,
             kills_seen: 0,
             last: Death::default(),
+            epochs_before: None,
             generations: BTreeMap::new(),
         }
     }
@@ -103,6 +106,7 @@ impl World {
             cuts_seen: sim.crashes(),
             kills_seen: sim.kills(),
             last: self.last,
+            epochs_before: self.epochs_before.clone(),
             generations: self.generations.clone(),
             sim,
         }
@@ -163,6 +167,11 @@ impl World {
 
     pub fn shard(&mut self) -> &mut Shard {
         self.shard.as_mut().expect("the shard is open")
+    }
+
+    /// The epochs of each stream.
+    pub fn epochs(&self) -> Vec<Vec<EpochStart>> {
+        self.reference.epochs(self.shard.as_ref().expect("the shard is open"))
     }
 
     // Opening.
@@ -270,6 +279,10 @@ impl World {
         let kept = self.reference.recover(&shown) as u64;
         self.counts.add(Event::Doubtful, kept);
         self.reference.forget_epochs();
+        if let Some(before) = self.epochs_before.take() {
+            assert_eq!(self.reference.epochs(&shard), before, "another history");
+            self.counts.note(Event::Histories);
+        }
         self.poisoned = false;
         self.shard = Some(shard);
     }
@@ -682,6 +695,7 @@ impl World {
     }
 
     fn end_by(&mut self, way: u64) {
+        self.epochs_before = self.reference.is_certain().then(|| self.epochs());
         let shard = self.shard.take().expect("the shard is open");
         let stats = shard.stats();
         self.counts.add(Event::Moved, stats.moved_records);
