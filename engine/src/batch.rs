@@ -318,7 +318,7 @@ impl Filling {
         let count = frames.len() as u32;
         for draft in frames {
             let (position, length) = (draft.position, FRAME_HEADER_BYTES + draft.payload_length);
-            let outcome = self.seal_frame(&draft, streams, place);
+            let outcome = self.seal_frame(&draft, streams, &place);
             let header = &self.buffer[position..position + FRAME_HEADER_BYTES];
             frames_crc = crc32c::crc32c_append(frames_crc, header);
             if let (FrameOutcome::Placed { base, epoch }, true) = (&outcome, draft.count > 0) {
@@ -373,8 +373,9 @@ impl Filling {
         &mut self,
         draft: &Draft,
         streams: &mut StreamTable,
-        SealPlace { timestamp_ns, own_epoch, .. }: SealPlace,
+        place: &SealPlace,
     ) -> FrameOutcome {
+        let (timestamp_ns, own_epoch) = (place.timestamp_ns, place.own_epoch);
         let start = draft.position + FRAME_HEADER_BYTES;
         let payload = start..start + draft.payload_length;
         let verified = |buffer: &[u8]| {

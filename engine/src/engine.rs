@@ -145,9 +145,9 @@ impl Engine {
     /// stream whose last epoch is smaller, `epoch` begins with its next record, durably with that
     /// record. Foreign frames keep theirs. For replication: whoever leads sets its epoch once.
     ///
-    /// A record whose append returns afterwards is sealed afterwards; one that waits already may
-    /// be sealed before or after. The receipt tells. A value below an earlier one is ignored. It is
-    /// for all streams and shards, costs nothing until there is a record, and is forgotten when the
+    /// It holds for every append that begins when this has returned. A record that waits already
+    /// gets it or not; its receipt tells. A value below an earlier one is ignored. It is for all
+    /// streams and shards, costs nothing until there is a record, and is forgotten when the
     /// engine closes: who needs it again keeps it elsewhere.
     ///
     /// A stream that gets one epoch too many for a checkpoint refuses its appends

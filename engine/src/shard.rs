@@ -180,11 +180,17 @@ impl ShardLoop {
             // The device starts on the next batch while waiters are woken.
             self.reap(Wait::No);
         }
-        self.subscriber_wakers.drain(..).for_each(Waker::wake);
+        self.wake_subscribers();
         let released = self.release(now_ns);
         self.maintain(now_ns);
         self.end();
+        self.wake_subscribers();
         released
+    }
+
+    /// Wakers are other people's code: they run when no lock is held.
+    fn wake_subscribers(&mut self) {
+        self.subscriber_wakers.drain(..).for_each(Waker::wake);
     }
 
     /// Submits and reaps; a disk that has broken is left alone.

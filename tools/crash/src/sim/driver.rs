@@ -44,6 +44,8 @@ pub struct World {
     kills_seen: u64,
     /// How the last life, or the last try to open, ended.
     last: Death,
+    /// The epochs of each stream when the last life ended, if they are certain.
+    pub epochs_before: Option<Vec<Vec<EpochStart>>>,
     /// Segment files by name, with the generation that they had.
     generations: BTreeMap<String, u64>,
     /// The greatest epoch that was asked for.
@@ -83,6 +85,7 @@ impl World {
             cuts_seen: 0,
             kills_seen: 0,
             last: Death::default(),
+            epochs_before: None,
             generations: BTreeMap::new(),
             epoch_max: 0,
         }
@@ -106,6 +109,7 @@ impl World {
             cuts_seen: sim.crashes(),
             kills_seen: sim.kills(),
             last: self.last,
+            epochs_before: self.epochs_before.clone(),
             generations: self.generations.clone(),
             epoch_max: self.epoch_max,
             sim,
@@ -167,6 +171,11 @@ impl World {
 
     pub fn shard(&mut self) -> &mut Shard {
         self.shard.as_mut().expect("the shard is open")
+    }
+
+    /// The epochs of each stream.
+    pub fn epochs(&self) -> Vec<Vec<EpochStart>> {
+        self.reference.epochs(self.shard.as_ref().expect("the shard is open"))
     }
 
     // Opening.
@@ -274,6 +283,10 @@ impl World {
         let kept = self.reference.recover(&shown) as u64;
         self.counts.add(Event::Doubtful, kept);
         self.reference.forget_epochs();
+        if let Some(before) = self.epochs_before.take() {
+            assert_eq!(self.reference.epochs(&shard), before, "another history");
+            self.counts.note(Event::Histories);
+        }
         self.poisoned = false;
         self.shard = Some(shard);
     }
@@ -690,6 +703,7 @@ impl World {
     }
 
     fn end_by(&mut self, way: u64) {
+        self.epochs_before = self.reference.is_certain().then(|| self.epochs());
         let shard = self.shard.take().expect("the shard is open");
         let stats = shard.stats();
         self.counts.add(Event::Moved, stats.moved_records);

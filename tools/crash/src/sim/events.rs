@@ -45,6 +45,7 @@ events! {
     Cuts "cuts that begin an epoch"
     EpochsSet "epochs that the node was given"
     EpochsBegun "epochs that began with a record"
+    Histories "epoch tables that were the same in the next life"
     Skips "trims beyond the end"
     Foreign "frames from elsewhere"
     Rolls "rolls to the next segment"

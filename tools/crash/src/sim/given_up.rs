@@ -22,6 +22,7 @@ pub fn run(seed: u64) -> Outcome {
     world.open();
     world.never_die();
     let (end, kept) = (world.shard().recovery().end, world.reference.fork());
+    let epochs = world.epochs();
     assert!(world.drain());
     world.end();
     let lives = world.random.within(1..=4);
@@ -32,6 +33,7 @@ pub fn run(seed: u64) -> Outcome {
             world.counts.note(Event::InsistedTaken);
             world.closed = false;
             world.reference = kept;
+            world.epochs_before = Some(epochs);
             world.reference.skip_numbers(NUMBERS_SKIPPED);
             world.adopt(shard);
             world.end();

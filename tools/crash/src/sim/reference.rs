@@ -263,6 +263,17 @@ impl Reference {
         self.records.waiting.is_empty() && self.controls.waiting.is_empty()
     }
 
+    /// Whether nothing is under way, nor of unknown outcome.
+    pub fn is_certain(&self) -> bool {
+        let lanes = [&self.records, &self.controls];
+        self.is_settled() && lanes.iter().all(|lane| lane.doubtful.is_empty())
+    }
+
+    /// The epochs of each stream, as a shard shows them.
+    pub fn epochs(&self, shard: &Shard) -> Vec<Vec<EpochStart>> {
+        self.ids.iter().map(|id| shard.epochs(*id)).collect()
+    }
+
     /// Takes the outcomes that have come.
     pub fn settle(&mut self) {
         let mut outcomes = Vec::new();

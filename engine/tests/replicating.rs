@@ -1,0 +1,580 @@
+//! What replication is built on: epochs that begin with a record, frames that travel, skips, and
+//! sealed frames for an event loop.
+
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
+
+use ringwal_engine::format::VerifiedFrame;
+use ringwal_engine::offline::verify;
+use ringwal_engine::{
+    AppendError, CommitError, Engine, EpochStart, FrameSlice, Io, Options, ReadError, Refusal,
+    SealedFrames, Stream, StreamId, Subscription,
+};
+
+const STREAM: StreamId = StreamId::new(7);
+const LONG: Duration = Duration::from_secs(10);
+
+fn options(shards: u16) -> Options {
+    Engine::options().shards(shards).segment_bytes(1 << 20).pool_bytes(4 << 20)
+}
+
+/// Runs a property with one shard and with two, on io_uring and without it.
+fn everywhere(property: impl Fn(Options, &Path)) {
+    for shards in [1, 2] {
+        for io in [Io::Uring, Io::Blocking] {
+            let directory = tempfile::tempdir().unwrap();
+            property(options(shards).io(io), directory.path());
+        }
+    }
+}
+
+fn starts(table: &[(u64, u64)]) -> Vec<EpochStart> {
+    table.iter().map(|(epoch, start)| EpochStart { epoch: *epoch, start: *start }).collect()
+}
+
+/// Offset and epoch of a record that is durable.
+fn append(stream: &Stream, record: impl AsRef<[u8]>) -> (u64, u64) {
+    let receipt = stream.append(record).unwrap().wait().unwrap();
+    (receipt.offset(), receipt.epoch())
+}
+
+/// Offset, epoch and bytes of all records.
+fn records(stream: &Stream) -> Vec<(u64, u64, Vec<u8>)> {
+    let records = stream.read(..).unwrap().map(Result::unwrap);
+    records.map(|record| (record.offset(), record.epoch(), record.payload().to_vec())).collect()
+}
+
+/// All frames from `from` on, contiguous and sound.
+fn frames(stream: &Stream, from: u64, bytes_max: usize) -> Vec<FrameSlice> {
+    let mut reader = stream.frames(from);
+    let (mut frames, mut next): (Vec<FrameSlice>, _) = (Vec::new(), from);
+    loop {
+        let batch = reader.next_batch(bytes_max).unwrap();
+        if batch.is_empty() {
+            assert_eq!((reader.offset(), next), (stream.end(), stream.end()));
+            return frames;
+        }
+        let all_but_last: usize = batch.iter().rev().skip(1).map(|frame| frame.bytes.len()).sum();
+        assert!(batch.len() == 1 || all_but_last < bytes_max);
+        for frame in batch {
+            let header = VerifiedFrame::verify(&frame.bytes).unwrap().header;
+            let told = (frame.stream.get(), frame.epoch, frame.base_offset, frame.count);
+            let written = (header.stream.get(), header.epoch.get(), next, header.count.get());
+            assert_eq!(told, written);
+            assert_eq!(header.base_offset.get(), next);
+            next += u64::from(frame.count);
+            frames.push(frame);
+        }
+    }
+}
+
+#[test]
+fn an_epoch_begins_with_the_next_record_of_each_stream() {
+    everywhere(|options, directory| {
+        let engine = options.open(directory).unwrap();
+        let (old, new) = (engine.stream(STREAM), engine.stream(StreamId::new(8)));
+        assert_eq!((append(&old, b"a"), append(&old, b"b")), ((0, 0), (1, 0)));
+        engine.set_epoch(5);
+        assert_eq!(old.epochs(), starts(&[(0, 0)]), "it begins with a record");
+        engine.set_epoch(3);
+        assert_eq!((append(&old, b"c"), append(&old, b"d")), ((2, 5), (3, 5)));
+        assert_eq!(append(&new, b"e"), (0, 5));
+        // A cut begins one that is greater than the node's.
+        new.truncate(1, 9).unwrap().wait().unwrap();
+        assert_eq!(append(&new, b"f"), (1, 9));
+        let told = |engine: &Engine| {
+            let epochs = engine.streams().iter().map(|summary| summary.epoch).collect::<Vec<_>>();
+            (epochs, old.epochs().to_vec(), records(&engine.stream(STREAM)))
+        };
+        let before = told(&engine);
+        assert_eq!(before.0, [5, 9]);
+        assert_eq!(before.1, starts(&[(0, 0), (5, 2)]));
+        assert_eq!(new.epochs(), starts(&[(5, 0), (9, 1)]));
+        engine.close().unwrap();
+        let engine = options.open(directory).unwrap();
+        assert_eq!(told(&engine), before);
+        let (old, new) = (engine.stream(STREAM), engine.stream(StreamId::new(8)));
+        assert_eq!(old.epochs(), starts(&[(0, 0), (5, 2)]));
+        assert_eq!(new.epochs(), starts(&[(5, 0), (9, 1)]));
+        // It was in memory only; the streams keep theirs.
+        assert_eq!(append(&old, b"g"), (4, 5));
+        assert_eq!(append(&engine.stream(StreamId::new(9)), b"h"), (0, 0));
+    });
+}
+
+#[test]
+fn epochs_hold_where_segments_roll_records_move_and_the_directory_is_opened_again() {
+    everywhere(|options, directory| {
+        let mut expected = Vec::new();
+        let mut epochs = vec![(0, 0)];
+        for life in 0..3u64 {
+            let engine = options.open(directory).unwrap();
+            let shards = engine.stats().shards.len() as u16;
+            let quiet =
+                (8..).map(StreamId::new).find(|id| id.shard(shards) == STREAM.shard(shards));
+            let (busy, quiet) = (engine.stream(STREAM), engine.stream(quiet.unwrap()));
+            assert_eq!(records(&quiet), expected);
+            assert_eq!(quiet.epochs(), starts(&epochs));
+            for round in 0..120u64 {
+                if round % 20 == 0 {
+                    let epoch = life * 10 + round / 20 + 1;
+                    engine.set_epoch(epoch);
+                    let offset = expected.len() as u64;
+                    assert_eq!(append(&quiet, epoch.to_le_bytes()), (offset, epoch));
+                    expected.push((offset, epoch, epoch.to_le_bytes().to_vec()));
+                    epochs.retain(|(_, start)| *start < offset);
+                    epochs.push((epoch, offset));
+                }
+                let (offset, _) = append(&busy, [3; 30_000]);
+                busy.trim(offset).unwrap();
+            }
+            assert_eq!(records(&quiet), expected);
+            assert_eq!(quiet.epochs(), starts(&epochs));
+            assert_eq!(busy.epochs().len(), 1, "a trim forgets them");
+            let read = frames(&quiet, 0, 1);
+            let read: Vec<_> = read.iter().map(|frame| (frame.epoch, frame.base_offset)).collect();
+            assert_eq!(read, epochs, "each record is a frame of its own");
+            let shard = usize::from(STREAM.shard(shards));
+            let stats = engine.stats().shards.swap_remove(shard);
+            assert!(stats.rotations >= 2 && (life == 0 || stats.moved_records > 0), "{stats:?}");
+            if life == 1 {
+                engine.close().unwrap();
+            }
+        }
+        let verification = verify(directory).unwrap();
+        assert!(verification.findings.is_empty(), "{:?}", verification.findings);
+    });
+}
+
+#[test]
+fn one_epoch_too_many_is_refused_like_a_stream() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut shard = options(1)
+        .segment_bytes(64 << 10)
+        .pool_bytes(1 << 20)
+        .open_shard(directory.path())
+        .unwrap();
+    let stream = |id: u64| StreamId::new(100 + id);
+    let append = |shard: &mut ringwal_engine::Shard, id| {
+        let token = shard.append(stream(id), b"x").unwrap();
+        while token.try_receipt().is_none() {
+            shard.run_once(None).unwrap();
+        }
+        token.wait().map(|receipt| (receipt.offset(), receipt.epoch()))
+    };
+    let streams = 300;
+    for id in 0..streams {
+        assert_eq!(append(&mut shard, id).unwrap(), (0, 0));
+    }
+    shard.set_epoch(1);
+    let refused: Vec<_> = (0..streams).filter(|id| append(&mut shard, *id).is_err()).collect();
+    assert_eq!(refused.len() as u64, 2 * streams - 512, "64 KiB list as many");
+    let last = append(&mut shard, refused[0]).unwrap_err();
+    assert!(matches!(last, CommitError::Refused(Refusal::TooManyStreams { .. })), "{last}");
+    assert_eq!(shard.end(stream(refused[0])), 1, "and leaves no hole");
+    let token = shard.trim(stream(0), 1).unwrap();
+    while token.try_receipt().is_none() {
+        shard.run_once(None).unwrap();
+    }
+    assert_eq!(append(&mut shard, refused[0]).unwrap(), (1, 1), "the trim made room for one");
+    shard.close().unwrap();
+    let shard = options(1).segment_bytes(64 << 10).pool_bytes(1 << 20);
+    let shard = shard.open_shard(directory.path()).unwrap();
+    assert_eq!(shard.epochs(stream(refused[0])), starts(&[(0, 0), (1, 1)]));
+    assert_eq!(shard.epochs(stream(refused[1])), starts(&[(0, 0)]));
+    assert_eq!((shard.trimmed(stream(0)), shard.end(stream(0))), (1, 2));
+}
+
+#[test]
+fn a_follower_gets_the_same_bytes_and_the_same_epochs() {
+    everywhere(|options, directory| {
+        let leader = options.open(directory).unwrap();
+        let stream = leader.stream(STREAM);
+        for epoch in [0, 0, 2, 2, 7] {
+            leader.set_epoch(epoch);
+            for length in [0usize, 10, 5_000, 200_000] {
+                drop(stream.append(vec![epoch as u8; length]).unwrap());
+            }
+            stream.append_batch([b"x", b"y"]).unwrap().wait().unwrap();
+        }
+        let other = tempfile::tempdir().unwrap();
+        let follower = options.open(other.path()).unwrap();
+        let followed = follower.stream(STREAM);
+        let whole = frames(&stream, 0, 64 << 10);
+        let tokens: Vec<_> =
+            whole.iter().map(|frame| followed.append_frame(&frame.bytes).unwrap()).collect();
+        for (token, frame) in tokens.into_iter().zip(&whole) {
+            let receipts = token.wait().unwrap();
+            assert_eq!(
+                (receipts.offsets().start, receipts.epoch()),
+                (frame.base_offset, frame.epoch)
+            );
+        }
+        let same = |one: &Stream, two: &Stream| {
+            let bytes = |frames: &[FrameSlice]| -> Vec<_> {
+                frames.iter().map(|frame| frame.bytes.clone()).collect()
+            };
+            assert_eq!(one.epochs(), two.epochs());
+            assert_eq!(records(one), records(two));
+            assert_eq!(bytes(&frames(one, 0, 1 << 20)), bytes(&frames(two, 0, 1)));
+        };
+        same(&stream, &followed);
+        assert_eq!(followed.epochs().last().unwrap().epoch, 7);
+        // An epoch that is over does not come back, nor does a gap.
+        let late = followed.append_frame(&whole[0].bytes).unwrap().wait().unwrap_err();
+        assert!(matches!(late, CommitError::Refused(Refusal::NotContinuation { .. })), "{late}");
+        follower.close().unwrap();
+        let follower = options.open(other.path()).unwrap();
+        same(&stream, &follower.stream(STREAM));
+        // Who leads next goes on in an epoch of its own.
+        follower.set_epoch(9);
+        let (offset, epoch) = append(&follower.stream(STREAM), b"z");
+        assert_eq!((offset, epoch), (stream.end(), 9));
+        let next = &frames(&follower.stream(STREAM), offset, 1)[0];
+        let receipts = stream.append_frame(&next.bytes).unwrap().wait().unwrap();
+        assert_eq!((receipts.offsets(), receipts.epoch()), (offset..offset + 1, 9));
+        same(&stream, &follower.stream(STREAM));
+    });
+}
+
+#[test]
+fn a_part_of_a_frame_is_a_frame() {
+    everywhere(|options, directory| {
+        let engine = options.open(directory).unwrap();
+        let stream = engine.stream(STREAM);
+        let sealed = engine.subscribe(16);
+        stream.append_batch((0..10u8).map(|byte| vec![byte; 50])).unwrap().wait().unwrap();
+        let whole = frames(&stream, 0, 1);
+        let Some(SealedFrames::Batch { shard, frames: slices }) = sealed.next_timeout(LONG) else {
+            panic!("a batch was sealed");
+        };
+        assert_eq!(shard, STREAM.shard(engine.stats().shards.len() as u16));
+        assert_eq!((whole.len(), &whole[0].bytes), (1, &slices[0].bytes), "the same bytes");
+        let parts = frames(&stream, 4, 1);
+        assert_eq!((parts[0].base_offset, parts[0].count), (4, 6));
+        // What a later epoch cut off is not given.
+        stream.truncate(6, 3).unwrap().wait().unwrap();
+        append(&stream, b"new");
+        let parts = frames(&stream, 4, 1 << 20);
+        let told: Vec<_> = parts.iter().map(|f| (f.epoch, f.base_offset, f.count)).collect();
+        assert_eq!(told, [(0, 4, 2), (3, 6, 1)]);
+        let other = tempfile::tempdir().unwrap();
+        let follower = options.open(other.path()).unwrap();
+        let followed = follower.stream(STREAM);
+        for frame in frames(&stream, 0, 100) {
+            followed.append_frame(&frame.bytes).unwrap().wait().unwrap();
+        }
+        assert_eq!((records(&followed), followed.epochs()), (records(&stream), stream.epochs()));
+        stream.trim(5).unwrap();
+        let trimmed = stream.frames(4).next_batch(1).unwrap_err();
+        assert!(matches!(trimmed, ReadError::Trimmed { trimmed: 5, .. }), "{trimmed}");
+        assert_eq!(
+            (frames(&stream, 5, 1)[0].count, stream.frames(7).next_batch(1).unwrap().len()),
+            (1, 0)
+        );
+        assert!(engine.stream(StreamId::new(999)).frames(0).next_batch(1).unwrap().is_empty());
+    });
+}
+
+#[test]
+fn frames_that_a_cut_replaces_are_not_read_from_memory() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = options(1).open(directory.path()).unwrap();
+    let stream = engine.stream(STREAM);
+    for record in 0..4u8 {
+        stream.append_batch([[record], [record]]).unwrap().wait().unwrap();
+    }
+    let (mut frames, mut tail) = (stream.frames(0), stream.tail(0));
+    assert_eq!(frames.next_batch(1).unwrap().len(), 1);
+    assert_eq!(tail.next_blocking().unwrap().offset(), 0);
+    assert_eq!(tail.next_blocking().unwrap().offset(), 1);
+    stream.truncate(3, 2).unwrap().wait().unwrap();
+    let part = frames.next_batch(1 << 20).unwrap();
+    assert_eq!((part.len(), part[0].base_offset, part[0].count), (1, 2, 1));
+    append(&stream, b"new");
+    let new = frames.next_batch(1 << 20).unwrap();
+    assert_eq!((new.len(), new[0].base_offset, new[0].epoch), (1, 3, 2));
+    let seen: Vec<_> = (0..2).map(|_| tail.next_blocking().unwrap()).collect();
+    assert_eq!((seen[0].offset(), seen[0].epoch()), (2, 0));
+    assert_eq!((seen[1].offset(), seen[1].epoch(), seen[1].payload()), (3, 2, &b"new"[..]));
+}
+
+#[test]
+fn a_frame_that_finds_no_room_is_not_taken() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut shard = options(1).open_shard(directory.path()).unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let leader = options(1).open(other.path()).unwrap();
+    let stream = leader.stream(STREAM);
+    for _ in 0..60 {
+        stream.append([5; 200_000]).unwrap().wait().unwrap();
+    }
+    let whole = frames(&stream, 0, 1 << 20);
+    let mut tokens = Vec::new();
+    let full = loop {
+        match shard.append_frame(&whole[tokens.len()].bytes) {
+            Ok(token) => tokens.push(token),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(full, AppendError::Full { .. }), "{full}");
+    assert!(matches!(shard.append_frame(b"no frame"), Err(AppendError::BadFrame(_))));
+    while tokens.iter().any(|token| token.try_receipt().is_none()) {
+        shard.run_once(None).unwrap();
+    }
+    assert_eq!(shard.end(STREAM), tokens.len() as u64);
+    shard.close().unwrap();
+    let engine = options(1).open(directory.path()).unwrap();
+    let followed = engine.stream(STREAM);
+    for frame in &whole[tokens.len()..] {
+        loop {
+            match followed.try_append_frame(&frame.bytes) {
+                Ok(token) => break drop(token),
+                Err(AppendError::Full { .. }) => std::thread::yield_now(),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+    followed.trim_async(0).unwrap().wait().unwrap();
+    engine.close().unwrap();
+    let engine = options(1).open(directory.path()).unwrap();
+    assert_eq!(engine.stream(STREAM).end(), 60);
+}
+
+#[test]
+fn a_skip_drops_everything_and_goes_on_where_it_says() {
+    everywhere(|options, directory| {
+        let engine = options.open(directory).unwrap();
+        let (stream, empty) = (engine.stream(STREAM), engine.stream(StreamId::new(8)));
+        engine.set_epoch(4);
+        append(&stream, b"a");
+        let (mut inside, mut behind) = (stream.tail(1), stream.tail(100));
+        let waiting = std::thread::spawn(move || inside.next_blocking());
+        let refused = stream.trim_async(100).unwrap().wait();
+        assert!(matches!(refused, Err(CommitError::Refused(Refusal::TrimBeyondEnd { .. }))));
+        stream.skip_to(100).unwrap().wait().unwrap();
+        empty.skip_to(30).unwrap().wait().unwrap();
+        let woken = waiting.join().unwrap().unwrap_err();
+        assert!(matches!(woken, ReadError::Trimmed { trimmed: 100, .. }), "{woken}");
+        let bounds = |stream: &Stream| (stream.trimmed(), stream.end(), stream.epochs());
+        assert_eq!(bounds(&stream), (100, 100, starts(&[(4, 0)])));
+        assert_eq!(bounds(&empty), (30, 30, starts(&[(0, 0)])));
+        assert!(records(&stream).is_empty());
+        engine.close().unwrap();
+        let engine = options.open(directory).unwrap();
+        let (stream, empty) = (engine.stream(STREAM), engine.stream(StreamId::new(8)));
+        assert_eq!(bounds(&stream), (100, 100, starts(&[(4, 0)])));
+        assert!(behind.next_timeout(Duration::from_millis(1)).is_err(), "that engine is closed");
+        behind = stream.tail(100);
+        assert_eq!(append(&stream, b"b"), (100, 4));
+        assert_eq!(behind.next_blocking().unwrap().payload(), b"b");
+        assert_eq!(append(&empty, b"c"), (30, 0));
+        stream.skip_to(101).unwrap().wait().unwrap();
+        stream.skip_to(60).unwrap().wait().unwrap();
+        assert_eq!((stream.trimmed(), stream.end()), (101, 101), "nothing comes back");
+        let far = stream.skip_to(u64::MAX).unwrap().wait();
+        assert!(matches!(far, Err(CommitError::Refused(Refusal::SkipTooFar { .. }))), "{far:?}");
+        drop((stream, empty, behind));
+        drop(engine);
+        let engine = options.open(directory).unwrap();
+        assert_eq!(engine.stream(STREAM).end(), 101);
+        assert_eq!(records(&engine.stream(StreamId::new(8))), [(30, 0, b"c".to_vec())]);
+        engine.close().unwrap();
+        assert!(verify(directory).unwrap().findings.is_empty());
+    });
+}
+
+/// Counts how often it is woken, and lets a thread wait for that.
+#[derive(Default)]
+struct Bell {
+    rings: AtomicU32,
+    thread: std::sync::Mutex<Option<std::thread::Thread>>,
+}
+
+impl Bell {
+    fn new() -> (Arc<Self>, Waker) {
+        let bell = Arc::new(Self::default());
+        *bell.thread.lock().unwrap() = Some(std::thread::current());
+        (bell.clone(), Waker::from(bell))
+    }
+
+    fn rings(&self) -> u32 {
+        self.rings.load(Ordering::SeqCst)
+    }
+
+    fn wait_for(&self, rings: u32) {
+        let began = Instant::now();
+        while self.rings() < rings {
+            assert!(began.elapsed() < LONG, "a wake-up was lost");
+            std::thread::park_timeout(LONG);
+        }
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.rings.fetch_add(1, Ordering::SeqCst);
+        if let Some(thread) = &*self.thread.lock().unwrap() {
+            thread.unpark();
+        }
+    }
+}
+
+fn take_all(subscription: &Subscription) -> (usize, usize) {
+    let (mut frames_seen, mut lags) = (0, 0);
+    while let Poll::Ready(Some(sealed)) = subscription.try_next() {
+        match sealed {
+            SealedFrames::Batch { frames, .. } => frames_seen += frames.len(),
+            SealedFrames::Lagged { .. } => lags += 1,
+        }
+    }
+    (frames_seen, lags)
+}
+
+#[test]
+fn a_parked_receiver_is_woken_once_for_many_frames() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut shard = options(1).open_shard(directory.path()).unwrap();
+    let sealed = shard.subscribe(64);
+    let (bell, waker) = Bell::new();
+    assert!(sealed.try_next().is_pending());
+    assert!(sealed.park(&waker));
+    for round in 0..5u8 {
+        let token = shard.append(STREAM, [round]).unwrap();
+        while token.try_receipt().is_none() {
+            shard.run_once(None).unwrap();
+        }
+    }
+    assert_eq!(bell.rings(), 1);
+    assert!(!sealed.park(&waker), "something is there");
+    assert_eq!(take_all(&sealed), (5, 0));
+    assert!(sealed.park(&waker));
+    shard.close().unwrap();
+    assert_eq!(bell.rings(), 2, "the end is something too");
+    assert!(matches!(sealed.try_next(), Poll::Ready(None)));
+    assert!(!sealed.park(&waker));
+    assert!(sealed.next_blocking().is_none());
+}
+
+#[test]
+fn no_wake_up_is_lost_between_threads() {
+    everywhere(|options, directory| {
+        // More buffers than there are records: nothing lags.
+        let options = options.pool_bytes(64 << 20).batch_bytes_max(32 << 10);
+        let engine = options.open(directory).unwrap();
+        let sealed = engine.subscribe(4096);
+        let writers: Vec<_> = (0..4)
+            .map(|stream| {
+                let stream = engine.stream(StreamId::new(4 + stream));
+                std::thread::spawn(move || {
+                    (0..150).for_each(|_| {
+                        append(&stream, b"x");
+                    })
+                })
+            })
+            .collect();
+        let (bell, waker) = Bell::new();
+        let mut records = 0;
+        while records < 600 {
+            while let Poll::Ready(Some(next)) = sealed.try_next() {
+                let SealedFrames::Batch { frames, .. } = next else { panic!("it keeps up") };
+                records += frames.iter().map(|frame| frame.count).sum::<u32>();
+            }
+            let rings = bell.rings();
+            if records < 600 && sealed.park(&waker) {
+                bell.wait_for(rings + 1);
+            }
+        }
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        let late = engine.clone();
+        engine.close().unwrap();
+        assert!(matches!(sealed.try_next(), Poll::Ready(None)));
+        assert!(late.subscribe(1).next_blocking().is_none(), "nothing will come");
+    });
+}
+
+#[test]
+fn what_was_missed_is_told_in_its_place_and_also_when_nothing_follows() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut shard = options(1).open_shard(directory.path()).unwrap();
+    let half = shard.batch_buffers() / 2;
+    let sealed = shard.subscribe(2);
+    let append = |shard: &mut ringwal_engine::Shard| {
+        let token = shard.append(STREAM, b"x").unwrap();
+        while token.try_receipt().is_none() {
+            shard.run_once(None).unwrap();
+        }
+    };
+    let told = |sealed: &Subscription| match sealed.try_next() {
+        Poll::Ready(Some(SealedFrames::Batch { frames, .. })) => Some(frames[0].base_offset),
+        Poll::Ready(Some(SealedFrames::Lagged { shard: 0 })) => None,
+        other => panic!("{other:?}"),
+    };
+    // Two fit. The third is missed, and nothing comes behind it.
+    (0..3).for_each(|_| append(&mut shard));
+    assert_eq!([told(&sealed), told(&sealed), told(&sealed)], [Some(0), Some(1), None]);
+    assert!(sealed.try_next().is_pending());
+    // Room again: what follows is told behind what is missing, once.
+    (0..3).for_each(|_| append(&mut shard));
+    assert_eq!(told(&sealed), Some(3));
+    append(&mut shard);
+    assert_eq!([told(&sealed), told(&sealed), told(&sealed)], [Some(4), None, Some(6)]);
+    assert!(sealed.try_next().is_pending());
+    // Who holds half of the buffers gets nothing until some come back.
+    let mut held = Vec::new();
+    let (bell, waker) = Bell::new();
+    loop {
+        append(&mut shard);
+        match sealed.try_next() {
+            Poll::Ready(Some(SealedFrames::Batch { frames, .. })) => held.push(frames),
+            Poll::Ready(Some(SealedFrames::Lagged { .. })) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(held.len() <= half + 1 && held.len() + 3 > half, "{} of {half}", held.len());
+    assert!(sealed.park(&waker));
+    append(&mut shard);
+    assert_eq!(bell.rings(), 1, "a lag is something to look at");
+    drop(held);
+    append(&mut shard);
+    assert_eq!(told(&sealed), None);
+    assert!(told(&sealed).is_some());
+}
+
+#[test]
+fn one_event_loop_waits_for_tokens_of_every_kind() {
+    everywhere(|options, directory| {
+        // Nothing is sealed before all of it has been polled.
+        let engine = options.linger(Duration::from_millis(100)).open(directory).unwrap();
+        let stream = engine.stream(STREAM);
+        append(&stream, b"a");
+        let (bell, waker) = Bell::new();
+        let mut context = Context::from_waker(&waker);
+        let mut one = stream.append(b"b").unwrap();
+        let mut many = stream.append_batch([b"c", b"d"]).unwrap();
+        let mut change = stream.trim_async(1).unwrap();
+        let mut left = 3;
+        let mut done = [false; 3];
+        while left > 0 {
+            let rings = bell.rings();
+            let now = [
+                !done[0] && Pin::new(&mut one).poll(&mut context).map(Result::unwrap).is_ready(),
+                !done[1] && Pin::new(&mut many).poll(&mut context).map(Result::unwrap).is_ready(),
+                !done[2] && Pin::new(&mut change).poll(&mut context).map(Result::unwrap).is_ready(),
+            ];
+            for (done, now) in done.iter_mut().zip(now) {
+                *done |= now;
+                left -= usize::from(now);
+            }
+            if left > 0 && !now.contains(&true) {
+                bell.wait_for(rings + 1);
+            }
+        }
+        assert!(bell.rings() <= 2, "one for each batch: {}", bell.rings());
+        assert_eq!(many.wait().unwrap().offsets(), 2..4);
+    });
+}
