@@ -41,6 +41,8 @@ pub struct SessionState {
 struct Place {
     /// Offset to be sent next.
     next: u64,
+    /// The furthest that this was before the follower asked again.
+    reached: u64,
     stage: Stage,
     /// Waits for a read, or is being read.
     reading: bool,
@@ -171,7 +173,7 @@ impl Session {
     pub fn tell(&mut self, message: Message) {
         if let Message::Histories(histories) = &message {
             for history in histories {
-                let place = Place { next: 0, stage: Stage::Told, reading: false };
+                let place = Place { next: 0, reached: 0, stage: Stage::Told, reading: false };
                 self.places.insert(history.stream, place);
             }
         }
@@ -185,7 +187,8 @@ impl Session {
     pub fn begin_stream(&mut self, history: History) {
         let stream = history.stream;
         self.tell(Message::Histories(vec![history]));
-        self.places.insert(stream, Place { next: 0, stage: Stage::Live, reading: false });
+        self.places
+            .insert(stream, Place { next: 0, reached: 0, stage: Stage::Live, reading: false });
     }
 
     /// The follower must begin anew behind what is trimmed.
@@ -194,7 +197,8 @@ impl Session {
         let stream = history.stream;
         self.drop_held(stream);
         self.tell(Message::Histories(vec![history]));
-        self.places.insert(stream, Place { next: 0, stage: Stage::Stuck, reading: false });
+        self.places
+            .insert(stream, Place { next: 0, reached: 0, stage: Stage::Stuck, reading: false });
     }
 
     pub fn beat(&mut self, now_ns: u64) {
@@ -298,6 +302,7 @@ impl Session {
         self.drop_held(stream);
         let Some(place) = self.places.get_mut(&stream) else { return false };
         let is_first = matches!(place.stage, Stage::Told);
+        place.reached = place.reached.max(place.next);
         place.next = from;
         place.stage = if from == sealed { Stage::Live } else { Stage::Behind };
         if from != sealed {
@@ -309,7 +314,7 @@ impl Session {
     /// Up to where a stream is in the queue; `None` when the follower has not asked for it.
     pub fn queued_until(&self, stream: StreamId) -> Option<u64> {
         let place = self.places.get(&stream)?;
-        (!matches!(place.stage, Stage::Told)).then_some(place.next)
+        (!matches!(place.stage, Stage::Told)).then(|| place.next.max(place.reached))
     }
 
     fn want_read(&mut self, stream: StreamId) {
