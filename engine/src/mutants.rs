@@ -23,11 +23,19 @@ pub enum Mutant {
     NoDurableWatermark,
     /// The last block of the batch before is written once more with each batch.
     TailBlockRewritten,
+    /// A follower reports a frame when it has taken it.
+    ReportBeforeFsync,
+    /// A promised epoch is not made durable.
+    PromiseNotPersisted,
+    /// A follower takes a frame behind a gap.
+    GapAccepted,
+    /// A follower cuts one record more than it has to.
+    CutBelowCommitted,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 9] = [
+    pub const ALL: [Mutant; 13] = [
         Mutant::NoFsync,
         Mutant::ReceiptBeforeFsync,
         Mutant::NoDirectorySync,
@@ -37,7 +45,16 @@ impl Mutant {
         Mutant::NoChain,
         Mutant::NoDurableWatermark,
         Mutant::TailBlockRewritten,
+        Mutant::ReportBeforeFsync,
+        Mutant::PromiseNotPersisted,
+        Mutant::GapAccepted,
+        Mutant::CutBelowCommitted,
     ];
+
+    /// Whether it is one of replication, which a cluster shows and a single node does not.
+    pub fn is_of_replication(self) -> bool {
+        self as u8 >= Mutant::ReportBeforeFsync as u8
+    }
 
     /// As it is chosen.
     pub fn name(self) -> &'static str {
@@ -51,6 +68,10 @@ impl Mutant {
             Mutant::NoChain => "no-chain",
             Mutant::NoDurableWatermark => "no-durable-watermark",
             Mutant::TailBlockRewritten => "tail-block-rewritten",
+            Mutant::ReportBeforeFsync => "report-before-fsync",
+            Mutant::PromiseNotPersisted => "promise-not-persisted",
+            Mutant::GapAccepted => "gap-accepted",
+            Mutant::CutBelowCommitted => "cut-below-committed",
         }
     }
 }
@@ -58,12 +79,13 @@ impl Mutant {
 /// Whether the engine has this bug now.
 #[cfg(not(ringwal_mutants))]
 #[inline(always)]
-pub(crate) const fn is(_mutant: Mutant) -> bool {
+pub const fn is(_mutant: Mutant) -> bool {
     false
 }
 
+/// Whether the engine has this bug now.
 #[cfg(ringwal_mutants)]
-pub(crate) fn is(mutant: Mutant) -> bool {
+pub fn is(mutant: Mutant) -> bool {
     chosen::get() == mutant as u8
 }
 

@@ -4,10 +4,14 @@
 //! been promised durably. Polling order: after each `handle_*`, [`Follower::poll_act`] until there
 //! is none.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use ringwal_engine::StreamId;
 use ringwal_engine::format::FrameHeader;
+use ringwal_engine::mutants::{self, Mutant};
 
 use crate::history::{Held, Parting, part};
 use crate::wire::{History, Message};
@@ -233,6 +237,8 @@ impl Follower {
                 self.follow_trim(stream);
             }
             Parting::At(at) => {
+                let at =
+                    at - u64::from(mutants::is(Mutant::CutBelowCommitted) && at > held.trimmed);
                 self.streams.insert(stream, followed(Stage::Waiting));
                 self.cut(stream, at, held.end, history.epochs.epoch_at(at));
             }
@@ -277,7 +283,7 @@ impl Follower {
 
     fn cut(&mut self, stream: StreamId, at: u64, end: u64, epoch: u64) {
         let committed = self.committed.get(&stream).copied().unwrap_or(0);
-        if at < committed {
+        if at < committed && !mutants::is(Mutant::CutBelowCommitted) {
             let epoch = self.epoch;
             return self.leave(Why::BelowCommitted { epoch, stream, at, committed });
         }
@@ -316,7 +322,8 @@ impl Follower {
             return Worth::Ignore;
         };
         let epochs = &followed.leader.epochs;
-        if epochs.epoch_at(base) != epoch || epochs.epoch_at(end - 1) != epoch {
+        let is_right = |offset| epochs.epoch_at(offset) == epoch;
+        if end <= base || !is_right(base) || !is_right(end - 1) {
             let what = format!("sends {base}..{end} of stream {stream} in the wrong epoch {epoch}");
             self.violation(&what);
             return Worth::Ignore;
@@ -324,7 +331,7 @@ impl Follower {
         if followed.stage == Stage::Waiting || end <= followed.next {
             return Worth::Ignore;
         }
-        if base > followed.next {
+        if base > followed.next && !mutants::is(Mutant::GapAccepted) {
             if followed.stage == Stage::Following {
                 followed.stage = Stage::Asked;
                 self.wants.push((stream, followed.next));
@@ -338,6 +345,9 @@ impl Follower {
         }
         followed.next = end;
         followed.stage = Stage::Following;
+        if mutants::is(Mutant::ReportBeforeFsync) {
+            self.durable.insert(stream, end);
+        }
         Worth::Append
     }
 

@@ -4,6 +4,8 @@
 //! [`Leader::poll_send`] for each follower whose connection is free.
 
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -148,9 +150,9 @@ impl Leader {
         self.sessions_begun
     }
 
-    /// A session has ended, one way or another.
-    pub fn handle_disconnected(&mut self, follower: usize) {
-        self.followers[follower] = None;
+    /// A session has ended, one way or another: what it has counted.
+    pub fn handle_disconnected(&mut self, follower: usize) -> SessionCounts {
+        self.followers[follower].take().map_or_else(SessionCounts::default, |s| s.state().counts)
     }
 
     /// Frames of one batch, in the order of their shard.

@@ -2,6 +2,7 @@
 //! epoch any more. Kept in stream 3 of its engine, with what it knows to be committed.
 
 use ringwal_engine::StreamId;
+use ringwal_engine::mutants::{self, Mutant};
 
 use crate::node_id::{ClusterId, NodeId, RunId};
 use crate::wire::{Hello, Refusal};
@@ -41,6 +42,7 @@ impl Fact {
     /// The bytes of its record.
     pub fn encode(&self) -> Vec<u8> {
         match self {
+            Self::Promise(_) if mutants::is(Mutant::PromiseNotPersisted) => vec![COMMITTED],
             Self::Promise(promise) => {
                 let mut bytes = vec![PROMISE];
                 bytes.extend_from_slice(&promise.epoch.to_le_bytes());

@@ -267,7 +267,12 @@ impl Session {
         joining.into_iter().for_each(|stream| self.fall_behind(stream));
         for (stream, base) in first {
             let Some(place) = self.places.get_mut(&stream) else { continue };
-            place.next = base;
+            if matches!(place.stage, Stage::Stuck) {
+                continue;
+            }
+            // The follower may have asked for more than that since they were queued.
+            place.reached = place.reached.max(place.next);
+            place.next = place.next.min(base);
             place.stage = Stage::Behind;
             self.want_read(stream);
         }

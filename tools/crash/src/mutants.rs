@@ -17,6 +17,8 @@ use crate::report::Report;
 const CRASH_POINTS: u64 = 200_000;
 /// Crash points that the same build must pass without a bug.
 const CRASH_POINTS_WITHOUT: u64 = 20_000;
+/// Seeds of a cluster after which a mutant has survived.
+const SEEDS: u64 = 2000;
 /// Characters of the message that caught it.
 const MESSAGE_CHARACTERS: usize = 150;
 
@@ -28,28 +30,31 @@ pub fn run(request: Request, report: &mut Report) -> Result<()> {
     let program = build()?;
     let directory = tempfile::tempdir().context("making a temporary directory")?;
     let json = directory.path().join("report.json");
-    let control = run_sim(&program, None, request.seed, CRASH_POINTS_WITHOUT, &json)?;
+    let control = run_command(&program, "sim", None, request.seed, CRASH_POINTS_WITHOUT, &json)?;
     match &control.caught_by {
         None => report.pass(1),
         Some(message) => report.fail(format!("without a mutant, too: {message}")),
     }
     println!("mutant | caught by | after");
     println!("--- | --- | ---");
-    println!("none | nothing | {} crash points", control.crash_points);
+    println!("none | nothing | {}", control.seen());
     let budget = request.count.unwrap_or(CRASH_POINTS);
     for mutant in Mutant::ALL {
         let name = mutant.name();
-        let outcome = run_sim(&program, Some(name), request.seed, budget, &json)?;
-        let (points, seeds) = (outcome.crash_points, outcome.seeds);
-        report.cover(&format!("{name}: crash points until it was caught"), points);
+        let outcome = match mutant.is_of_replication() {
+            true => run_command(&program, "cluster", Some(name), request.seed, SEEDS, &json)?,
+            false => run_command(&program, "sim", Some(name), request.seed, budget, &json)?,
+        };
+        let seen = outcome.seen();
+        report.cover(&format!("{name}: seeds until it was caught"), outcome.seeds);
         match outcome.caught_by {
             Some(message) => {
-                println!("{name} | {message} | {points} crash points, {seeds} seeds");
+                println!("{name} | {message} | {seen}");
                 report.pass(1);
             }
             None => {
-                println!("{name} | NOTHING | {points} crash points, {seeds} seeds");
-                report.fail(format!("{name} survived {points} crash points"));
+                println!("{name} | NOTHING | {seen}");
+                report.fail(format!("{name} survived {seen}"));
             }
         }
     }
@@ -59,9 +64,16 @@ pub fn run(request: Request, report: &mut Report) -> Result<()> {
 /// How a mutant fared.
 struct Outcome {
     caught_by: Option<String>,
-    /// In the runs that passed before.
+    /// Power cuts and kills.
     crash_points: u64,
     seeds: u64,
+}
+
+impl Outcome {
+    /// After how much.
+    fn seen(&self) -> String {
+        format!("{} crash points, {} seeds", self.crash_points, self.seeds)
+    }
 }
 
 /// Builds this program once more, with the mutants, beside the build that runs.
@@ -98,15 +110,16 @@ fn target_directory() -> Result<PathBuf> {
     Ok(target.to_owned())
 }
 
-fn run_sim(
+fn run_command(
     program: &Path,
+    what: &str,
     mutant: Option<&str>,
     seed: u64,
     count: u64,
     json: &Path,
 ) -> Result<Outcome> {
     let mut command = Command::new(program);
-    command.args(["sim", "--seed", &seed.to_string(), "--count", &count.to_string(), "--json"]);
+    command.args([what, "--seed", &seed.to_string(), "--count", &count.to_string(), "--json"]);
     command.arg(json).stdout(Stdio::null()).stderr(Stdio::null());
     if let Some(mutant) = mutant {
         command.args(["--mutant", mutant]);
@@ -114,9 +127,10 @@ fn run_sim(
     let _ = fs::remove_file(json);
     let status = command.status().with_context(|| format!("starting {}", program.display()))?;
     let text = fs::read_to_string(json).with_context(|| {
-        format!("sim with {} ended with {status} and no report", mutant.unwrap_or("no mutant"))
+        format!("{what} with {} ended with {status} and no report", mutant.unwrap_or("no mutant"))
     })?;
-    let report: Value = serde_json::from_str(&text).context("reading the report of sim")?;
+    let report: Value =
+        serde_json::from_str(&text).with_context(|| format!("reading the report of {what}"))?;
     let covered = |what: &str| report["covered"][what].as_u64().unwrap_or(0);
     let failure = report["failures"][0].as_str();
     Ok(Outcome {
@@ -124,7 +138,7 @@ fn run_sim(
             let line = text.lines().next().unwrap_or_default();
             line.chars().take(MESSAGE_CHARACTERS).collect::<String>().replace('|', "/")
         }),
-        crash_points: covered("crash points"),
+        crash_points: covered("crash points") + covered("power cuts") + covered("kills"),
         seeds: covered("seeds"),
     })
 }

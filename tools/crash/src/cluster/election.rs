@@ -45,8 +45,10 @@ impl World {
 
     /// A node promises an epoch: durably, and with nothing of an older one under way.
     pub fn promise(&mut self, member: usize, promise: Promise) {
-        self.links.retain(|(leader, follower), _| *leader != member && *follower != member);
+        self.drop_links(|(leader, follower)| leader == member || follower == member);
+        let count = self.nodes.len();
         let node = &mut self.nodes[member];
+        self.oracle.note_promise(node.id, promise);
         node.promised = Some(promise);
         node.save(&Fact::Promise(promise));
         node.turn_until(|node| node.is_quiet());
@@ -55,7 +57,7 @@ impl World {
             Part::Idle => {}
             Part::Leading(leading) => {
                 self.oracle.counts.deposed += 1;
-                leading.give_up(&mut self.oracle);
+                leading.give_up(count, &mut self.oracle);
             }
             Part::Following(following) => {
                 node.committed = following.core.committed().clone();

@@ -116,6 +116,14 @@ impl Leading {
         });
     }
 
+    /// A session with a follower has ended.
+    pub fn disconnect(&mut self, follower: usize, oracle: &mut Oracle) {
+        let counts = self.core.handle_disconnected(follower);
+        oracle.counts.sent += counts.frames;
+        oracle.counts.dropped += counts.frames_dropped;
+        oracle.counts.read += counts.bytes_read;
+    }
+
     /// Whether everything has its outcome at this node.
     pub fn is_quiet(&self) -> bool {
         self.waiting.iter().all(|waiting| waiting.token.try_receipt().is_some())
@@ -127,8 +135,9 @@ impl Leading {
     }
 
     /// It leads no more: who waits does not know.
-    pub fn give_up(mut self, oracle: &mut Oracle) {
+    pub fn give_up(mut self, followers: usize, oracle: &mut Oracle) {
         self.settle(oracle);
+        (0..followers).for_each(|follower| self.disconnect(follower, oracle));
         oracle.counts.unknown += self.waiting.len() as u64;
     }
 
@@ -140,13 +149,11 @@ impl Leading {
     }
 
     /// Ends the oldest read.
-    pub fn finish_read(&mut self, shard: &Shard, oracle: &mut Oracle) {
+    pub fn finish_read(&mut self, shard: &Shard) {
         let Some(request) = self.reads.pop_front() else { return };
         let outcome = match shard.frames(request.stream, request.from).next_batch(request.bytes_max)
         {
             Ok(frames) => {
-                let bytes: usize = frames.iter().map(|frame| frame.bytes.len()).sum();
-                oracle.counts.read += bytes as u64;
                 let end = frames
                     .last()
                     .map_or(request.from, |frame| frame.base_offset + u64::from(frame.count));

@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 
 use ringwal_engine::{EpochTable, Shard, StreamId};
 use ringwal_replication::history::Held;
+use ringwal_replication::node_id::NodeId;
+use ringwal_replication::promise::Promise;
+
+use super::node::Node;
 
 macro_rules! counts {
     ($($name:ident $text:literal)*) => {
@@ -35,7 +39,9 @@ counts! {
     partitions "partitions"
     power_cuts "power cuts"
     kills "kills"
+    sent "frames handed to connections"
     frames "frames taken by followers"
+    no_room "frames that a follower had no space for"
     ignored "frames ignored"
     read "bytes read from segments for followers"
     dropped "frames dropped from memory"
@@ -60,6 +66,10 @@ pub struct Oracle {
     committed: BTreeMap<(StreamId, u64), Written>,
     committed_ends: BTreeMap<StreamId, u64>,
     trimmed: BTreeMap<StreamId, u64>,
+    /// What each node has ever promised.
+    promised: BTreeMap<NodeId, Promise>,
+    /// Quorum receipts that have not been compared with the disks yet: stream and offset.
+    receipts: Vec<(StreamId, u64)>,
     records: u64,
 }
 
@@ -81,6 +91,27 @@ impl Oracle {
         self.counts.quorum += 1;
         self.see(stream, epoch, offset, record);
         self.commit(stream, offset, (epoch, record));
+        self.receipts.push((stream, offset));
+    }
+
+    /// What has a quorum receipt is durable on a majority now. A node that is down may have it.
+    pub fn check_receipts(&mut self, nodes: &[Node]) {
+        for (stream, offset) in std::mem::take(&mut self.receipts) {
+            let may_have = |node: &&Node| {
+                node.shard.as_ref().is_none_or(|shard| held(shard, stream).end > offset)
+            };
+            let having = nodes.iter().filter(may_have).count();
+            assert!(having > nodes.len() / 2, "offset {offset} of stream {stream} is on {having}");
+        }
+    }
+
+    /// A node promises an epoch, or follows in it: never an older one than before, and never one
+    /// of another run (I-11).
+    pub fn note_promise(&mut self, node: NodeId, promise: Promise) {
+        let before = *self.promised.entry(node).or_insert(promise);
+        let is_right = before.epoch < promise.epoch || before == promise;
+        assert!(is_right, "node {node} has promised {before:?}, and now {promise:?}");
+        self.promised.insert(node, promise);
     }
 
     /// A local receipt.

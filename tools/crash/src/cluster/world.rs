@@ -6,7 +6,7 @@ use bytes::Bytes;
 use ringwal_engine::StreamId;
 use ringwal_engine::format::FrameHeader;
 use ringwal_replication::follower::Act;
-use ringwal_replication::promise::{Admission, admit};
+use ringwal_replication::promise::{Admission, Promise, admit};
 use ringwal_replication::wire::{
     Answer, ConnectionKind, Hello, Item, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refusal,
 };
@@ -130,16 +130,16 @@ impl World {
             }
             880..960 => self.dial(),
             960..970 => self.trim(),
-            970..978 => {
+            970..976 => {
                 if let Some(link) = self.any_link() {
                     self.oracle.counts.breaks += 1;
                     self.drop_link(link);
                 }
             }
-            978..984 => self.part_network(),
-            984..990 => self.hears.iter_mut().for_each(|hears| hears.fill(true)),
-            990..994 => self.crash(),
-            994..997 => {
+            976..979 => self.part_network(),
+            979..990 => self.hears.iter_mut().for_each(|hears| hears.fill(true)),
+            990..992 => self.crash(),
+            992..997 => {
                 let node = self.any_node();
                 if !self.nodes[node].is_up() {
                     self.restart(node);
@@ -163,6 +163,7 @@ impl World {
             Part::Leading(leading) => leading.settle(&mut self.oracle),
             Part::Following(following) => following.settle(),
         }
+        self.oracle.check_receipts(&self.nodes);
         self.do_acts(node);
     }
 
@@ -182,7 +183,7 @@ impl World {
         match what {
             0..4 => leading.pump(1 + what, &mut self.oracle),
             4 | 5 => leading.read(),
-            6 | 7 => leading.finish_read(shard, &mut self.oracle),
+            6 | 7 => leading.finish_read(shard),
             8 => leading.tell_committed(shard, &mut self.oracle),
             _ => {
                 leading.check_ends(shard);
@@ -262,9 +263,15 @@ impl World {
             self.admit(leader, follower, &bytes);
             return true;
         }
+        let item = Item::look(&bytes, FRAME_BYTES_MAX).expect("sound").expect("whole");
+        if matches!(item, Item::Frame { .. }) && self.random.chance(3) {
+            link.to_follower.pop_front();
+            self.refuse(follower, &bytes);
+            return true;
+        }
         let Node { part, shard, .. } = &mut self.nodes[follower];
         let (Part::Following(following), Some(shard)) = (part, shard) else { return false };
-        match Item::look(&bytes, FRAME_BYTES_MAX).expect("sound").expect("whole") {
+        match item {
             Item::Frame { .. } => {
                 if !following.take_frame(shard, &bytes, &mut self.oracle) {
                     return false;
@@ -277,6 +284,18 @@ impl World {
         link.to_follower.pop_front();
         self.do_acts(follower);
         true
+    }
+
+    /// A follower's engine has no space for a frame.
+    fn refuse(&mut self, follower: usize, bytes: &[u8]) {
+        self.oracle.counts.no_room += 1;
+        let (header, _) = FrameHeader::verify(bytes).expect("sound");
+        let stream = StreamId::new(header.stream.get());
+        self.nodes[follower].turn_until(|node| node.is_quiet());
+        let end = super::oracle::held(self.nodes[follower].shard(), stream).end;
+        let Part::Following(following) = &mut self.nodes[follower].part else { return };
+        following.settle();
+        following.core.handle_refused(stream, end);
     }
 
     fn admit(&mut self, leader: usize, follower: usize, bytes: &[u8]) {
@@ -298,6 +317,8 @@ impl World {
         let node = &mut self.nodes[follower];
         if refused.is_none() {
             self.oracle.counts.sessions += 1;
+            let followed = Promise { epoch: hello.epoch, leader: hello.from, run: hello.run };
+            self.oracle.note_promise(node.id, followed);
             node.turn_until(|node| node.is_quiet());
             if let Part::Following(following) = &node.part {
                 node.committed = following.core.committed().clone();
@@ -351,12 +372,12 @@ impl World {
 
     /// A leader has learnt that its epoch is over.
     fn depose(&mut self, leader: usize) {
-        self.links.retain(|(other, _), _| *other != leader);
+        self.drop_links(|(other, _)| other == leader);
         self.nodes[leader].turn_until(|node| node.is_quiet());
         let part = std::mem::replace(&mut self.nodes[leader].part, Part::Idle);
         if let Part::Leading(leading) = part {
             self.oracle.counts.deposed += 1;
-            leading.give_up(&mut self.oracle);
+            leading.give_up(self.nodes.len(), &mut self.oracle);
         }
     }
 
@@ -406,8 +427,13 @@ impl World {
     fn drop_link(&mut self, link: (usize, usize)) {
         self.links.remove(&link);
         if let Part::Leading(leading) = &mut self.nodes[link.0].part {
-            leading.core.handle_disconnected(link.1);
+            leading.disconnect(link.1, &mut self.oracle);
         }
+    }
+
+    pub fn drop_links(&mut self, which: impl Fn((usize, usize)) -> bool) {
+        let links: Vec<_> = self.links.keys().copied().filter(|link| which(*link)).collect();
+        links.into_iter().for_each(|link| self.drop_link(link));
     }
 
     /// The leader trims what is committed.
@@ -448,11 +474,9 @@ impl World {
         let count =
             if power { &mut self.oracle.counts.power_cuts } else { &mut self.oracle.counts.kills };
         *count += 1;
-        let broken: Vec<_> =
-            self.links.keys().copied().filter(|(l, f)| *l == node || *f == node).collect();
-        broken.into_iter().for_each(|link| self.drop_link(link));
+        self.drop_links(|(leader, follower)| leader == node || follower == node);
         if let Part::Leading(leading) = std::mem::replace(&mut self.nodes[node].part, Part::Idle) {
-            leading.give_up(&mut self.oracle);
+            leading.give_up(self.nodes.len(), &mut self.oracle);
         }
         self.nodes[node].crash(power);
     }
@@ -482,7 +506,8 @@ impl World {
         }
         for _ in 0..ROUNDS_MAX {
             if self.is_at_rest(leader) {
-                return self.check_equal(leader);
+                self.check_equal(leader);
+                return self.drop_links(|_| true);
             }
             self.round(leader);
         }
