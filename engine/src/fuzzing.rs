@@ -59,7 +59,7 @@ pub fn first_checkpoint(
     seed: SegmentSeed,
     generation: u64,
 ) -> Option<usize> {
-    match scan::first_checkpoint(bytes, all, seed, generation) {
+    match scan::first_checkpoint(bytes, all, seed, generation, crate::format::DATA_START) {
         FirstCheckpoint::Lists(listed) => Some(listed.len()),
         FirstCheckpoint::Nothing | FirstCheckpoint::NeedBytes => None,
     }

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use crate::batch::SealedFrame;
 use crate::control::Control;
 use crate::disk::BLOCK_BYTES;
-use crate::format::{BatchHeader, DATA_START, FrameKind, SegmentSeed, batch_flags, verify_frames};
+use crate::format::{BatchHeader, FrameKind, SegmentSeed, batch_flags, verify_frames};
 use crate::mutants::{self, Mutant};
 use crate::recovery::Walk;
 use crate::stream::StreamId;
@@ -103,17 +103,18 @@ pub(crate) enum FirstCheckpoint {
     NeedBytes,
 }
 
-/// Looks for a checkpoint in the bytes that a segment's batches start with.
+/// Looks for a checkpoint in the bytes from `offset` of a segment on.
 pub(crate) fn first_checkpoint(
     bytes: &[u8],
     all: bool,
     seed: SegmentSeed,
     generation: u64,
+    offset: u64,
 ) -> FirstCheckpoint {
     let mut listed = None;
     let mut at = 0;
     while bytes.len() >= at + BLOCK_BYTES {
-        let batch = match look(&bytes[at..], all, seed, generation, DATA_START + at as u64) {
+        let batch = match look(&bytes[at..], all, seed, generation, offset + at as u64) {
             Found::Batch(batch) => batch,
             Found::NeedBytes => return FirstCheckpoint::NeedBytes,
             Found::Nothing | Found::Damaged(_) => return FirstCheckpoint::Nothing,

@@ -98,6 +98,12 @@ struct Led {
 }
 
 impl Led {
+    /// A majority counts only with a record of the present epoch: an older one may still be cut by
+    /// a leader who has not seen it (figure 8 of the Raft paper).
+    fn countable(&self, enough: u64) -> Option<u64> {
+        (enough > self.epochs.last().start).then_some(enough)
+    }
+
     fn history(&self, stream: StreamId) -> History {
         History { stream, trimmed: self.trimmed, epochs: self.epochs.clone() }
     }
@@ -228,7 +234,7 @@ impl Leader {
                     };
                     let is_first = session.want(stream, from, led.sealed);
                     if is_first && let Some(enough) = self.progress.report(follower, stream, from) {
-                        self.risen.push_back((stream, enough));
+                        self.risen.extend(led.countable(enough).map(|enough| (stream, enough)));
                     }
                 }
             }
@@ -241,8 +247,10 @@ impl Leader {
                         let what = format!("reports {end} of stream {stream}, sent up to {sent}");
                         return Err(Violation(what));
                     }
-                    if let Some(enough) = self.progress.report(follower, stream, end) {
-                        self.risen.push_back((stream, enough));
+                    if let (Some(enough), Some(led)) =
+                        (self.progress.report(follower, stream, end), self.streams.get(&stream))
+                    {
+                        self.risen.extend(led.countable(enough).map(|enough| (stream, enough)));
                     }
                 }
             }

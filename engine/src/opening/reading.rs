@@ -145,30 +145,45 @@ impl Opening<'_> {
         Ok(read_runs(footer, &bytes).ok())
     }
 
-    /// The newest complete checkpoint at the start of a segment: its generation, and the
-    /// generations that it lists.
+    /// The newest complete checkpoint that a segment starts with, or that a close has left at its
+    /// end: its generation, and the generations that it lists.
     pub(super) fn newest_checkpoint(
         &mut self,
         plan: &Plan,
     ) -> Result<Option<(u64, HashSet<u64>)>, OpenError> {
         for found in plan.segments.iter().rev() {
             let limit = plan.limit(found).unwrap_or(u64::MAX).min(self.identity.segment_bytes);
-            let left = limit.saturating_sub(DATA_START) as usize;
-            let mut length = FIRST_BYTES.min(left);
-            loop {
-                let bytes = self.read(&found.name, found.file, DATA_START, length)?;
-                // The file may end earlier than it should.
-                let all = length == left || bytes.len() < length;
-                match first_checkpoint(&bytes, all, found.header.seed(), found.generation()) {
-                    FirstCheckpoint::Lists(listed) => {
-                        return Ok(Some((found.generation(), listed)));
-                    }
-                    FirstCheckpoint::NeedBytes if !all => length = (4 * length).min(left),
-                    FirstCheckpoint::NeedBytes | FirstCheckpoint::Nothing => break,
+            let places = DATA_START + 1..limit;
+            let closing = found.footer.map(|footer| footer.checkpoint_offset.get());
+            let closing = closing.filter(|offset| places.contains(offset));
+            for offset in [Some(DATA_START), closing].into_iter().flatten() {
+                if let Some(listed) = self.checkpoint_at(found, offset..limit)? {
+                    return Ok(Some((found.generation(), listed)));
                 }
             }
         }
         Ok(None)
+    }
+
+    /// What the checkpoint lists that these bytes of a segment start with.
+    fn checkpoint_at(
+        &mut self,
+        found: &FoundSegment,
+        bytes: std::ops::Range<u64>,
+    ) -> Result<Option<HashSet<u64>>, OpenError> {
+        let (seed, generation, offset) = (found.header.seed(), found.generation(), bytes.start);
+        let left = bytes.end.saturating_sub(offset) as usize;
+        let mut length = FIRST_BYTES.min(left);
+        loop {
+            let bytes = self.read(&found.name, found.file, offset, length)?;
+            // The file may end earlier than it should.
+            let all = length == left || bytes.len() < length;
+            match first_checkpoint(&bytes, all, seed, generation, offset) {
+                FirstCheckpoint::Lists(listed) => return Ok(Some(listed)),
+                FirstCheckpoint::NeedBytes if !all => length = (4 * length).min(left),
+                FirstCheckpoint::NeedBytes | FirstCheckpoint::Nothing => return Ok(None),
+            }
+        }
     }
 
     /// Feeds the whole journal to recovery.

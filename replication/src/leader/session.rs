@@ -196,9 +196,11 @@ impl Session {
         self.is_reading = false;
         let stream = history.stream;
         self.drop_held(stream);
+        // What it has been sent it may still report.
+        let reached = self.places.get(&stream).map_or(0, |place| place.next.max(place.reached));
         self.tell(Message::Histories(vec![history]));
-        self.places
-            .insert(stream, Place { next: 0, reached: 0, stage: Stage::Stuck, reading: false });
+        let stuck = Place { next: 0, reached, stage: Stage::Stuck, reading: false };
+        self.places.insert(stream, stuck);
     }
 
     pub fn beat(&mut self, now_ns: u64) {

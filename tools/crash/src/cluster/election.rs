@@ -36,7 +36,7 @@ impl World {
         let epoch = self.epoch;
         let node = &mut self.nodes[candidate];
         let shard = node.shard.as_mut().expect("it is up");
-        let leading = Leading::new(shard, epoch, count, &mut self.random);
+        let leading = Leading::new(shard, epoch, count - 1, &mut self.random);
         node.part = Part::Leading(Box::new(leading));
         self.oracle.counts.epochs += 1;
         self.oracle.check_leader(self.nodes[candidate].shard());
@@ -57,7 +57,7 @@ impl World {
             Part::Idle => {}
             Part::Leading(leading) => {
                 self.oracle.counts.deposed += 1;
-                leading.give_up(count, &mut self.oracle);
+                leading.give_up(count - 1, &mut self.oracle);
             }
             Part::Following(following) => {
                 node.committed = following.core.committed().clone();

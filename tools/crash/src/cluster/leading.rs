@@ -1,6 +1,6 @@
 //! A node's part as leader: what it appends, sends and reads for its followers.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::task::Poll;
 
 use ringwal_engine::{AppendBatch, ReadError, SealedFrames, Shard, StreamId, Subscription};
@@ -19,6 +19,8 @@ pub struct Leading {
     /// Reads that are under way.
     pub reads: VecDeque<ReadRequest>,
     waiting: Vec<Waiting>,
+    /// What it has told to be committed.
+    told: BTreeMap<StreamId, u64>,
 }
 
 /// Records that were appended together.
@@ -47,6 +49,7 @@ impl Leading {
             subscription: shard.subscribe(SUBSCRIBED),
             reads: VecDeque::new(),
             waiting: Vec::new(),
+            told: BTreeMap::new(),
         }
     }
 
@@ -116,6 +119,11 @@ impl Leading {
         });
     }
 
+    /// What this leader knows to be committed of a stream.
+    pub fn committed(&self, stream: StreamId) -> u64 {
+        self.told.get(&stream).copied().unwrap_or(0)
+    }
+
     /// A session with a follower has ended.
     pub fn disconnect(&mut self, follower: usize, oracle: &mut Oracle) {
         let counts = self.core.handle_disconnected(follower);
@@ -173,6 +181,7 @@ impl Leading {
             let end = enough.min(held(shard, stream).end);
             oracle.note_committed(shard, stream, end);
             told.push((stream, end));
+            self.told.insert(stream, end);
         }
         self.core.tell_committed(&told);
     }

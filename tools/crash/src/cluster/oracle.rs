@@ -144,11 +144,6 @@ impl Oracle {
         *trimmed = before.max(*trimmed);
     }
 
-    /// What is known to be committed of a stream, by anybody.
-    pub fn committed_end(&self, stream: StreamId) -> u64 {
-        self.committed_ends.get(&stream).copied().unwrap_or(0)
-    }
-
     /// A node cuts records of a stream: never what is committed (I-14).
     pub fn note_cut(&mut self, stream: StreamId, cut: &[(u64, Written)]) {
         self.counts.cuts += 1;

@@ -243,13 +243,13 @@ impl World {
         let Some(link) = self.links.get_mut(&(leader, follower)) else { return };
         let Part::Leading(leading) = &mut self.nodes[leader].part else { return };
         if link.is_open && link.to_follower.len() < ITEMS_MAX {
-            let slices = leading.core.poll_send(follower, 8, self.steps);
+            let slices = leading.core.poll_send(slot(leader, follower), 8, self.steps);
             for slice in &slices {
                 trace::tell(|| format!("{leader}>{follower} {}", describe(slice)));
             }
             // What is on its way keeps no buffer of the pool.
             link.to_follower.extend(slices.iter().map(|slice| Bytes::copy_from_slice(slice)));
-            leading.core.handle_sent(follower);
+            leading.core.handle_sent(slot(leader, follower));
         }
     }
 
@@ -349,7 +349,7 @@ impl World {
         if link.is_open {
             trace::tell(|| format!("{leader}<{follower} comes {}", describe(&bytes)));
             let message = Message::decode(&bytes).expect("sound");
-            let outcome = leading.core.handle_message(follower, message, self.steps);
+            let outcome = leading.core.handle_message(slot(leader, follower), message, self.steps);
             outcome.unwrap_or_else(|violation| panic!("{violation}"));
             return true;
         }
@@ -357,7 +357,7 @@ impl World {
         match answer.refused {
             None => {
                 link.is_open = true;
-                leading.core.handle_connected(follower, self.steps);
+                leading.core.handle_connected(slot(leader, follower), self.steps);
             }
             Some((refusal, _)) => {
                 assert_eq!(refusal, Refusal::Epoch, "nothing else is refused here");
@@ -377,7 +377,7 @@ impl World {
         let part = std::mem::replace(&mut self.nodes[leader].part, Part::Idle);
         if let Part::Leading(leading) = part {
             self.oracle.counts.deposed += 1;
-            leading.give_up(self.nodes.len(), &mut self.oracle);
+            leading.give_up(self.nodes.len() - 1, &mut self.oracle);
         }
     }
 
@@ -427,7 +427,7 @@ impl World {
     fn drop_link(&mut self, link: (usize, usize)) {
         self.links.remove(&link);
         if let Part::Leading(leading) = &mut self.nodes[link.0].part {
-            leading.disconnect(link.1, &mut self.oracle);
+            leading.disconnect(slot(link.0, link.1), &mut self.oracle);
         }
     }
 
@@ -439,13 +439,12 @@ impl World {
     /// The leader trims what is committed.
     fn trim(&mut self) {
         let (node, stream) = (self.any_node(), self.random.pick(&self.streams));
-        let committed = self.oracle.committed_end(stream);
-        let before = self.random.within(committed.saturating_sub(20)..=committed);
         let Node { part, shard, .. } = &mut self.nodes[node];
-        if let (Part::Leading(leading), Some(shard)) = (part, shard)
-            && super::oracle::held(shard, stream).end >= before
-            && shard.trim(stream, before).is_ok()
-        {
+        let (Part::Leading(leading), Some(shard)) = (part, shard) else { return };
+        let end = super::oracle::held(shard, stream).end;
+        let committed = leading.committed(stream).min(end);
+        let before = self.random.within(committed.saturating_sub(20)..=committed);
+        if before > 0 && shard.trim(stream, before).is_ok() {
             self.oracle.note_trimmed(stream, before);
             leading.core.handle_trimmed(stream, before);
         }
@@ -476,7 +475,7 @@ impl World {
         *count += 1;
         self.drop_links(|(leader, follower)| leader == node || follower == node);
         if let Part::Leading(leading) = std::mem::replace(&mut self.nodes[node].part, Part::Idle) {
-            leading.give_up(self.nodes.len(), &mut self.oracle);
+            leading.give_up(self.nodes.len() - 1, &mut self.oracle);
         }
         self.nodes[node].crash(power);
     }
@@ -553,6 +552,11 @@ impl World {
             self.oracle.check_equal(one, other);
         }
     }
+}
+
+/// The number of a follower among those of a leader.
+fn slot(leader: usize, follower: usize) -> usize {
+    follower - usize::from(follower > leader)
 }
 
 /// An item, for a person.

@@ -7,9 +7,10 @@ use ringwal_engine::{Clock, OpenError, ReadError, Shard};
 
 use super::driver::World;
 use super::events::Event;
-use super::journal::{Segment, segments};
+use super::journal::{Segment, describe, segments};
 use super::seeds::Outcome;
 use super::setup::Setup;
+use super::trace;
 use crate::random::Random;
 
 const BLOCK: u64 = 4096;
@@ -46,7 +47,9 @@ pub fn rot(seed: u64) -> Outcome {
     world.drain();
     world.end();
     let mut random = Random::new(seed ^ 0xdead);
+    trace::tell(|| describe(&world.sim, world.setup.segment_bytes));
     let damaged = flip(&world, &mut random);
+    trace::tell(|| format!("{damaged:?}"));
     world.counts.note(Event::Rots);
     let event = match judge(&mut world, Some(&damaged)) {
         Verdict::Harmless => Event::RotsHarmless,
@@ -172,7 +175,9 @@ fn judge(world: &mut World, damaged: Option<&Damaged>) -> Verdict {
         Err(error) => panic!("{damaged:?}: {error}"),
     };
     assert!(missing.is_empty() || named || is_excepted(damaged), "{damaged:?} {missing:?}");
+    trace::tell(|| format!("it opens: {:?}", shard.recovery()));
     shard.abandon();
+    trace::tell(|| describe(&world.sim, world.setup.segment_bytes));
     let (missing, named) = look(world, false, damaged);
     if missing.is_empty() {
         return Verdict::Harmless;
@@ -196,7 +201,7 @@ fn check_rest(world: &World, damaged: Option<&Damaged>, missing: &[(usize, u64)]
         assert!(
             hit.is_some(),
             "offset {offset} of stream {id} is gone too: {damaged:?}\n{}",
-            super::journal::describe(&world.sim, world.setup.segment_bytes)
+            describe(&world.sim, world.setup.segment_bytes)
         );
     }
 }
