@@ -183,8 +183,6 @@ impl Index {
     pub(crate) fn trim(&mut self, stream: StreamId, before: u64) {
         let state = self.streams.entry(stream).or_default();
         if before <= state.trimmed {
-            // An epoch that has begun since may have left another without a record.
-            state.epochs.trim(state.trimmed);
             return;
         }
         if before > state.end && self.waiting.contains_key(&stream) {
@@ -445,14 +443,14 @@ mod tests {
     }
 
     #[test]
-    fn a_trim_that_drops_nothing_forgets_epochs_as_recovery_does() {
+    fn an_epoch_that_begins_behind_what_is_trimmed_is_the_only_one() {
         let (mut index, stream) = (index(&[1]), StreamId::new(7));
         index.add_frame(1, 8192, &frame(7, 0, 0, 10), false);
         index.trim(stream, 10);
         index.add_frame(1, 12288, &frame(7, 3, 10, 1), false);
-        assert_eq!(index.streams[&stream].epochs.entries().len(), 2);
-        index.trim(stream, 10);
         let begun = EpochStart { epoch: 3, start: 10 };
+        assert_eq!(index.streams[&stream].epochs.entries(), [begun]);
+        index.trim(stream, 10);
         assert_eq!(index.streams[&stream].epochs.entries(), [begun]);
     }
 

@@ -282,8 +282,8 @@ mod tests {
             walk.finish().damages.into_iter().map(|damage| damage.file).collect::<Vec<_>>()
         };
         let (missing, torn) = (crate::segments::segment_name(1), crate::segments::segment_name(2));
-        assert_eq!(damages(false), [missing.clone()]);
-        assert_eq!(damages(true), [torn, missing]);
+        assert_eq!(damages(true), [torn, missing.clone()]);
+        assert_eq!(damages(false), [missing]);
     }
 
     #[test]
