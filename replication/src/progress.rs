@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ringwal_engine::StreamId;
 
 /// Durable ends of the followers. The leader's own end is not in here: what is committed is the
-/// lesser of that and [`Progress::enough`].
+/// lesser of that and [`Progress::enough`], from the first record of the leader's epoch on.
 #[derive(Debug)]
 pub struct Progress {
     /// How many followers make a majority with the leader.

@@ -65,7 +65,6 @@ pub struct Oracle {
     /// What a majority has: it stays.
     committed: BTreeMap<(StreamId, u64), Written>,
     committed_ends: BTreeMap<StreamId, u64>,
-    trimmed: BTreeMap<StreamId, u64>,
     /// What each node has ever promised.
     promised: BTreeMap<NodeId, Promise>,
     /// Quorum receipts that have not been compared with the disks yet: stream and offset.
@@ -135,13 +134,6 @@ impl Oracle {
         for (offset, written) in records(shard, stream, from, end) {
             self.commit(stream, offset, written);
         }
-    }
-
-    /// What is trimmed may be missing anywhere.
-    pub fn note_trimmed(&mut self, stream: StreamId, before: u64) {
-        self.counts.trims += 1;
-        let trimmed = self.trimmed.entry(stream).or_default();
-        *trimmed = before.max(*trimmed);
     }
 
     /// A node cuts records of a stream: never what is committed (I-14).

@@ -445,7 +445,7 @@ impl World {
         let committed = leading.committed(stream).min(end);
         let before = self.random.within(committed.saturating_sub(20)..=committed);
         if before > 0 && shard.trim(stream, before).is_ok() {
-            self.oracle.note_trimmed(stream, before);
+            self.oracle.counts.trims += 1;
             leading.core.handle_trimmed(stream, before);
         }
     }
