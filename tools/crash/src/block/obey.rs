@@ -88,7 +88,7 @@ pub fn run(setup: &Setup, voice: &Voice) -> Result<()> {
         Err(error) => obedient.sight.open_error = Some(error.to_string()),
     }
     loop {
-        if setup.file.is_some() {
+        if setup.tells_extents {
             for extent in segment_extents(&setup.directory()) {
                 voice.say(&format!("E {} {}", extent.start, extent.end - extent.start));
             }

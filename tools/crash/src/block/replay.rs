@@ -305,6 +305,7 @@ impl<'a> Worker<'a> {
                 shards,
                 backend: random.below(10).saturating_sub(7) as usize,
                 early: broken == Broken::Early,
+                tells_extents: false,
             };
             if let Err(error) = play(&setup, &device) {
                 let life = setup.life;

@@ -36,6 +36,9 @@ pub struct Setup {
     pub backend: usize,
     /// Break the harness: say that a record is acknowledged when it is submitted.
     pub early: bool,
+    /// [`Kind::Obey`]: say with each answer where the segments are on the device. To look, it reads
+    /// directories, which a disk that stands still does not answer.
+    pub tells_extents: bool,
 }
 
 /// What a role does.
