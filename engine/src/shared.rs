@@ -12,10 +12,11 @@ use crate::disk::{Pool, ReadAt, Wake};
 use crate::error::AppendError;
 use crate::format::{EngineId, VerifiedFrame};
 use crate::index::Index;
+use crate::own_epoch::OwnEpoch;
 use crate::queue::{Lane, Queue, QueueState};
 use crate::receipt::Place;
 use crate::stats::ShardStats;
-use crate::stream::{OwnEpoch, StreamId};
+use crate::stream::StreamId;
 use crate::subscription::Subscriber;
 
 /// The meeting place of one shard.

@@ -4,11 +4,10 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Refusal;
 use crate::format::COUNTER_LAST;
+use crate::own_epoch::OwnEpochRead;
 
 /// The greatest offset that a stream may skip to: as many records again fit behind it.
 const SKIP_MAX: u64 = COUNTER_LAST / 2;
@@ -26,6 +25,11 @@ impl StreamId {
     /// Its id.
     pub const fn get(self) -> u64 {
         self.0
+    }
+
+    /// Whether it is one of this node alone, which is not replicated: 1 to 3.
+    pub const fn is_local(self) -> bool {
+        matches!(self.0, 1..=3)
     }
 
     /// The shard that holds it, of `shards`: a stable hash, part of the format.
@@ -51,23 +55,6 @@ pub struct EpochStart {
     pub epoch: u64,
     /// First offset that carries it.
     pub start: u64,
-}
-
-/// The least epoch of the records of this node, one for all shards of an engine. In memory only:
-/// whoever leads in an epoch has promised it durably.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct OwnEpoch(Arc<AtomicU64>);
-
-impl OwnEpoch {
-    /// Raises it; a lower value than before changes nothing.
-    pub(crate) fn raise(&self, epoch: u64) {
-        self.0.fetch_max(epoch, Ordering::Release);
-    }
-
-    /// Looked at once for each batch that is sealed.
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
-    }
 }
 
 /// The epochs of a stream (I-17): the record at offset o carries the last epoch whose start ≤ o.
@@ -207,8 +194,22 @@ impl StreamTable {
         self.streams.get(&stream)
     }
 
-    /// Gives `count` records of this node their place: base offset and epoch. They carry `epoch`
-    /// or the stream's last, whichever is greater.
+    /// As [`StreamTable::append`] for records of this node, in the epoch that it has.
+    ///
+    /// # Errors
+    /// When this node does not lead; when it would be one stream or epoch too many.
+    pub(crate) fn append_own(
+        &mut self,
+        stream: StreamId,
+        own: OwnEpochRead,
+        count: u32,
+    ) -> Result<(u64, u64), Refusal> {
+        let (_, _, last) = self.bounds(stream);
+        self.append(stream, own.admit(stream, last)?, count)
+    }
+
+    /// Gives `count` records their place: base offset and epoch. They carry `epoch` or the stream's
+    /// last, whichever is greater.
     ///
     /// # Errors
     /// When it would be one stream or epoch too many.

@@ -83,8 +83,13 @@ fn an_epoch_begins_with_the_next_record_of_each_stream() {
         engine.set_epoch(3);
         assert_eq!((append(&old, b"c"), append(&old, b"d")), ((2, 5), (3, 5)));
         assert_eq!(append(&new, b"e"), (0, 5));
-        // A cut begins one that is greater than the node's.
+        // A cut begins one that is greater than the node's: another node leads.
         new.truncate(1, 9).unwrap().wait().unwrap();
+        let refused = new.append(b"not here").unwrap().wait();
+        let expected = Refusal::EpochClosed { stream: new.id(), epoch: 5, last: 9 };
+        assert!(matches!(&refused, Err(CommitError::Refused(refusal)) if *refusal == expected));
+        assert_eq!(append(&old, b"f"), (4, 5), "which does not concern the others");
+        engine.set_epoch(9);
         assert_eq!(append(&new, b"f"), (1, 9));
         let told = |engine: &Engine| {
             let epochs = engine.streams().iter().map(|summary| summary.epoch).collect::<Vec<_>>();
@@ -101,9 +106,159 @@ fn an_epoch_begins_with_the_next_record_of_each_stream() {
         assert_eq!(old.epochs(), starts(&[(0, 0), (5, 2)]));
         assert_eq!(new.epochs(), starts(&[(5, 0), (9, 1)]));
         // It was in memory only; the streams keep theirs.
-        assert_eq!(append(&old, b"g"), (4, 5));
+        assert_eq!(append(&old, b"g"), (5, 5));
         assert_eq!(append(&engine.stream(StreamId::new(9)), b"h"), (0, 0));
     });
+}
+
+#[test]
+fn a_closed_epoch_refuses_own_records_and_nothing_else() {
+    everywhere(|options, directory| {
+        let engine = options.open(directory).unwrap();
+        let (stream, local) = (engine.stream(STREAM), engine.stream(StreamId::new(3)));
+        engine.set_epoch(5);
+        append(&stream, b"a");
+        let other = tempfile::tempdir().unwrap();
+        let leader = options.open(other.path()).unwrap();
+        leader
+            .stream(STREAM)
+            .append_frame(&frames(&stream, 0, 1)[0].bytes)
+            .unwrap()
+            .wait()
+            .unwrap();
+        leader.set_epoch(8);
+        append(&leader.stream(STREAM), b"b");
+        engine.close_epoch();
+        let refused = |stream: &Stream, last| {
+            let refused = stream.append(b"x").unwrap().wait().unwrap_err();
+            let expected = Refusal::EpochClosed { stream: stream.id(), epoch: 5, last };
+            assert!(matches!(&refused, CommitError::Refused(told) if *told == expected));
+            assert!(refused.to_string().contains("append at the leader"), "{refused}");
+        };
+        refused(&stream, 5);
+        refused(&engine.stream(StreamId::new(0)), 0);
+        assert_eq!(append(&local, b"a promise"), (0, 5), "it is nobody else's");
+        let next = &frames(&leader.stream(STREAM), 1, 1)[0];
+        stream.append_frame(&next.bytes).unwrap().wait().unwrap();
+        stream.trim(1).unwrap();
+        // What was there before is not enough to lead again.
+        engine.set_epoch(5);
+        refused(&stream, 8);
+        engine.set_epoch(6);
+        refused_as_behind(&stream);
+        assert_eq!(append(&engine.stream(StreamId::new(9)), b"c"), (0, 6));
+        engine.set_epoch(9);
+        assert_eq!(append(&stream, b"c"), (2, 9));
+        engine.barrier().unwrap().wait().unwrap();
+        let stats = engine.stats();
+        assert_eq!(stats.shards.iter().map(|shard| shard.records).sum::<u64>(), 5);
+        engine.close().unwrap();
+        assert!(verify(directory).unwrap().findings.is_empty());
+        // It was in memory only.
+        let engine = options.open(directory).unwrap();
+        assert_eq!(append(&engine.stream(STREAM), b"d"), (3, 9));
+    });
+}
+
+fn refused_as_behind(stream: &Stream) {
+    let refused = stream.append(b"x").unwrap().wait().unwrap_err();
+    let told = CommitError::Refused(Refusal::EpochClosed { stream: STREAM, epoch: 6, last: 8 });
+    assert_eq!(refused.to_string(), told.to_string());
+}
+
+/// The promise of a follower: what was in flight is durable before it answers, and nothing of it
+/// comes later.
+#[test]
+fn behind_a_closed_epoch_and_a_barrier_no_stream_grows() {
+    everywhere(|options, directory| {
+        let engine = options.open(directory).unwrap();
+        for epoch in 1..=4u64 {
+            engine.set_epoch(epoch);
+            let callers: Vec<_> = (0..6u64)
+                .map(|caller| {
+                    let stream = engine.stream(StreamId::new(4 + caller % 3));
+                    std::thread::spawn(move || {
+                        let mut durable = Vec::new();
+                        loop {
+                            let tokens: Vec<_> = (0..8)
+                                .map(|_| stream.append([caller as u8; 300]).unwrap())
+                                .collect();
+                            let mut refused = 0;
+                            for token in tokens {
+                                match token.wait() {
+                                    Ok(receipt) => {
+                                        durable.push((receipt.epoch(), receipt.offset()))
+                                    }
+                                    Err(CommitError::Refused(Refusal::EpochClosed { .. })) => {
+                                        refused += 1;
+                                    }
+                                    Err(error) => panic!("{error}"),
+                                }
+                            }
+                            if refused == 8 {
+                                return (stream.id(), durable);
+                            }
+                        }
+                    })
+                })
+                .collect();
+            std::thread::sleep(Duration::from_millis(15));
+            engine.close_epoch();
+            engine.barrier().unwrap().wait().unwrap();
+            let ends: Vec<_> = engine.streams().iter().map(|s| (s.stream, s.end)).collect();
+            let mut receipts = 0;
+            for caller in callers {
+                let (stream, durable) = caller.join().unwrap();
+                let end = ends.iter().find(|(id, _)| *id == stream).unwrap().1;
+                assert!(
+                    durable
+                        .iter()
+                        .all(|(in_epoch, offset)| (*in_epoch, *offset < end) == (epoch, true))
+                );
+                receipts += durable.len();
+            }
+            engine.barrier().unwrap().wait().unwrap();
+            assert_eq!(
+                ends,
+                engine.streams().iter().map(|s| (s.stream, s.end)).collect::<Vec<_>>()
+            );
+            assert!(receipts > 0);
+        }
+        let ends: u64 = engine.streams().iter().map(|stream| stream.end).sum();
+        engine.close().unwrap();
+        let engine = options.open(directory).unwrap();
+        assert_eq!(engine.streams().iter().map(|stream| stream.end).sum::<u64>(), ends);
+    });
+}
+
+#[test]
+fn a_barrier_waits_for_what_was_sealed_before_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut shard = options(1).open_shard(directory.path()).unwrap();
+    let sealed = shard.subscribe(64);
+    let (bell, waker) = Bell::new();
+    let mut context = Context::from_waker(&waker);
+    let mut last = None;
+    for round in 0..50u64 {
+        let token = shard.append(STREAM, b"x").unwrap();
+        while sealed.try_next().is_pending() {
+            shard.run_once(Some(Duration::ZERO)).unwrap();
+        }
+        let mut barrier = shard.barrier().unwrap();
+        while Pin::new(&mut barrier).poll(&mut context).is_pending() {
+            assert!(barrier.try_receipt().is_none());
+            shard.run_once(None).unwrap();
+        }
+        assert!(matches!(barrier.try_receipt(), Some(Ok(()))));
+        assert!(token.try_receipt().is_some() && shard.end(STREAM) == round + 1);
+        last = Some(barrier);
+    }
+    assert!(bell.rings() > 0);
+    assert!(shard.streams().len() == 1, "a barrier makes no stream");
+    last.unwrap().wait().unwrap();
+    let late = shard.barrier().unwrap();
+    shard.close().unwrap();
+    late.wait().unwrap();
 }
 
 #[test]
