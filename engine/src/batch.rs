@@ -68,6 +68,8 @@ pub(crate) enum Asked {
     SkipTo { stream: StreamId, before: u64 },
     /// Begins an epoch, and cuts what is there.
     Cut { stream: StreamId, start: EpochStart },
+    /// Drops all that there is; the stream goes on where the epoch begins.
+    BeginAnew { stream: StreamId, start: EpochStart },
     /// Nothing: its outcome tells that of every batch before it.
     Barrier,
 }
@@ -76,9 +78,10 @@ impl Asked {
     /// Whose; what is of the whole shard goes by the name of stream 0.
     pub(crate) fn stream(&self) -> StreamId {
         match self {
-            Self::Trim { stream, .. } | Self::SkipTo { stream, .. } | Self::Cut { stream, .. } => {
-                *stream
-            }
+            Self::Trim { stream, .. }
+            | Self::SkipTo { stream, .. }
+            | Self::Cut { stream, .. }
+            | Self::BeginAnew { stream, .. } => *stream,
             Self::Barrier => StreamId::new(0),
         }
     }
@@ -90,6 +93,11 @@ impl Asked {
                 Control::Trim { stream, before }.encode(into);
             }
             Self::Cut { stream, start } => Control::Epoch { stream, start }.encode(into),
+            // Two facts in one frame: a crash keeps both or none, and no checkpoint is between.
+            Self::BeginAnew { stream, start } => {
+                Control::Trim { stream, before: start.start }.encode(into);
+                Control::Epoch { stream, start }.encode(into);
+            }
             Self::Barrier => {}
         }
     }
@@ -99,6 +107,7 @@ impl Asked {
             Self::Trim { stream, before } => streams.trim(stream, before),
             Self::SkipTo { stream, before } => streams.skip_to(stream, before),
             Self::Cut { stream, start } => streams.begin_epoch(stream, start),
+            Self::BeginAnew { stream, start } => streams.begin_anew(stream, start),
             Self::Barrier => Ok(()),
         }
     }
@@ -543,6 +552,21 @@ mod tests {
         let mut kinds = Vec::new();
         verify_frames(&header, &sealed.buffer, |_, frame| kinds.push(frame.kind)).unwrap();
         assert_eq!(kinds, [FrameKind::Void, FrameKind::Data, FrameKind::Control]);
+    }
+
+    #[test]
+    fn beginning_anew_is_one_frame_of_two_facts() {
+        let stream = StreamId::new(10);
+        let mut filling = filling();
+        let mut streams = StreamTable::new(Default::default(), 100);
+        let start = EpochStart { epoch: 1, start: 9 };
+        filling.push_asked(Asked::BeginAnew { stream, start });
+        filling.push_asked(Asked::BeginAnew { stream, start: EpochStart { epoch: 2, start: 8 } });
+        let sealed = filling.seal(&mut streams, place());
+        assert_eq!(sealed.outcomes.len(), 2);
+        assert!(matches!(sealed.outcomes[1], FrameOutcome::Refused(_)));
+        let facts = [Control::Trim { stream, before: 9 }, Control::Epoch { stream, start }];
+        assert_eq!(sealed.controls, facts);
     }
 
     #[test]

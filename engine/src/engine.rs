@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 use std::thread::ThreadId;
 
+use bytes::Bytes;
+
 use crate::batch::Asked;
 use crate::clock::Clock;
 use crate::config::Options;
@@ -194,9 +196,9 @@ impl Engine {
     }
 
     /// Batch buffers of each shard (`pool_bytes / batch_bytes_max`, as far as a segment's length
-    /// allows that). Slices of sealed frames never hold more than half of them: as long as fewer
-    /// than half are free, subscribers are handed nothing and lag. A sender that holds slices
-    /// bounds how many batches they are of; buffers that records wait in count too.
+    /// allows that). Slices of sealed frames never hold more than half of them: as long as slices
+    /// of that many batches are alive, subscribers are handed nothing and lag. A sender that holds
+    /// slices bounds how many batches they are of; the buffers that records wait in do not count.
     pub fn batch_buffers(&self) -> usize {
         self.inner.shards[0].pool.slots()
     }
@@ -437,6 +439,23 @@ impl Stream {
         self.shared.try_append_frame(&self.verify_frame(frame)?).map(AppendBatch)
     }
 
+    /// As [`Stream::append_frame`], but waits for room without blocking the thread. The future owns
+    /// what it needs, so an event loop may keep it. The order is fixed when it is ready.
+    ///
+    /// # Errors
+    /// As [`Stream::append_frame`].
+    pub fn append_frame_async(
+        &self,
+        frame: Bytes,
+    ) -> impl Future<Output = Result<AppendBatch, AppendError>> + Send + use<> {
+        let stream = self.clone();
+        async move {
+            let frame = stream.verify_frame(&frame)?;
+            let attempt = || stream.shared.try_append_frame(&frame).map(AppendBatch);
+            stream.when_room(attempt).await
+        }
+    }
+
     fn verify_frame<'a>(&self, bytes: &'a [u8]) -> Result<VerifiedFrame<'a>, AppendError> {
         let frame = verify_frame(bytes)?;
         let (expected, found) = (self.stream, StreamId::new(frame.header.stream.get()));
@@ -510,6 +529,22 @@ impl Stream {
     pub fn truncate(&self, start: u64, epoch: u64) -> Result<Change, AppendError> {
         let start = EpochStart { epoch, start };
         change(&self.shared, &Asked::Cut { stream: self.stream, start })
+    }
+
+    /// Drops all that the stream holds and lets it go on at offset `at` in `epoch`, as one durable
+    /// fact: after a crash all of that has happened, or nothing. For a follower that starts from
+    /// another node's snapshot; what is dropped must be kept elsewhere first.
+    ///
+    /// `at` may lie inside of what is held, or beyond; not below what is trimmed. `epoch` may be any,
+    /// also an older one than those that are dropped, or one of them: records that have the same
+    /// epoch and offset again must be the same records (I-17). Ordered as [`Stream::truncate`]; a
+    /// tail that waits below `at` gets `Trimmed`.
+    ///
+    /// # Errors
+    /// Everything of [`AppendError`] but `Full`; the token says whether it was allowed.
+    pub fn begin_anew(&self, at: u64, epoch: u64) -> Result<Change, AppendError> {
+        let start = EpochStart { epoch, start: at };
+        change(&self.shared, &Asked::BeginAnew { stream: self.stream, start })
     }
 
     /// First offset that is not trimmed.

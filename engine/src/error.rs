@@ -176,8 +176,18 @@ pub enum Refusal {
         /// Where it ends.
         end: u64,
     },
-    /// A skip leads further than any stream gets.
-    #[error("stream {stream}: skip_to({before}) is further than any stream gets ({max})")]
+    /// A stream cannot begin anew where it has been trimmed.
+    #[error("stream {stream} is trimmed up to {trimmed}; it cannot begin anew at {at}, below that")]
+    AnewBelowTrim {
+        /// Whose.
+        stream: StreamId,
+        /// What was asked for.
+        at: u64,
+        /// First offset that is not trimmed.
+        trimmed: u64,
+    },
+    /// A skip, or a new beginning, leads further than any stream gets.
+    #[error("stream {stream}: {before} is further than any stream gets ({max})")]
     SkipTooFar {
         /// Whose.
         stream: StreamId,

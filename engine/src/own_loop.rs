@@ -203,6 +203,21 @@ impl Shard {
         self.shared.try_change(Asked::Cut { stream, start }).map(Change)
     }
 
+    /// Queues a new beginning of a stream, which drops all that it holds; never waits. See
+    /// [`crate::Stream::begin_anew`].
+    ///
+    /// # Errors
+    /// As [`Shard::append`].
+    pub fn begin_anew(
+        &mut self,
+        stream: StreamId,
+        at: u64,
+        epoch: u64,
+    ) -> Result<Change, AppendError> {
+        let start = EpochStart { epoch, start: at };
+        self.shared.try_change(Asked::BeginAnew { stream, start }).map(Change)
+    }
+
     /// One turn of the loop: seals and submits what waits, and sends the receipts of what has
     /// become durable. Sleeps until something happens, at most `timeout` (`None`: as long as it
     /// takes). Returns how many commands got their outcome.

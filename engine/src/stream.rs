@@ -303,6 +303,30 @@ impl StreamTable {
         self.drop_below(stream, before)
     }
 
+    /// Drops all records; the next one is the first of an epoch, which may be any: nothing is left
+    /// that it could contradict.
+    ///
+    /// # Errors
+    /// When it begins below what is trimmed or further than any stream gets, or it would be one
+    /// stream too many.
+    pub fn begin_anew(&mut self, stream: StreamId, start: EpochStart) -> Result<(), Refusal> {
+        let (trimmed, _, _) = self.bounds(stream);
+        let (at, max) = (start.start, SKIP_MAX);
+        if at < trimmed {
+            return Err(Refusal::AnewBelowTrim { stream, at, trimmed });
+        }
+        if at > max {
+            return Err(Refusal::SkipTooFar { stream, before: at, max });
+        }
+        let state = self.state(stream)?;
+        let before = state.epochs.entries().len();
+        (state.trimmed, state.next) = (at, at);
+        state.epochs.begin(start, at);
+        let after = state.epochs.entries().len();
+        self.epochs = self.epochs - before + after;
+        Ok(())
+    }
+
     fn drop_below(&mut self, stream: StreamId, before: u64) -> Result<(), Refusal> {
         let state = self.state(stream)?;
         state.trimmed = state.trimmed.max(before);
@@ -430,6 +454,30 @@ mod tests {
         table.skip_to(stream, SKIP_MAX).unwrap();
         table.append(stream, 0, 9).unwrap();
         table.trim(stream, SKIP_MAX + 5).unwrap();
+    }
+
+    #[test]
+    fn a_stream_that_begins_anew_has_one_epoch_and_no_record() {
+        let mut table = StreamTable::new(HashMap::new(), 3);
+        let stream = StreamId::new(9);
+        table.append(stream, 3, 10).unwrap();
+        table.append(stream, 5, 10).unwrap();
+        for (at, epoch) in [(15, 4), (15, 4), (40, 3), (40, 9), (SKIP_MAX, 0)] {
+            let start = EpochStart { epoch, start: at };
+            table.begin_anew(stream, start).unwrap();
+            let state = table.get(stream).unwrap();
+            assert_eq!((state.trimmed, state.next), (at, at));
+            assert_eq!((state.epochs.entries(), table.epochs), (&[start][..], 1));
+        }
+        let below = table.begin_anew(stream, EpochStart { epoch: 9, start: 39 });
+        assert!(matches!(below, Err(Refusal::AnewBelowTrim { at: 39, trimmed: SKIP_MAX, .. })));
+        let far = table.begin_anew(stream, EpochStart { epoch: 9, start: SKIP_MAX + 1 });
+        assert!(matches!(far, Err(Refusal::SkipTooFar { .. })), "{far:?}");
+        for id in 10..12 {
+            table.begin_anew(StreamId::new(id), EpochStart { epoch: 2, start: 0 }).unwrap();
+        }
+        let many = table.begin_anew(StreamId::new(12), EpochStart { epoch: 2, start: 0 });
+        assert!(matches!(many, Err(Refusal::TooManyStreams { .. })), "{many:?}");
     }
 
     #[test]
