@@ -15,6 +15,7 @@ use crate::format::{
     BATCH_HEADER_BYTES, BatchHeader, FRAME_HEADER_BYTES, FrameHeader, FrameKind,
     RECORD_PREFIX_BYTES, SegmentSeed,
 };
+use crate::own_epoch::OwnEpochRead;
 use crate::receipt::{FrameOutcome, Place, Ticket};
 use crate::stream::{EpochStart, StreamId, StreamTable};
 
@@ -67,25 +68,37 @@ pub(crate) enum Asked {
     SkipTo { stream: StreamId, before: u64 },
     /// Begins an epoch, and cuts what is there.
     Cut { stream: StreamId, start: EpochStart },
+    /// Drops all that there is; the stream goes on where the epoch begins.
+    BeginAnew { stream: StreamId, start: EpochStart },
+    /// Nothing: its outcome tells that of every batch before it.
+    Barrier,
 }
 
 impl Asked {
-    /// Whose.
+    /// Whose; what is of the whole shard goes by the name of stream 0.
     pub(crate) fn stream(&self) -> StreamId {
         match self {
-            Self::Trim { stream, .. } | Self::SkipTo { stream, .. } | Self::Cut { stream, .. } => {
-                *stream
-            }
+            Self::Trim { stream, .. }
+            | Self::SkipTo { stream, .. }
+            | Self::Cut { stream, .. }
+            | Self::BeginAnew { stream, .. } => *stream,
+            Self::Barrier => StreamId::new(0),
         }
     }
 
-    /// What it says when it is allowed.
-    fn fact(&self) -> Control {
+    /// What it says when it is allowed, as bytes of a control frame.
+    fn encode(&self, into: &mut Vec<u8>) {
         match *self {
             Self::Trim { stream, before } | Self::SkipTo { stream, before } => {
-                Control::Trim { stream, before }
+                Control::Trim { stream, before }.encode(into);
             }
-            Self::Cut { stream, start } => Control::Epoch { stream, start },
+            Self::Cut { stream, start } => Control::Epoch { stream, start }.encode(into),
+            // Two facts in one frame: a crash keeps both or none, and no checkpoint is between.
+            Self::BeginAnew { stream, start } => {
+                Control::Trim { stream, before: start.start }.encode(into);
+                Control::Epoch { stream, start }.encode(into);
+            }
+            Self::Barrier => {}
         }
     }
 
@@ -94,6 +107,8 @@ impl Asked {
             Self::Trim { stream, before } => streams.trim(stream, before),
             Self::SkipTo { stream, before } => streams.skip_to(stream, before),
             Self::Cut { stream, start } => streams.begin_epoch(stream, start),
+            Self::BeginAnew { stream, start } => streams.begin_anew(stream, start),
+            Self::Barrier => Ok(()),
         }
     }
 }
@@ -154,8 +169,8 @@ pub(crate) struct SealPlace {
     pub(crate) incarnation: u64,
     pub(crate) previous_crc: u32,
     pub(crate) timestamp_ns: u64,
-    /// The least epoch of records of this node.
-    pub(crate) own_epoch: u64,
+    /// In which epoch records of this node are written, if they are.
+    pub(crate) own_epoch: OwnEpochRead,
 }
 
 /// Bytes that a record takes in a frame.
@@ -263,7 +278,7 @@ impl Filling {
     /// Adds a change that was asked for, to be checked when it is sealed; room was checked.
     pub(crate) fn push_asked(&mut self, asked: Asked) -> Place {
         let mut payload = Vec::new();
-        asked.fact().encode(&mut payload);
+        asked.encode(&mut payload);
         self.push_control(asked.stream(), &payload, Some(asked))
     }
 
@@ -332,17 +347,14 @@ impl Filling {
                     crc: FrameHeader::stored_crc(header),
                 });
             }
-            if let (DraftKind::Control { asked }, FrameOutcome::Placed { .. }) =
-                (draft.kind, &outcome)
+            if let (DraftKind::Control { .. }, FrameOutcome::Placed { .. }) = (draft.kind, &outcome)
             {
-                match asked {
-                    Some(asked) => controls.push(asked.fact()),
-                    None => controls.extend(self.facts(position, length)),
-                }
+                controls.extend(self.facts(position, length));
             }
             outcomes.push(outcome);
         }
         let payload_bytes = sealed_frames.iter().map(SealedFrame::payload_bytes).sum();
+        let records = sealed_frames.iter().map(|frame| u64::from(frame.count)).sum();
         let padded_length = self.padded_length();
         self.buffer[self.length..padded_length].fill(0);
         let crc = self.seal_batch_header(place, count, frames_crc);
@@ -356,7 +368,7 @@ impl Filling {
             controls,
             outcomes,
             ticket: self.ticket,
-            records: self.records,
+            records,
             payload_bytes,
             oldest_ns: self.oldest_ns,
             moved: self.flags & crate::format::batch_flags::MOVED != 0,
@@ -365,7 +377,7 @@ impl Filling {
 
     fn facts(&self, position: usize, length: usize) -> Vec<Control> {
         Control::decode_all(&self.buffer[position + FRAME_HEADER_BYTES..position + length])
-            .expect("the shard encoded them itself")
+            .expect("they were encoded when pushed")
     }
 
     /// Decides what the frame is worth now and writes its header.
@@ -388,7 +400,7 @@ impl Filling {
                 return FrameOutcome::Placed { base: 0, epoch: 0 };
             }
             DraftKind::Own => {
-                let (base, epoch) = match streams.append(draft.stream, own_epoch, draft.count) {
+                let (base, epoch) = match streams.append_own(draft.stream, own_epoch, draft.count) {
                     Ok(place) => place,
                     Err(refusal) => {
                         self.write_unplaced(FrameKind::Void, draft, timestamp_ns);
@@ -476,7 +488,7 @@ mod tests {
             incarnation: 1,
             previous_crc: 0,
             timestamp_ns: 0,
-            own_epoch: 0,
+            own_epoch: OwnEpochRead::open(0),
         }
     }
 
@@ -543,6 +555,21 @@ mod tests {
     }
 
     #[test]
+    fn beginning_anew_is_one_frame_of_two_facts() {
+        let stream = StreamId::new(10);
+        let mut filling = filling();
+        let mut streams = StreamTable::new(Default::default(), 100);
+        let start = EpochStart { epoch: 1, start: 9 };
+        filling.push_asked(Asked::BeginAnew { stream, start });
+        filling.push_asked(Asked::BeginAnew { stream, start: EpochStart { epoch: 2, start: 8 } });
+        let sealed = filling.seal(&mut streams, place());
+        assert_eq!(sealed.outcomes.len(), 2);
+        assert!(matches!(sealed.outcomes[1], FrameOutcome::Refused(_)));
+        let facts = [Control::Trim { stream, before: 9 }, Control::Epoch { stream, start }];
+        assert_eq!(sealed.controls, facts);
+    }
+
+    #[test]
     fn only_records_of_this_node_carry_its_epoch() {
         let (own, foreign) = (StreamId::new(10), StreamId::new(11));
         let payload = [1u32.to_le_bytes().as_slice(), b"x"].concat();
@@ -551,7 +578,8 @@ mod tests {
         filling.push_records(own, [b"x".as_slice()].into_iter());
         filling.push_frame(&header, &payload, false);
         let mut streams = StreamTable::new(Default::default(), 100);
-        let sealed = filling.seal(&mut streams, SealPlace { own_epoch: 5, ..place() });
+        let sealed =
+            filling.seal(&mut streams, SealPlace { own_epoch: OwnEpochRead::open(5), ..place() });
         let epochs: Vec<_> = sealed.frames.iter().map(|frame| frame.epoch).collect();
         assert_eq!(epochs, [5, 3]);
         let written: Vec<_> = sealed

@@ -14,9 +14,9 @@ use crate::error::OpenError;
 use crate::format::{EngineHeader, EngineId, FormatError};
 use crate::mutants::{self, Mutant};
 use crate::opening::{ANCHOR, Identity};
+use crate::own_epoch::OwnEpoch;
 use crate::recovery::{Corruption, Damage};
 use crate::segments::segment_number;
-use crate::stream::OwnEpoch;
 
 pub(crate) const ENGINE_FILE: &str = "engine";
 const LOCK_FILE: &str = "lock";

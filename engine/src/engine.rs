@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 use std::thread::ThreadId;
 
+use bytes::Bytes;
+
 use crate::batch::Asked;
 use crate::clock::Clock;
 use crate::config::Options;
@@ -17,7 +19,7 @@ use crate::format::{FormatError, FrameKind, VerifiedFrame};
 use crate::opening::RecoveryReport;
 use crate::queue::{Lane, QueueState};
 use crate::reader::{Frames, Records, Tail};
-use crate::receipt::{Append, AppendBatch, Change};
+use crate::receipt::{Append, AppendBatch, Barrier, Change};
 use crate::shared::Shared;
 use crate::stats::Stats;
 use crate::stream::{EpochStart, EpochTable, StreamId};
@@ -150,16 +152,53 @@ impl Engine {
     /// streams and shards, costs nothing until there is a record, and is forgotten when the
     /// engine closes: who needs it again keeps it elsewhere.
     ///
-    /// A stream that gets one epoch too many for a checkpoint refuses its appends
-    /// ([`Refusal::TooManyStreams`](crate::Refusal::TooManyStreams)) until streams are trimmed.
+    /// In a replicated stream (all but 1 to 3) whose last epoch is greater by then, another node
+    /// leads: records of this one are refused in their token
+    /// ([`Refusal::EpochClosed`](crate::Refusal::EpochClosed)), as all are after
+    /// [`Engine::close_epoch`]. A stream that gets one epoch too many for a checkpoint refuses its
+    /// appends ([`Refusal::TooManyStreams`](crate::Refusal::TooManyStreams)) until streams are
+    /// trimmed.
+    ///
+    /// # Panics
+    /// When `epoch` is 2^63 or more.
     pub fn set_epoch(&self, epoch: u64) {
-        self.inner.shards[0].own_epoch.raise(epoch);
+        self.inner.shards[0].own_epoch.open(epoch);
+    }
+
+    /// This node does not lead any more: from the next batch that is sealed on, its own records in
+    /// replicated streams (all but 1 to 3) are refused in their token
+    /// ([`Refusal::EpochClosed`](crate::Refusal::EpochClosed)), until [`Engine::set_epoch`] with an
+    /// epoch greater than every one before. Foreign frames, trims and cuts go on. It is for all
+    /// streams and shards, and is forgotten when the engine closes, as the epoch is.
+    ///
+    /// What was sealed before is still on its way to the device. With [`Engine::barrier`] behind
+    /// it, when that has its outcome: every own record of an earlier epoch is durable, visible
+    /// to readers and has its receipt, or is none; and none will be sealed. Until an epoch is set,
+    /// replicated streams then grow by foreign frames only.
+    pub fn close_epoch(&self) {
+        self.inner.shards[0].own_epoch.close();
+    }
+
+    /// Tells when every batch that any shard has sealed before, whatever is in it, is durable,
+    /// visible to readers, and has its receipts sent: nothing is in flight any more of what was.
+    ///
+    /// It travels in the lane of trims and cuts (see [`Stream::truncate`]), and so says nothing of
+    /// records that wait in their own lane and are not sealed yet. It writes an empty fact, one
+    /// block for each shard. Waits only for room.
+    ///
+    /// # Errors
+    /// Everything of [`AppendError`] but `Full`, of the first shard that does not take it. The token
+    /// tells the cause when a shard stops writing before: what was sealed there has its outcome too,
+    /// which is not known.
+    pub fn barrier(&self) -> Result<Barrier, AppendError> {
+        let change = |shared: &Arc<Shared>| change(shared, &Asked::Barrier);
+        self.inner.shards.iter().map(change).collect::<Result<_, _>>().map(Barrier)
     }
 
     /// Batch buffers of each shard (`pool_bytes / batch_bytes_max`, as far as a segment's length
-    /// allows that). Slices of sealed frames never hold more than half of them: as long as fewer
-    /// than half are free, subscribers are handed nothing and lag. A sender that holds slices
-    /// bounds how many batches they are of; buffers that records wait in count too.
+    /// allows that). Slices of sealed frames never hold more than half of them: as long as slices
+    /// of that many batches are alive, subscribers are handed nothing and lag. A sender that holds
+    /// slices bounds how many batches they are of; the buffers that records wait in do not count.
     pub fn batch_buffers(&self) -> usize {
         self.inner.shards[0].pool.slots()
     }
@@ -400,6 +439,23 @@ impl Stream {
         self.shared.try_append_frame(&self.verify_frame(frame)?).map(AppendBatch)
     }
 
+    /// As [`Stream::append_frame`], but waits for room without blocking the thread. The future owns
+    /// what it needs, so an event loop may keep it. The order is fixed when it is ready.
+    ///
+    /// # Errors
+    /// As [`Stream::append_frame`].
+    pub fn append_frame_async(
+        &self,
+        frame: Bytes,
+    ) -> impl Future<Output = Result<AppendBatch, AppendError>> + Send + use<> {
+        let stream = self.clone();
+        async move {
+            let frame = stream.verify_frame(&frame)?;
+            let attempt = || stream.shared.try_append_frame(&frame).map(AppendBatch);
+            stream.when_room(attempt).await
+        }
+    }
+
     fn verify_frame<'a>(&self, bytes: &'a [u8]) -> Result<VerifiedFrame<'a>, AppendError> {
         let frame = verify_frame(bytes)?;
         let (expected, found) = (self.stream, StreamId::new(frame.header.stream.get()));
@@ -442,7 +498,7 @@ impl Stream {
     /// # Errors
     /// Everything of [`AppendError`] but `Full`.
     pub fn trim_async(&self, before: u64) -> Result<Change, AppendError> {
-        self.change(Asked::Trim { stream: self.stream, before })
+        change(&self.shared, &Asked::Trim { stream: self.stream, before })
     }
 
     /// As [`Stream::trim_async`], and `before` may lie beyond the stream's end: then everything
@@ -455,7 +511,7 @@ impl Stream {
     /// # Errors
     /// Everything of [`AppendError`] but `Full`; the token says whether it was allowed.
     pub fn skip_to(&self, before: u64) -> Result<Change, AppendError> {
-        self.change(Asked::SkipTo { stream: self.stream, before })
+        change(&self.shared, &Asked::SkipTo { stream: self.stream, before })
     }
 
     /// Starts `epoch` at offset `start` and cuts the records from there on. For replication: what
@@ -472,12 +528,23 @@ impl Stream {
     /// Everything of [`AppendError`] but `Full`; the token says whether the cut was allowed.
     pub fn truncate(&self, start: u64, epoch: u64) -> Result<Change, AppendError> {
         let start = EpochStart { epoch, start };
-        self.change(Asked::Cut { stream: self.stream, start })
+        change(&self.shared, &Asked::Cut { stream: self.stream, start })
     }
 
-    fn change(&self, asked: Asked) -> Result<Change, AppendError> {
-        self.shared
-            .wait_for_room(Lane::Controls, || self.shared.try_change(asked.clone()).map(Change))
+    /// Drops all that the stream holds and lets it go on at offset `at` in `epoch`, as one durable
+    /// fact: after a crash all of that has happened, or nothing. For a follower that starts from
+    /// another node's snapshot; what is dropped must be kept elsewhere first.
+    ///
+    /// `at` may lie inside of what is held, or beyond; not below what is trimmed. `epoch` may be any,
+    /// also an older one than those that are dropped, or one of them: records that have the same
+    /// epoch and offset again must be the same records (I-17). Ordered as [`Stream::truncate`]; a
+    /// tail that waits below `at` gets `Trimmed`.
+    ///
+    /// # Errors
+    /// Everything of [`AppendError`] but `Full`; the token says whether it was allowed.
+    pub fn begin_anew(&self, at: u64, epoch: u64) -> Result<Change, AppendError> {
+        let start = EpochStart { epoch, start: at };
+        change(&self.shared, &Asked::BeginAnew { stream: self.stream, start })
     }
 
     /// First offset that is not trimmed.
@@ -494,6 +561,10 @@ impl Stream {
     pub fn epochs(&self) -> Vec<EpochStart> {
         epochs(&self.shared, self.stream)
     }
+}
+
+fn change(shared: &Shared, asked: &Asked) -> Result<Change, AppendError> {
+    shared.wait_for_room(Lane::Controls, || shared.try_change(asked.clone()).map(Change))
 }
 
 /// The epochs of a stream as it is durable; those of a new one when it is not there.

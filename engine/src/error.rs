@@ -131,6 +131,20 @@ pub enum Refusal {
         /// What came.
         epoch: u64,
     },
+    /// A record of this node in a replicated stream while this node does not lead: its epoch is
+    /// closed ([`crate::Engine::close_epoch`]), or the stream is in a greater one, of another leader.
+    #[error(
+        "stream {stream} is in epoch {last}, and this node does not lead it (its own last epoch was \
+         {epoch}): append at the leader, or, to lead, set_epoch one that is greater than both"
+    )]
+    EpochClosed {
+        /// Whose.
+        stream: StreamId,
+        /// The greatest epoch that this node was given; 0 for none.
+        epoch: u64,
+        /// The stream's last epoch.
+        last: u64,
+    },
     /// Records that were to be moved to a newer segment are trimmed or cut by now.
     #[error("stream {stream}: none of {base}..{end} counts any more")]
     Dead {
@@ -162,8 +176,18 @@ pub enum Refusal {
         /// Where it ends.
         end: u64,
     },
-    /// A skip leads further than any stream gets.
-    #[error("stream {stream}: skip_to({before}) is further than any stream gets ({max})")]
+    /// A stream cannot begin anew where it has been trimmed.
+    #[error("stream {stream} is trimmed up to {trimmed}; it cannot begin anew at {at}, below that")]
+    AnewBelowTrim {
+        /// Whose.
+        stream: StreamId,
+        /// What was asked for.
+        at: u64,
+        /// First offset that is not trimmed.
+        trimmed: u64,
+    },
+    /// A skip, or a new beginning, leads further than any stream gets.
+    #[error("stream {stream}: {before} is further than any stream gets ({max})")]
     SkipTooFar {
         /// Whose.
         stream: StreamId,

@@ -17,12 +17,12 @@ use crate::config::Options;
 use crate::disk::{BufferMut, Disk, FileId, Operation, block_round_up, run};
 use crate::error::OpenError;
 use crate::format::{AnchorHeader, EngineId, JournalEnd, SegmentHeader};
+use crate::own_epoch::OwnEpoch;
 use crate::queue::QueueState;
 use crate::recovery::{Corruption, Damage, Plan, Recovered, WalkedContents};
 use crate::shard::{LoopOptions, ShardLoop};
 use crate::shared::Shared;
 use crate::stats::ShardStats;
-use crate::stream::OwnEpoch;
 
 pub(crate) const ANCHOR: &str = "anchor";
 

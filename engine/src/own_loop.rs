@@ -13,12 +13,13 @@ use crate::disk::{Disk, Wait};
 use crate::engine::{StreamSummary, end_readers, epochs, shard_stats, summaries, verify_frame};
 use crate::error::{AppendError, CloseError, OpenError, ReadError};
 use crate::opening::{Driven, Identity, Opened, RecoveryReport, open_shard};
+use crate::own_epoch::OwnEpoch;
 use crate::queue::QueueState;
 use crate::reader::{Frames, Records, Tail};
-use crate::receipt::{Append, AppendBatch, Change};
+use crate::receipt::{Append, AppendBatch, Barrier, Change};
 use crate::shared::Shared;
 use crate::stats::ShardStats;
-use crate::stream::{EpochStart, OwnEpoch, StreamId};
+use crate::stream::{EpochStart, StreamId};
 use crate::subscription::{Subscription, subscribe};
 
 /// One shard driven by the caller's own loop: the same guarantees as [`crate::Engine`], without a
@@ -138,8 +139,26 @@ impl Shard {
 
     /// From the next batch that is sealed on, records of this node carry at least `epoch`: see
     /// [`crate::Engine::set_epoch`].
+    ///
+    /// # Panics
+    /// When `epoch` is 2^63 or more.
     pub fn set_epoch(&mut self, epoch: u64) {
-        self.shared.own_epoch.raise(epoch);
+        self.shared.own_epoch.open(epoch);
+    }
+
+    /// This node's own records in replicated streams are refused from the next batch that is sealed
+    /// on: see [`crate::Engine::close_epoch`].
+    pub fn close_epoch(&mut self) {
+        self.shared.own_epoch.close();
+    }
+
+    /// Tells when every batch that was sealed before is durable, visible to readers, and has its
+    /// receipts sent; never waits. See [`crate::Engine::barrier`].
+    ///
+    /// # Errors
+    /// As [`Shard::append`].
+    pub fn barrier(&mut self) -> Result<Barrier, AppendError> {
+        self.shared.try_change(Asked::Barrier).map(|marker| Barrier(vec![Change(marker)]))
     }
 
     /// Appends a frame that another engine sealed, to the stream that it names; never waits. See
@@ -182,6 +201,21 @@ impl Shard {
     ) -> Result<Change, AppendError> {
         let start = EpochStart { epoch, start };
         self.shared.try_change(Asked::Cut { stream, start }).map(Change)
+    }
+
+    /// Queues a new beginning of a stream, which drops all that it holds; never waits. See
+    /// [`crate::Stream::begin_anew`].
+    ///
+    /// # Errors
+    /// As [`Shard::append`].
+    pub fn begin_anew(
+        &mut self,
+        stream: StreamId,
+        at: u64,
+        epoch: u64,
+    ) -> Result<Change, AppendError> {
+        let start = EpochStart { epoch, start: at };
+        self.shared.try_change(Asked::BeginAnew { stream, start }).map(Change)
     }
 
     /// One turn of the loop: seals and submits what waits, and sends the receipts of what has

@@ -70,6 +70,8 @@ struct ReadFrame {
     at: usize,
     /// Offset at which this frame stops to count.
     end: u64,
+    /// Cuts that there had been when that was looked up.
+    cuts: u64,
 }
 
 impl ReadFrame {
@@ -197,6 +199,7 @@ impl Reader {
     }
 
     fn take_from_frame(&mut self) -> Option<Record> {
+        self.drop_what_was_cut();
         let frame = self.frame.as_mut()?;
         if frame.next >= frame.end || frame.next != self.next {
             self.frame = None;
@@ -215,6 +218,24 @@ impl Reader {
         frame.next += 1;
         self.next = frame.next;
         Some(record)
+    }
+
+    /// A cut since the frame was read may have taken what is left of it: other records, of another
+    /// epoch, come in its place (I-17).
+    fn drop_what_was_cut(&mut self) {
+        let Some(frame) = &mut self.frame else { return };
+        let cuts = self.shared.cuts();
+        if frame.cuts == cuts || frame.next != self.next {
+            return;
+        }
+        frame.cuts = cuts;
+        match self.shared.index().place_of(self.stream, self.next) {
+            // In which segment it is by now does not matter: a moved frame is the same.
+            Ok(now) if now.epoch == frame.header.epoch.get() => {
+                frame.end = frame.end.min(now.span_end);
+            }
+            _ => self.frame = None,
+        }
     }
 
     /// Makes the frame that holds the next record the current one. False when it is not durable.
@@ -246,10 +267,12 @@ impl Reader {
         if u64::from(entry.position) >= self.shared.segment_bytes {
             return Err(self.corrupt(&location, 0, "its index does not lead to the record"));
         }
+        let cuts = self.shared.cuts();
         let mut frame = self.read_frame(&location, entry)?;
         self.frame_bytes = frame.bytes.len();
         // A cut since it was located may have left only its beginning.
         frame.end = frame.end.min(self.check_still_there(&location)?);
+        frame.cuts = cuts;
         self.frame = Some(frame);
         Ok(true)
     }
@@ -384,7 +407,7 @@ impl Reader {
         let before = self.next - header.base_offset.get();
         let at = skip_records(&bytes, FRAME_HEADER_BYTES, before);
         let end = header.end_offset().min(location.span_end);
-        Ok(ReadFrame { header, bytes, next: self.next, at, end })
+        Ok(ReadFrame { header, bytes, next: self.next, at, end, cuts: 0 })
     }
 
     /// Bytes from `position` on, at least `wanted` of them where the segment has them.

@@ -247,6 +247,45 @@ token!(
     |_| ()
 );
 
+/// Tells when every batch that was sealed before it has its outcome, on every shard:
+/// [`crate::Engine::barrier`]. Wait for it by [`Barrier::wait`] or as a future on any runtime.
+#[derive(Debug)]
+#[must_use = "it only tells something to who waits for it"]
+pub struct Barrier(pub(crate) Vec<Change>);
+
+impl Barrier {
+    /// Blocks the thread until it is known of every shard.
+    ///
+    /// # Errors
+    /// The first cause, when a shard has stopped writing or was closed: see [`CommitError`].
+    pub fn wait(self) -> Result<(), CommitError> {
+        self.0.into_iter().map(Change::wait).fold(Ok(()), Result::and)
+    }
+
+    /// The outcome, if it is known of every shard. Never blocks.
+    pub fn try_receipt(&self) -> Option<Result<(), CommitError>> {
+        self.0
+            .iter()
+            .map(Change::try_receipt)
+            .try_fold(Ok(()), |first, next| Some(first.and(next?)))
+    }
+}
+
+impl Future for Barrier {
+    type Output = Result<(), CommitError>;
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut outcome = Poll::Ready(Ok(()));
+        for shard in &mut self.0 {
+            let next = Pin::new(shard).poll(context);
+            outcome = match (outcome, next) {
+                (Poll::Ready(first), Poll::Ready(next)) => Poll::Ready(first.and(next)),
+                _ => Poll::Pending,
+            };
+        }
+        outcome
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -27,6 +27,7 @@ use crate::sealing::Sealing;
 use crate::segments::{Prepared, Segments};
 use crate::shared::Shared;
 use crate::stream::StreamTable;
+use crate::subscription::hand_over;
 use ending::Ending;
 
 const TOKEN_WRITE: u64 = 1 << 56;
@@ -255,7 +256,10 @@ impl ShardLoop {
             for control in &batch.controls {
                 match control {
                     Control::Trim { stream, before } => index.trim(*stream, *before),
-                    Control::Epoch { stream, start } => index.begin_epoch(*stream, *start),
+                    Control::Epoch { stream, start } => {
+                        index.begin_epoch(*stream, *start);
+                        self.shared.note_cut(&mut index);
+                    }
                     Control::Free { generation, .. } => {
                         if let Some((number, file)) = self.freeing.remove(generation) {
                             self.segments.give_back(number, file);
@@ -295,7 +299,7 @@ impl ShardLoop {
         self.open.note(&sealed);
         if let Some(mut subscribers) = self.shared.subscribers() {
             let (pool, wakers) = (&self.shared.pool, &mut self.subscriber_wakers);
-            subscribers.retain_mut(|subscriber| subscriber.hand_over(&sealed, pool, wakers));
+            hand_over(&mut subscribers, &sealed, pool, wakers);
         }
         let sealed_ns = self.shared.clock.now_ns();
         self.sealed_ns = sealed_ns;

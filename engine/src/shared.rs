@@ -2,7 +2,7 @@
 //! behind a lock of its own. A caller takes the queue's once for each command; the loop takes each
 //! a few times per turn, never for each record, and holds none while it waits.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
@@ -12,10 +12,11 @@ use crate::disk::{Pool, ReadAt, Wake};
 use crate::error::AppendError;
 use crate::format::{EngineId, VerifiedFrame};
 use crate::index::Index;
+use crate::own_epoch::OwnEpoch;
 use crate::queue::{Lane, Queue, QueueState};
 use crate::receipt::Place;
 use crate::stats::ShardStats;
-use crate::stream::{OwnEpoch, StreamId};
+use crate::stream::StreamId;
 use crate::subscription::Subscriber;
 
 /// The meeting place of one shard.
@@ -31,6 +32,9 @@ pub(crate) struct Shared {
     queue: Mutex<Queue>,
     room: Condvar,
     index: Mutex<Index>,
+    /// Cuts that the index has seen: changed with its lock held, so that who holds a frame need not
+    /// take that lock for each record of it.
+    cuts: AtomicU64,
     stats: Mutex<ShardStats>,
     subscribers: Mutex<Vec<Subscriber>>,
     /// There are some, or the shard has ended: changed with the lock held.
@@ -71,6 +75,7 @@ impl Shared {
             own_epoch,
             room: Condvar::new(),
             index: Mutex::new(index),
+            cuts: AtomicU64::new(0),
             stats: Mutex::new(stats),
             subscribers: Mutex::default(),
             subscribed: AtomicBool::new(false),
@@ -84,6 +89,16 @@ impl Shared {
 
     pub(crate) fn index(&self) -> MutexGuard<'_, Index> {
         lock(&self.index)
+    }
+
+    /// How many cuts there were. Whoever remembers it looks here first, and at the index then.
+    pub(crate) fn cuts(&self) -> u64 {
+        self.cuts.load(Ordering::Acquire)
+    }
+
+    /// Counts a cut that `_index` has seen.
+    pub(crate) fn note_cut(&self, _index: &mut Index) {
+        self.cuts.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(crate) fn stats(&self) -> MutexGuard<'_, ShardStats> {

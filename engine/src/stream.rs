@@ -4,11 +4,10 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Refusal;
 use crate::format::COUNTER_LAST;
+use crate::own_epoch::OwnEpochRead;
 
 /// The greatest offset that a stream may skip to: as many records again fit behind it.
 const SKIP_MAX: u64 = COUNTER_LAST / 2;
@@ -26,6 +25,11 @@ impl StreamId {
     /// Its id.
     pub const fn get(self) -> u64 {
         self.0
+    }
+
+    /// Whether it is one of this node alone, which is not replicated: 1 to 3.
+    pub const fn is_local(self) -> bool {
+        matches!(self.0, 1..=3)
     }
 
     /// The shard that holds it, of `shards`: a stable hash, part of the format.
@@ -51,23 +55,6 @@ pub struct EpochStart {
     pub epoch: u64,
     /// First offset that carries it.
     pub start: u64,
-}
-
-/// The least epoch of the records of this node, one for all shards of an engine. In memory only:
-/// whoever leads in an epoch has promised it durably.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct OwnEpoch(Arc<AtomicU64>);
-
-impl OwnEpoch {
-    /// Raises it; a lower value than before changes nothing.
-    pub(crate) fn raise(&self, epoch: u64) {
-        self.0.fetch_max(epoch, Ordering::Release);
-    }
-
-    /// Looked at once for each batch that is sealed.
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
-    }
 }
 
 /// The epochs of a stream (I-17): the record at offset o carries the last epoch whose start ≤ o.
@@ -207,8 +194,22 @@ impl StreamTable {
         self.streams.get(&stream)
     }
 
-    /// Gives `count` records of this node their place: base offset and epoch. They carry `epoch`
-    /// or the stream's last, whichever is greater.
+    /// As [`StreamTable::append`] for records of this node, in the epoch that it has.
+    ///
+    /// # Errors
+    /// When this node does not lead; when it would be one stream or epoch too many.
+    pub(crate) fn append_own(
+        &mut self,
+        stream: StreamId,
+        own: OwnEpochRead,
+        count: u32,
+    ) -> Result<(u64, u64), Refusal> {
+        let (_, _, last) = self.bounds(stream);
+        self.append(stream, own.admit(stream, last)?, count)
+    }
+
+    /// Gives `count` records their place: base offset and epoch. They carry `epoch` or the stream's
+    /// last, whichever is greater.
     ///
     /// # Errors
     /// When it would be one stream or epoch too many.
@@ -300,6 +301,30 @@ impl StreamTable {
             return Err(Refusal::SkipTooFar { stream, before, max: SKIP_MAX });
         }
         self.drop_below(stream, before)
+    }
+
+    /// Drops all records; the next one is the first of an epoch, which may be any: nothing is left
+    /// that it could contradict.
+    ///
+    /// # Errors
+    /// When it begins below what is trimmed or further than any stream gets, or it would be one
+    /// stream too many.
+    pub fn begin_anew(&mut self, stream: StreamId, start: EpochStart) -> Result<(), Refusal> {
+        let (trimmed, _, _) = self.bounds(stream);
+        let (at, max) = (start.start, SKIP_MAX);
+        if at < trimmed {
+            return Err(Refusal::AnewBelowTrim { stream, at, trimmed });
+        }
+        if at > max {
+            return Err(Refusal::SkipTooFar { stream, before: at, max });
+        }
+        let state = self.state(stream)?;
+        let before = state.epochs.entries().len();
+        (state.trimmed, state.next) = (at, at);
+        state.epochs.begin(start, at);
+        let after = state.epochs.entries().len();
+        self.epochs = self.epochs - before + after;
+        Ok(())
     }
 
     fn drop_below(&mut self, stream: StreamId, before: u64) -> Result<(), Refusal> {
@@ -429,6 +454,30 @@ mod tests {
         table.skip_to(stream, SKIP_MAX).unwrap();
         table.append(stream, 0, 9).unwrap();
         table.trim(stream, SKIP_MAX + 5).unwrap();
+    }
+
+    #[test]
+    fn a_stream_that_begins_anew_has_one_epoch_and_no_record() {
+        let mut table = StreamTable::new(HashMap::new(), 3);
+        let stream = StreamId::new(9);
+        table.append(stream, 3, 10).unwrap();
+        table.append(stream, 5, 10).unwrap();
+        for (at, epoch) in [(15, 4), (15, 4), (40, 3), (40, 9), (SKIP_MAX, 0)] {
+            let start = EpochStart { epoch, start: at };
+            table.begin_anew(stream, start).unwrap();
+            let state = table.get(stream).unwrap();
+            assert_eq!((state.trimmed, state.next), (at, at));
+            assert_eq!((state.epochs.entries(), table.epochs), (&[start][..], 1));
+        }
+        let below = table.begin_anew(stream, EpochStart { epoch: 9, start: 39 });
+        assert!(matches!(below, Err(Refusal::AnewBelowTrim { at: 39, trimmed: SKIP_MAX, .. })));
+        let far = table.begin_anew(stream, EpochStart { epoch: 9, start: SKIP_MAX + 1 });
+        assert!(matches!(far, Err(Refusal::SkipTooFar { .. })), "{far:?}");
+        for id in 10..12 {
+            table.begin_anew(StreamId::new(id), EpochStart { epoch: 2, start: 0 }).unwrap();
+        }
+        let many = table.begin_anew(StreamId::new(12), EpochStart { epoch: 2, start: 0 });
+        assert!(matches!(many, Err(Refusal::TooManyStreams { .. })), "{many:?}");
     }
 
     #[test]

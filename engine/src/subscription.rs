@@ -55,10 +55,13 @@ pub struct FrameSlice {
 /// order in which they were sealed; between shards there is no order, and the receiver has to merge
 /// what it wants to see as one sequence. It is for one receiver: of several, each gets a part.
 ///
-/// While less than half of a shard's batch buffers ([`crate::Engine::batch_buffers`]) are free,
-/// because slices hold them or because records wait in them, the shard hands nothing over and the
-/// subscriber is [lagged](SealedFrames::Lagged). So slices never pin more than half of them. A
-/// receiver that means to keep up holds less; a slice that it keeps for long, it copies.
+/// While slices of as many batches are alive as half of a shard's batch buffers
+/// ([`crate::Engine::batch_buffers`]), the shard hands nothing over and its subscribers are
+/// [lagged](SealedFrames::Lagged). So slices never pin more than half of them; those of all
+/// subscribers count together, and a batch counts once. Buffers that records wait in do not count.
+/// A receiver that means to keep up holds less; a slice that it keeps for long, it copies.
+///
+/// A shard that stops writing after an error ends its part, as one that is closed does.
 #[derive(Debug)]
 pub struct Subscription {
     receiver: Receiver<Message>,
@@ -120,12 +123,14 @@ impl Parking {
 }
 
 impl Subscription {
-    /// The next batch's frames, waiting for them; `None` when every shard is closed.
+    /// The next batch's frames, waiting for them; `None` when every shard is closed or has stopped
+    /// writing.
     pub fn next_blocking(&self) -> Option<SealedFrames> {
         self.next_until(None)
     }
 
-    /// The next batch's frames; `None` when the time is over or every shard is closed.
+    /// The next batch's frames; `None` when the time is over, or every shard is closed or has stopped
+    /// writing.
     pub fn next_timeout(&self, timeout: Duration) -> Option<SealedFrames> {
         match Instant::now().checked_add(timeout) {
             Some(deadline) => self.next_until(Some(deadline)),
@@ -153,7 +158,8 @@ impl Subscription {
     }
 
     /// The next batch's frames, if there are any: never waits. `Ready(None)` when every shard is
-    /// closed, `Pending` when nothing is there now. Registers nobody: see [`Subscription::park`].
+    /// closed or has stopped writing, `Pending` when nothing is there now. Registers nobody: see
+    /// [`Subscription::park`].
     pub fn try_next(&self) -> Poll<Option<SealedFrames>> {
         let mut seen = lock(&self.seen);
         loop {
@@ -291,20 +297,17 @@ pub(crate) fn subscribe(batches: usize, shards: &[u16]) -> (Subscription, Vec<Su
 }
 
 impl Subscriber {
-    /// Hands a batch's frames over. False when the subscriber is gone. `wakers` gets whom to wake
-    /// once the batch is on its way and no lock is held.
-    pub(crate) fn hand_over(
+    /// Hands a batch's frames over: `bytes` is its buffer, or nothing when no more may be lent. False
+    /// when the subscriber is gone. `wakers` gets whom to wake once the batch is on its way and no
+    /// lock is held.
+    fn hand_over(
         &mut self,
         batch: &Sealed,
-        pool: &Pool,
+        bytes: Option<&Bytes>,
         wakers: &mut Vec<Waker>,
     ) -> bool {
-        if batch.frames.is_empty() || batch.moved {
-            return true;
-        }
-        // Slices may pin at most half of the pool, so that no subscriber can starve the shard.
-        let is_refused = !batch.buffer.is_pooled() || pool.slots_free() < pool.slots() / 2;
-        let frames = if is_refused { Vec::new() } else { slices(batch) };
+        let is_refused = bytes.is_none();
+        let frames = bytes.map_or_else(Vec::new, |bytes| slices(batch, bytes));
         if is_refused {
             self.miss();
         }
@@ -327,8 +330,24 @@ impl Subscriber {
     }
 }
 
-fn slices(batch: &Sealed) -> Vec<FrameSlice> {
-    let bytes = batch.buffer.to_bytes();
+/// Hands a batch's frames to all who want them. Who is gone goes.
+pub(crate) fn hand_over(
+    subscribers: &mut Vec<Subscriber>,
+    batch: &Sealed,
+    pool: &Pool,
+    wakers: &mut Vec<Waker>,
+) {
+    if batch.frames.is_empty() || batch.moved {
+        return;
+    }
+    // Slices may pin at most half of the pool, so that no subscriber can starve the shard. Only this
+    // thread lends, so the count does not grow in between.
+    let may_lend = batch.buffer.is_pooled() && pool.slots_lent() < pool.slots() / 2;
+    let bytes = may_lend.then(|| batch.buffer.lend());
+    subscribers.retain_mut(|subscriber| subscriber.hand_over(batch, bytes.as_ref(), wakers));
+}
+
+fn slices(batch: &Sealed, bytes: &Bytes) -> Vec<FrameSlice> {
     let slice = |frame: &crate::batch::SealedFrame| FrameSlice {
         stream: frame.stream,
         epoch: frame.epoch,

@@ -8,7 +8,7 @@ use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
@@ -29,6 +29,8 @@ struct PoolShared {
     free: Mutex<Vec<u32>>,
     /// Set by an owner that found no slot; the next slot that comes back calls `waker`.
     starved: AtomicBool,
+    /// Slots of which somebody has slices: see [`Buffer::lend`].
+    lent: AtomicUsize,
     waker: OnceLock<Arc<Wake>>,
 }
 
@@ -68,6 +70,7 @@ impl Pool {
             slot_bytes,
             free: Mutex::new((0..slots).rev().collect()),
             starved: AtomicBool::new(false),
+            lent: AtomicUsize::new(0),
             waker: OnceLock::new(),
         })))
     }
@@ -100,6 +103,11 @@ impl Pool {
     /// Slots that are not handed out.
     pub fn slots_free(&self) -> usize {
         self.0.free.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Slots that slices pin, of buffers that were lent.
+    pub fn slots_lent(&self) -> usize {
+        self.0.lent.load(Ordering::Acquire)
     }
 
     /// All slots.
@@ -234,6 +242,40 @@ impl Buffer {
     }
 }
 
+impl Buffer {
+    /// As [`Buffer::to_bytes`], and as long as a slice of it lives, its slot counts as lent.
+    pub fn lend(&self) -> Bytes {
+        let count = match &self.0.owner {
+            Owner::Pool { pool, .. } => {
+                pool.lent.fetch_add(1, Ordering::AcqRel);
+                Some(LentCount(pool.clone()))
+            }
+            Owner::Heap { .. } => None,
+        };
+        Bytes::from_owner(Lent { buffer: self.clone(), _count: count })
+    }
+}
+
+/// A buffer behind slices. Given back before it is counted no more.
+struct Lent {
+    buffer: Buffer,
+    _count: Option<LentCount>,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+struct LentCount(Arc<PoolShared>);
+
+impl Drop for LentCount {
+    fn drop(&mut self) {
+        self.0.lent.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 impl Deref for Buffer {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
@@ -265,6 +307,23 @@ mod tests {
         let other = std::thread::spawn(move || assert_eq!(&slice[..], b"abc"));
         other.join().unwrap();
         assert_eq!(pool.slots_free(), 2);
+    }
+
+    #[test]
+    fn a_slot_counts_as_lent_as_long_as_a_slice_of_it_lives() {
+        let pool = Pool::new(2 * BLOCK_BYTES, BLOCK_BYTES).unwrap();
+        let buffer = pool.acquire().unwrap().freeze();
+        assert_eq!(pool.slots_lent(), 0, "who fills it or writes it is no borrower");
+        let whole = buffer.lend();
+        let slices = [whole.slice(..3), whole.slice(3..5)];
+        drop((buffer, whole));
+        assert_eq!((pool.slots_lent(), pool.slots_free()), (1, 1));
+        drop(slices);
+        assert_eq!((pool.slots_lent(), pool.slots_free()), (0, 2));
+        let buffer = pool.acquire().unwrap().freeze();
+        drop(buffer.lend());
+        assert_eq!((pool.slots_lent(), pool.slots_free()), (0, 1), "its write goes on");
+        assert_eq!(BufferMut::allocate(1).freeze().lend().len(), BLOCK_BYTES);
     }
 
     #[test]

@@ -14,13 +14,14 @@ use crate::error::{OpenError, ReadError};
 use crate::format::{
     DATA_START, FRAME_HEADER_BYTES, JournalEnd, Records as FrameRecords, SegmentSeed,
 };
+use crate::own_epoch::OwnEpoch;
 use crate::queue::QueueState;
 use crate::reader::Records;
 use crate::recovery::{Damage, WalkedContents};
 use crate::scan::{Found, VerifiedBatch};
 use crate::shared::Shared;
 use crate::stats::ShardStats;
-use crate::stream::{OwnEpoch, StreamId};
+use crate::stream::StreamId;
 
 use super::files::segment_files;
 use super::places::{Place, Source};

@@ -71,3 +71,30 @@ fn an_iterator_that_panics_leaves_a_queue_that_goes_on_and_a_journal_that_opens(
         (0..3).flat_map(|round| (0..3).map(move |number| vec![round, number])).collect();
     assert_eq!(payloads, expected);
 }
+
+#[test]
+fn a_poisoned_shard_ends_its_part_of_a_subscription() {
+    struct Count(std::sync::atomic::AtomicU32);
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+    let sim = SimHandle::new(1);
+    let mut shard = open(&sim);
+    let sealed = shard.subscribe(8);
+    let count = Arc::new(Count(0.into()));
+    let waker = std::task::Waker::from(count.clone());
+    while shard.run_once(Some(Duration::from_millis(5))).unwrap() > 0 {}
+    sim.fail_next(crate::disk::sim::Kind::Write, 5);
+    let token = shard.append(STREAM, b"x").unwrap();
+    while sealed.try_next().is_pending() {
+        shard.run_once(Some(Duration::from_millis(5))).unwrap();
+    }
+    assert!(sealed.park(&waker), "the frame was sealed, and nothing else is said");
+    while shard.run_once(Some(Duration::from_millis(5))).is_ok() {}
+    assert!(token.wait().is_err());
+    assert_eq!(count.0.load(std::sync::atomic::Ordering::SeqCst), 1);
+    assert!(matches!(sealed.try_next(), std::task::Poll::Ready(None)));
+    assert!(sealed.next_blocking().is_none() && shard.subscribe(1).next_blocking().is_none());
+}

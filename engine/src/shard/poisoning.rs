@@ -51,6 +51,8 @@ impl ShardLoop {
         for filling in waiting {
             filling.into_ticket().complete(Err(CommitError::NotWritten(cause.clone())));
         }
+        // Nothing more will be sealed: who waits for that is told, as by a close.
+        self.shared.unsubscribe_all();
     }
 
     fn number_of(&self, file: FileId) -> u64 {

@@ -20,6 +20,8 @@ use crate::random::Random;
 /// The time that one turn of the loop may wait.
 const TURN: Duration = Duration::from_millis(2);
 const STALL: Duration = Duration::from_secs(10);
+/// More records than one run appends to a stream.
+const FAR: u64 = 1 << 20;
 /// Turns in which a healthy shard does everything that was asked for.
 const TURNS_MAX: usize = 20_000;
 
@@ -363,13 +365,15 @@ impl World {
             450..700 => self.turn(),
             700..780 => self.trim(),
             780..790 => self.cut(),
-            790..795 => self.skip(),
-            795..800 => self.set_epoch(),
+            790..794 => self.skip(),
+            794..798 => self.set_epoch(),
+            798..800 => self.give_up_epoch(),
             800..880 => self.read(),
             880..920 => drop(self.drain()),
             920..950 => self.idle(),
             950..955 => self.stall(),
-            955..975 => self.check(),
+            955..970 => self.check(),
+            970..975 => self.begin_anew(),
             975..990 => self.append_foreign(),
             _ if self.setup.faulty => self.make_fault(),
             _ => self.turn(),
@@ -466,14 +470,54 @@ impl World {
             [one] => self.shard().append(id, one).map(Token::One),
             many => self.shard().append_batch(id, many).map(Token::Many),
         };
-        let epoch = Carries::AtLeast(self.reference.own_epoch());
+        let epoch = if self.reference.closed {
+            Carries::Never
+        } else {
+            self.lead_again();
+            Carries::AtLeast(self.reference.own_epoch())
+        };
         self.begin(Command::Append { stream, ids, epoch }, outcome)
+    }
+
+    /// A node that was given an epoch leads in the greatest that there is, when it has something to
+    /// append.
+    fn lead_again(&mut self) {
+        let own = self.reference.own_epoch();
+        if own > 0 && own < self.epoch_max {
+            self.give_epoch(self.epoch_max);
+        }
+    }
+
+    /// The node does not lead any more, or leads again.
+    fn give_up_epoch(&mut self) {
+        if !self.reference.is_settled() {
+            return self.turn();
+        }
+        if self.reference.closed {
+            return self.give_epoch(self.epoch_max + 1);
+        }
+        self.tell(|| "no epoch".into());
+        self.counts.note(Event::EpochsClosed);
+        self.shard().close_epoch();
+        self.reference.closed = true;
+        let outcome = self.shard().barrier().map(Token::Barrier);
+        self.begin(Command::Barrier, outcome);
     }
 
     /// The node gets an epoch; now and then one that is no news.
     fn set_epoch(&mut self) {
+        if self.reference.closed && !self.reference.is_settled() {
+            return self.turn();
+        }
         let known = self.reference.streams.iter().map(|facts| facts.epoch).max().unwrap_or(0);
         let epoch = (known + self.random.below(4)).saturating_sub(1);
+        // Records that wait would be refused in one that is behind: where nothing races, no news.
+        let is_behind = epoch > self.reference.own_epoch() && epoch < self.epoch_max;
+        let epoch = if is_behind && !self.setup.wild { self.epoch_max } else { epoch };
+        self.give_epoch(epoch);
+    }
+
+    fn give_epoch(&mut self, epoch: u64) {
         self.tell(|| format!("epoch {epoch}"));
         self.counts.note(Event::EpochsSet);
         self.epoch_max = self.epoch_max.max(epoch);
@@ -512,9 +556,10 @@ impl World {
         match outcome {
             Ok(token) => {
                 match command {
-                    Command::Append { .. } => {}
+                    Command::Append { .. } | Command::Barrier => {}
                     Command::Trim { .. } => self.counts.note(Event::Trims),
                     Command::Cut { .. } => self.counts.note(Event::Cuts),
+                    Command::BeginAnew { .. } => self.counts.note(Event::Anew),
                 }
                 self.reference.begin(command, token);
                 return true;
@@ -588,6 +633,37 @@ impl World {
         let id = self.reference.ids[stream];
         let outcome = self.shard().truncate(id, start.start, start.epoch).map(Token::Change);
         self.begin(Command::Cut { stream, start }, outcome);
+    }
+
+    /// A stream goes on elsewhere and in another epoch, with nothing of what it held.
+    fn begin_anew(&mut self) {
+        let stream = self.random.below(self.reference.ids.len() as u64) as usize;
+        let is_busy = self.reference.busy(stream) != (false, false);
+        if !self.setup.wild && is_busy {
+            return self.turn();
+        }
+        let facts = &self.reference.streams[stream];
+        let (from, end, epoch) = (facts.trimmed, facts.end(), facts.epoch);
+        let is_older = !self.setup.wild && epoch > 0 && self.random.chance(300);
+        let start = if is_older {
+            // Further than any record was: an epoch is written once at each offset.
+            let epoch = epoch - self.random.within(1..=epoch.min(3));
+            EpochStart { epoch, start: end + FAR }
+        } else {
+            let start = match self.random.below(3) {
+                0 => self.random.within(from..=end),
+                1 => end,
+                _ => end + self.random.within(1..=20),
+            };
+            self.epoch_max = self.epoch_max.max(epoch) + self.random.within(1..=3);
+            EpochStart { epoch: self.epoch_max, start }
+        };
+        let id = self.reference.ids[stream];
+        let outcome = self.shard().begin_anew(id, start.start, start.epoch).map(Token::Change);
+        if self.begin(Command::BeginAnew { stream, start }, outcome) {
+            self.counts.add(Event::AnewOlder, u64::from(is_older));
+            self.counts.add(Event::AnewInside, u64::from(start.start < end));
+        }
     }
 
     fn read(&mut self) {

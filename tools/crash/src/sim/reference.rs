@@ -9,7 +9,8 @@ use std::ops::Range;
 
 use ringwal_engine::format::VerifiedFrame;
 use ringwal_engine::{
-    Append, AppendBatch, Change, CommitError, EpochStart, ReadError, Shard, StreamId,
+    Append, AppendBatch, Barrier, Change, CommitError, EpochStart, ReadError, Refusal, Shard,
+    StreamId,
 };
 
 use crate::random::{Random, payload};
@@ -59,6 +60,16 @@ impl Facts {
         self.cuts.push(cut);
     }
 
+    /// Receipts of appends that it overtook come later, so epochs decide here too, unless nothing of
+    /// the stream was under way: then its epoch may be an older one.
+    fn begin_anew(&mut self, start: EpochStart) {
+        if start.epoch > self.epoch {
+            self.cut(start);
+            return self.trim(start.start);
+        }
+        *self = Self { trimmed: start.start, epoch: start.epoch, ..Self::default() };
+    }
+
     fn check_whole(&self) {
         let count = self.records.len() as u64;
         let first = self.records.first_key_value().map_or(self.end(), |(first, _)| *first);
@@ -73,23 +84,49 @@ pub enum Carries {
     Exactly(u64),
     /// The stream's last, or one that the node was given: this one, or a later one of this life.
     AtLeast(u64),
+    /// None: the node does not lead, and the record must be refused.
+    Never,
 }
 
 /// Something that was asked for.
 #[derive(Clone, Debug)]
 pub enum Command {
-    Append { stream: usize, ids: Range<u64>, epoch: Carries },
-    Trim { stream: usize, before: u64 },
-    Cut { stream: usize, start: EpochStart },
+    Append {
+        stream: usize,
+        ids: Range<u64>,
+        epoch: Carries,
+    },
+    Trim {
+        stream: usize,
+        before: u64,
+    },
+    Cut {
+        stream: usize,
+        start: EpochStart,
+    },
+    BeginAnew {
+        stream: usize,
+        start: EpochStart,
+    },
+    /// Changes nothing.
+    Barrier,
 }
 
 impl Command {
+    /// Whose; of a barrier, that of none.
     pub fn stream(&self) -> usize {
         match self {
-            Self::Append { stream, .. } | Self::Trim { stream, .. } | Self::Cut { stream, .. } => {
-                *stream
-            }
+            Self::Append { stream, .. }
+            | Self::Trim { stream, .. }
+            | Self::Cut { stream, .. }
+            | Self::BeginAnew { stream, .. } => *stream,
+            Self::Barrier => usize::MAX,
         }
+    }
+
+    /// A record that must be refused.
+    fn is_refused(&self) -> bool {
+        matches!(self, Self::Append { epoch: Carries::Never, .. })
     }
 }
 
@@ -98,6 +135,7 @@ pub enum Token {
     One(Append),
     Many(AppendBatch),
     Change(Change),
+    Barrier(Barrier),
 }
 
 /// Epoch and offsets; nothing for a change.
@@ -117,6 +155,7 @@ impl Token {
                 })
             }),
             Self::Change(token) => token.try_receipt().map(|outcome| outcome.map(|()| None)),
+            Self::Barrier(token) => token.try_receipt().map(|outcome| outcome.map(|()| None)),
         }
     }
 }
@@ -144,6 +183,8 @@ pub struct Reference {
     wild: bool,
     /// The node's epochs in this life, the present one last.
     own_epochs: Vec<u64>,
+    /// The node does not lead: its records are refused.
+    pub closed: bool,
     pub ids: Vec<StreamId>,
     pub streams: Vec<Facts>,
     /// Length of each record by its number.
@@ -165,6 +206,7 @@ impl Reference {
             seed,
             wild,
             own_epochs: vec![0],
+            closed: false,
             ids,
             streams,
             lengths,
@@ -180,12 +222,14 @@ impl Reference {
     pub fn set_epoch(&mut self, epoch: u64) {
         if epoch > self.own_epoch() {
             self.own_epochs.push(epoch);
+            self.closed = false;
         }
     }
 
     /// The node has been opened again, and knows nothing of its epochs.
     pub fn forget_epochs(&mut self) {
         self.own_epochs = vec![0];
+        self.closed = false;
     }
 
     /// The node's present epoch.
@@ -197,6 +241,7 @@ impl Reference {
     fn may_carry(&self, carries: Carries, last: u64, epoch: u64) -> bool {
         match carries {
             Carries::Exactly(exactly) => epoch == exactly,
+            Carries::Never => false,
             Carries::AtLeast(least) => {
                 let own = self.own_epochs.iter().filter(|own| **own >= least);
                 own.map(|own| last.max(*own)).any(|own| own == epoch)
@@ -212,6 +257,7 @@ impl Reference {
             seed: self.seed,
             wild: self.wild,
             own_epochs: self.own_epochs.clone(),
+            closed: self.closed,
             ids: self.ids.clone(),
             streams: self.streams.clone(),
             lengths: self.lengths.clone(),
@@ -284,18 +330,25 @@ impl Reference {
                 let (command, _) = lane.waiting.pop_front().expect("it is there");
                 match outcome {
                     Ok(place) => {
+                        assert!(!command.is_refused(), "{command:?} of a node that does not lead");
                         assert!(lane.doubtful.is_empty(), "I-1: a receipt behind a doubtful one");
                         outcomes.push((command, place));
                     }
+                    Err(CommitError::Unknown(_)) if command.is_refused() => {}
                     Err(CommitError::Unknown(_)) => lane.doubtful.push(command),
                     // Never written: forgotten, so that to see it again is an error.
                     Err(CommitError::NotWritten(_) | CommitError::Closed) => {}
                     Err(CommitError::Refused(refusal)) => {
-                        assert!(self.wild, "{command:?} refused: {refusal}");
-                        // A cut may take the place that a frame from elsewhere was made for.
-                        let is_own =
-                            matches!(command, Command::Append { epoch: Carries::AtLeast(_), .. });
-                        assert!(!is_own, "{refusal}");
+                        let is_closed = matches!(refusal, Refusal::EpochClosed { .. });
+                        let is_known = self.wild || (command.is_refused() && is_closed);
+                        assert!(is_known, "{command:?} refused: {refusal}");
+                        // A cut may take the place that a frame from elsewhere was made for, or
+                        // bring an epoch that the node does not lead in.
+                        let is_own = matches!(
+                            command,
+                            Command::Append { epoch: Carries::AtLeast(_) | Carries::Never, .. }
+                        );
+                        assert!(!is_own || is_closed, "{refusal}");
                         self.refused += 1;
                     }
                     Err(other) => panic!("{command:?}: {other}"),
@@ -312,6 +365,9 @@ impl Reference {
 
     fn acknowledge(&mut self, command: Command, place: Option<(u64, Range<u64>)>) {
         self.acknowledged += 1;
+        if let Command::Barrier = command {
+            return;
+        }
         let last = self.streams[command.stream()].epoch;
         if let (Command::Append { epoch: carries, .. }, Some((epoch, _))) = (&command, &place) {
             // Where cuts race, the last epoch of now need not be the one of then.
@@ -330,6 +386,8 @@ impl Reference {
             }
             Command::Trim { before, .. } => facts.trim(before),
             Command::Cut { start, .. } => facts.cut(start),
+            Command::BeginAnew { start, .. } => facts.begin_anew(start),
+            Command::Barrier => {}
         }
     }
 
@@ -337,7 +395,8 @@ impl Reference {
     pub fn die(&mut self) {
         self.settle();
         for lane in [&mut self.controls, &mut self.records] {
-            lane.doubtful.extend(lane.waiting.drain(..).map(|(command, _)| command));
+            let waiting = lane.waiting.drain(..).map(|(command, _)| command);
+            lane.doubtful.extend(waiting.filter(|command| !command.is_refused()));
         }
     }
 
@@ -521,6 +580,8 @@ impl Reference {
             match command {
                 Command::Trim { stream, before } => expected[*stream].trim(*before),
                 Command::Cut { stream, start } => expected[*stream].cut(*start),
+                Command::BeginAnew { stream, start } => expected[*stream].begin_anew(*start),
+                Command::Barrier => {}
                 Command::Append { .. } => unreachable!("appends have their own lane"),
             }
             kept += 1;
@@ -554,6 +615,7 @@ impl Reference {
         match carries {
             Carries::Exactly(epoch) => epoch,
             Carries::AtLeast(least) => least.max(facts.epoch),
+            Carries::Never => unreachable!("it is not doubtful"),
         }
     }
 
@@ -571,13 +633,18 @@ impl Reference {
                 .iter()
                 .filter(mine)
                 .filter_map(|command| match command {
-                    Command::Cut { start, .. } if start.epoch <= shown.epoch => Some(*start),
+                    Command::Cut { start, .. } | Command::BeginAnew { start, .. }
+                        if start.epoch <= shown.epoch =>
+                    {
+                        Some(*start)
+                    }
                     _ => None,
                 })
                 .collect();
             let facts = self.streams[stream].clone();
             let trims = controls.iter().filter(mine).filter_map(|command| match command {
                 Command::Trim { before, .. } => Some(*before),
+                Command::BeginAnew { start, .. } => Some(start.start),
                 _ => None,
             });
             let known_trim =
@@ -648,6 +715,7 @@ impl Reference {
             let is_known = match carries {
                 Carries::Exactly(exactly) => epoch == exactly,
                 Carries::AtLeast(least) => epoch >= least,
+                Carries::Never => false,
             };
             assert!(is_known, "stream {stream} offset {offset}: {epoch}, not {carries:?}");
             assert!(last.is_none_or(|last| last < id), "stream {stream}: out of order");
