@@ -133,6 +133,11 @@ impl Engine {
         }
     }
 
+    /// Its directory, as it was opened.
+    pub fn directory(&self) -> &Path {
+        &self.inner.directory.path
+    }
+
     /// What opening found, per shard.
     pub fn recovery(&self) -> &[RecoveryReport] {
         &self.inner.reports

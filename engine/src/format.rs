@@ -11,6 +11,7 @@ mod batch;
 mod engine;
 mod footer;
 mod frame;
+mod orphan;
 mod segment;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -22,6 +23,10 @@ pub use engine::{EngineHeader, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SHARDS_MAX}
 pub use footer::{ENTRY_BYTES, EntryRecord, FooterHeader, RUN_BYTES, RunRecord, index_bytes};
 pub use frame::{
     FRAME_HEADER_BYTES, FrameHeader, FrameKind, RECORD_PREFIX_BYTES, Records, VerifiedFrame,
+};
+pub use orphan::{
+    ORPHAN_HEADER_BYTES, ORPHAN_TRAILER_BYTES, ORPHANS_FOLDER, OrphanFacts, OrphanFrames,
+    OrphanHeader, OrphanName, OrphanTrailer,
 };
 pub use segment::{JournalEnd, SegmentHeader, SegmentSeed};
 

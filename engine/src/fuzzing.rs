@@ -1,10 +1,17 @@
 //! Decoders that are private otherwise, for fuzzing. Nobody else may use them.
 
+use std::ops::ControlFlow;
+
 use zerocopy::IntoBytes;
 
 use crate::control::Control;
 use crate::footer;
-use crate::format::{EntryRecord, FooterHeader, FormatError, RunRecord, SegmentSeed};
+use crate::format::{
+    EntryRecord, FooterHeader, FormatError, OrphanFacts, OrphanFrames, RunRecord, SegmentSeed,
+    VerifiedFrame,
+};
+use crate::offline::OrphanState;
+use crate::offline::orphan_file::{Depth, read_contents};
 use crate::scan::{self, FirstCheckpoint, Found};
 
 /// Decodes the facts of a control frame, and encodes them again.
@@ -63,6 +70,27 @@ pub fn first_checkpoint(
         FirstCheckpoint::Lists(listed) => Some(listed.len()),
         FirstCheckpoint::Nothing | FirstCheckpoint::NeedBytes => None,
     }
+}
+
+/// Reads an orphan file: what it is worth, what its header says, and its frames.
+///
+/// # Panics
+/// When it is another to who reads its headers only.
+pub fn orphan(
+    bytes: &[u8],
+    mut each: impl FnMut(&VerifiedFrame<'_>),
+) -> (OrphanState, Option<OrphanFacts>, OrphanFrames) {
+    let read = |depth, each: &mut dyn FnMut(&VerifiedFrame<'_>)| {
+        read_contents(std::io::Cursor::new(bytes), bytes.len() as u64, depth, |frame| {
+            each(frame);
+            ControlFlow::Continue(())
+        })
+        .expect("memory is read without an error")
+    };
+    let headers = read(Depth::Headers, &mut |_| {});
+    let all = read(Depth::Payloads, &mut each);
+    assert_eq!((headers.frames, headers.epochs), (all.frames, all.epochs));
+    (all.state, all.header.map(|header| header.facts()), all.frames)
 }
 
 /// The number in a segment file's name.

@@ -2,12 +2,13 @@
 //! sealed, and nobody is waited for.
 //!
 //! Being built: see "Replication: the shape" in ARCHITECTURE.md. What is here are the parts without
-//! I/O.
+//! I/O, and the files of what is cut.
 
 pub mod follower;
 pub mod history;
 pub mod leader;
 pub mod node_id;
+pub mod orphans;
 pub mod progress;
 pub mod promise;
 pub mod wire;

@@ -1,8 +1,9 @@
 //! Looking into a directory without running it: what it holds ([`inspect()`]), whether every byte
-//! is what was written ([`verify()`]), its records ([`Snapshot`]), and mending it ([`repair()`]).
+//! is what was written ([`verify()`]), its records ([`Snapshot`]), what replication has cut and kept
+//! ([`orphans()`]), and mending it ([`repair()`]).
 //!
 //! All but [`repair()`] open nothing for writing. [`verify()`] and [`repair()`] want the directory
-//! for themselves; [`inspect()`] and [`Snapshot`] also work beside a running engine. What is
+//! for themselves; all else also works beside a running engine. What is
 //! believed is decided by the recovery that opening uses; there is no second one here.
 //!
 //! ```
@@ -30,6 +31,8 @@
 mod files;
 mod inspect;
 mod loss;
+pub(crate) mod orphan_file;
+mod orphans;
 mod places;
 mod remedy;
 mod repair;
@@ -49,10 +52,13 @@ pub use inspect::{
     FileInspection, FileState, Inspection, ShardInspection, StreamInspection, StreamSpan, inspect,
 };
 pub use loss::Loss;
+pub use orphan_file::OrphanState;
+pub use orphans::{Orphan, engine_id, orphans, verify_orphans, visit_orphan};
 pub use repair::{Repair, RepairError, RepairOptions, repair};
 pub use snapshot::{Snapshot, VisitedRecord};
 pub use verify::{Finding, Severity, Totals, Verification, verify};
 
+pub use crate::format::{OrphanFacts, OrphanFrames};
 use crate::index::Index;
 use crate::stream::{EpochTable, StreamId};
 

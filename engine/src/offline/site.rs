@@ -42,13 +42,16 @@ pub(super) struct Site {
 }
 
 impl Site {
-    pub(super) fn open(path: &Path, hold: Hold) -> Result<Self, OpenError> {
+    /// Whether an engine's directory is there, whatever is wrong with it.
+    pub(super) fn check(path: &Path) -> Result<(), OpenError> {
         Directory::check_path(path, true)?;
         let looks_like_one = path.join(ENGINE_FILE).is_file()
             || shard_folders(path).iter().any(|folder| is_used(folder));
-        if !looks_like_one {
-            return Err(OpenError::Missing { directory: path.to_owned() });
-        }
+        if looks_like_one { Ok(()) } else { Err(OpenError::Missing { directory: path.to_owned() }) }
+    }
+
+    pub(super) fn open(path: &Path, hold: Hold) -> Result<Self, OpenError> {
+        Self::check(path)?;
         let lock = match hold {
             Hold::Not => None,
             Hold::Shared | Hold::Exclusive => {
