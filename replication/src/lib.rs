@@ -4,6 +4,7 @@
 //! Being built: see "Replication: the shape" in ARCHITECTURE.md. What is here are the parts without
 //! I/O, and the files of what is cut.
 
+pub mod config;
 pub mod follower;
 pub mod history;
 pub mod leader;
