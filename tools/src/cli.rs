@@ -46,9 +46,10 @@ pub enum Command {
     Compare(CompareArgs),
     /// Check whether this machine and directory can run the engine, and how well
     Doctor(DoctorArgs),
-    /// Show what a directory holds: segments, streams, epochs; also beside a running engine
+    /// Show what a directory holds: segments, streams, epochs, orphans; also beside a running engine
     Inspect(InspectArgs),
-    /// Check every byte of a directory; exits 4 when it is damaged
+    /// Check every byte of a directory, orphans included; exits 4 when it is damaged, or one of them
+    /// is; one that is torn is only named
     Verify(VerifyArgs),
     /// Print records: stream, offset, CRC-32C, length, payload; also beside a running engine
     Dump(DumpArgs),

@@ -2,7 +2,7 @@
 //! whole, killed, in use, no engine's, newer, or damaged.
 
 use std::collections::BTreeSet;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use ringwal_engine::{Engine, Io, StreamId};
+use ringwal_replication::node_id::{NodeId, RunId};
+use ringwal_replication::orphans::{Reason, keep};
 use serde_json::Value;
 
 const SEGMENT_BYTES: u64 = 128 << 10;
@@ -295,6 +297,138 @@ fn rot_is_given_up_only_where_verify_says_and_somebody_accepts() {
     let verify = run(&["verify", &data]);
     assert_eq!(code(&verify), 4);
     assert!(stdout(&verify).contains("is missing"), "{}", stdout(&verify));
+}
+
+/// The directory of [`data`], of which the ends of two streams were kept, and cut.
+fn data_with_orphans() -> (tempfile::TempDir, String) {
+    let (keep_it, data) = data(true);
+    let engine = options().open(&data).unwrap();
+    let reason = Reason { epoch: 5, leader: NodeId::new(2), run: RunId::new([7; 16]) };
+    for (stream, from) in [(8, 98), (7, 97)] {
+        let stream = engine.stream(StreamId::new(stream));
+        keep(&engine, stream.id(), from, 100, reason).unwrap().unwrap();
+        stream.truncate(from, 5).unwrap().wait().unwrap();
+    }
+    engine.close().unwrap();
+    (keep_it, data)
+}
+
+#[test]
+fn orphans_are_shown_checked_and_printed() {
+    let (_keep, data) = data_with_orphans();
+    let parse = |output: &Output| -> Value { serde_json::from_slice(&output.stdout).unwrap() };
+    let inspect = run(&["inspect", &data]);
+    assert_eq!(code(&inspect), 0, "{}", stdout(&inspect));
+    for part in [
+        "orphans: records that were cut",
+        "  orphans/7-97-0.orphan: whole, ",
+        "stream 7, offsets 97..100, 3 records, epochs 0@97, cut 20",
+        "Z for node 2 in epoch 5\n",
+    ] {
+        assert!(stdout(&inspect).contains(part), "{part} in {}", stdout(&inspect));
+    }
+    let json = parse(&run(&["inspect", &data, "--json"]));
+    let (orphan, cut) = (&json["orphans"][1], &json["orphans"][1]["cut"]);
+    assert_eq!(
+        (&orphan["file"], &orphan["state"]),
+        (&"orphans/8-98-0.orphan".into(), &"whole".into())
+    );
+    assert_eq!((&orphan["records"], &orphan["epochs"][0]["start"]), (&2.into(), &98.into()));
+    assert_eq!((&cut["stream"], &cut["from"], &cut["until"]), (&8.into(), &98.into(), &100.into()));
+    assert_eq!((&cut["leader"], &cut["leader_epoch"]), (&2.into(), &5.into()));
+    assert_eq!(
+        (&cut["engine_id"], &cut["leader_run"]),
+        (&json["engine_id"], &"07".repeat(16).into())
+    );
+
+    let verify = run(&["verify", &data]);
+    assert_eq!(code(&verify), 0, "{}", stdout(&verify));
+    assert!(
+        stdout(&verify).contains(": 2 orphans, 5 records, ")
+            && stdout(&verify).contains("\nfine: ")
+    );
+    assert_eq!(parse(&run(&["verify", &data, "--json"]))["orphans"][0]["state"], "whole");
+
+    let dump = |arguments: &[&str]| run(&[&["dump", &data, "--orphans"], arguments].concat());
+    let offsets = |output: &Output| -> Vec<String> {
+        let start = |line: &str| line.splitn(3, ' ').take(2).collect::<Vec<_>>().join(" ");
+        stdout(output).lines().map(start).collect()
+    };
+    let all = dump(&[]);
+    assert_eq!(
+        (code(&all), offsets(&all)),
+        (0, ["7 97", "7 98", "7 99", "8 98", "8 99"].map(String::from).into())
+    );
+    let line = stdout(&all).lines().next().unwrap();
+    assert!(line.contains(" 700 record 97 of 7\\n\\xff"), "{line}");
+    let some = dump(&["--stream", "7", "--from", "98", "--limit", "1"]);
+    assert_eq!((code(&some), offsets(&some)), (0, vec!["7 98".to_owned()]));
+    let none = dump(&["--limit", "0"]);
+    assert_eq!((code(&none), stdout(&none)), (0, ""));
+    assert_eq!(code(&dump(&["--stream", "9"])), 0);
+    let lines = dump(&["--stream", "8", "--json"]);
+    let record: Value = serde_json::from_str(stdout(&lines).lines().next().unwrap()).unwrap();
+    assert_eq!(
+        (&record["offset"], &record["epoch"], &record["length"]),
+        (&98.into(), &0.into(), &700.into())
+    );
+    assert_eq!(code(&dump(&["--stats"])), 2);
+    let journal = run(&["dump", &data, "--stream", "7"]);
+    assert_eq!((code(&journal), stdout(&journal).lines().count()), (0, 97));
+}
+
+#[test]
+fn a_damaged_orphan_is_named_and_the_journal_is_fine() {
+    let (_keep, data) = data_with_orphans();
+    let (torn, damaged) = ("orphans/7-97-0.orphan", "orphans/8-98-0.orphan");
+    let path = |name: &str| Path::new(&data).join(name);
+    // What else may lie there is nobody's business.
+    fs::write(path("orphans/9-0-0.new"), b"unfinished").unwrap();
+    fs::write(path("orphans/README"), b"do not look").unwrap();
+    fs::create_dir(path("orphans/1-2-3.orphan")).unwrap();
+    let length = fs::metadata(path(torn)).unwrap().len();
+    File::options().write(true).open(path(torn)).unwrap().set_len(length - 700).unwrap();
+    let verify = run(&["verify", &data]);
+    assert_eq!(code(&verify), 0, "{}", stdout(&verify));
+    assert!(
+        stdout(&verify).contains(&format!("torn orphan: {torn} at byte ")),
+        "{}",
+        stdout(&verify)
+    );
+    assert_eq!(code(&run(&["inspect", &data])), 0);
+
+    flip(&path(damaged), 300);
+    let verify = run(&["verify", &data]);
+    assert_eq!(code(&verify), 4);
+    for part in [
+        &format!("damaged orphan: {damaged} at byte 128 (to 896): the frame of offsets 98..99"),
+        "2 orphans, 3 records",
+        "the journal is fine: ",
+        "damaged: orphans, which are no part of the journal",
+        "fix: ringwal dump ",
+    ] {
+        assert!(stdout(&verify).contains(part), "{part} in {}", stdout(&verify));
+    }
+    let json: Value = serde_json::from_slice(&run(&["verify", &data, "--json"]).stdout).unwrap();
+    assert_eq!((&json["damaged"], &json["corrupt"]), (&true.into(), &false.into()));
+    assert_eq!(
+        (&json["orphans"][0]["state"], &json["findings"]),
+        (&"torn".into(), &Value::Array(vec![]))
+    );
+    let orphan = &json["orphans"][1];
+    assert_eq!((&orphan["state"], &orphan["unreadable_records"]), (&"damaged".into(), &1.into()));
+    assert_eq!((&orphan["problem"]["from"], &orphan["records"]), (&128.into(), &1.into()));
+
+    let dump = run(&["dump", &data, "--orphans"]);
+    assert_error(&dump, 4, &[torn, damaged, "fix: ringwal verify"]);
+    assert_eq!(stdout(&dump).lines().count(), 3, "everything else is there");
+    assert_eq!(code(&run(&["inspect", &data])), 0, "inspect reads no payload");
+    flip(&path(damaged), 130);
+    let inspect = run(&["inspect", &data]);
+    assert_eq!(code(&inspect), 4, "{}", stdout(&inspect));
+    let repair = run(&["repair", &data]);
+    assert_eq!((code(&repair), stdout(&repair)), (0, "nothing to repair\n"));
+    options().open(&data).unwrap().close().unwrap();
 }
 
 #[test]

@@ -49,6 +49,10 @@ pub struct DumpArgs {
     /// Count the records of each stream instead of printing them.
     #[arg(long, conflicts_with_all = ["from", "limit"])]
     pub stats: bool,
+    /// The records that were cut and are kept as orphans, file by file, instead of those of the
+    /// journal; inspect lists the files.
+    #[arg(long, conflicts_with = "stats")]
+    pub orphans: bool,
 }
 
 /// Flags of `ringwal tail`.

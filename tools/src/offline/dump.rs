@@ -1,4 +1,4 @@
-//! `ringwal dump`: the records, one per line, or their counts.
+//! `ringwal dump`: the records, one per line, or their counts; or those that were cut.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -11,12 +11,14 @@ use serde_json::json;
 
 use super::lines::Lines;
 use super::stream_reader::{StreamReader, open};
-use super::{DumpArgs, print_json, size};
+use super::{DumpArgs, orphans, print_json, size};
 use crate::exit::{self, Exit, Failure};
 
 /// Runs the subcommand.
 pub fn run(args: &DumpArgs) -> Result<Exit> {
-    if args.stats {
+    if args.orphans {
+        orphans::dump(args)?;
+    } else if args.stats {
         stats(args)?;
     } else if let Some(stream) = args.stream {
         dump_stream(args, stream)?;

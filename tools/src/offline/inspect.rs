@@ -1,4 +1,4 @@
-//! `ringwal inspect`: what a directory holds.
+//! `ringwal inspect`: what a directory holds, orphans included.
 
 use std::fmt::Write as _;
 
@@ -8,7 +8,7 @@ use ringwal_engine::offline::{
 };
 use serde_json::{Value, json};
 
-use super::{InspectArgs, print_json, range_json, size};
+use super::{InspectArgs, hex, orphans, print_json, range_json, size};
 use crate::exit::{self, Exit, Failure};
 
 /// Spans and epochs of a stream that the table shows; JSON has all.
@@ -17,19 +17,18 @@ const SHOWN: usize = 4;
 /// Runs the subcommand.
 pub fn run(args: &InspectArgs) -> Result<Exit> {
     let inspection = offline::inspect(&args.directory).map_err(|error| Failure::open(&error))?;
+    let kept = offline::orphans(&args.directory).map_err(|error| Failure::open(&error))?;
     if args.json {
-        print_json(&json(&inspection))?;
+        let mut value = json(&inspection);
+        value["orphans"] = kept.iter().map(orphans::json).collect();
+        print_json(&value)?;
     } else {
-        exit::print_last(&table(&inspection))?;
+        exit::print_last(&(table(&inspection) + &orphans::table(&kept, &inspection.engine_id)))?;
     }
     let is_damaged =
         |shard: &ShardInspection| !shard.damages.is_empty() || !shard.missing.is_empty();
-    let damaged = inspection.shards.iter().any(is_damaged);
+    let damaged = inspection.shards.iter().any(is_damaged) || orphans::any_damaged(&kept);
     Ok(if damaged { Exit::Corrupt } else { Exit::Success })
-}
-
-fn hex(id: &[u8]) -> String {
-    id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn table(inspection: &Inspection) -> String {

@@ -5,6 +5,7 @@ mod args;
 mod dump;
 mod inspect;
 mod lines;
+mod orphans;
 mod repair;
 mod stream_reader;
 mod tail;
@@ -43,6 +44,10 @@ fn range_json(range: &StreamRange) -> Value {
 /// Bytes as people read them.
 fn size(bytes: u64) -> String {
     ByteSize::b(bytes).display().iec().to_string()
+}
+
+fn hex(id: &[u8]) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// `one segment`, `2 segments`.

@@ -1,25 +1,47 @@
 //! `ringwal verify`: whether every byte is what was written.
 
 use anyhow::Result;
-use ringwal_engine::offline::{self, Finding, Severity, Verification};
+use ringwal_engine::offline::{self, Finding, Orphan, Severity, Verification};
 use serde_json::{Value, json};
 
-use super::{VerifyArgs, count, print_json, range_json, size};
+use super::{VerifyArgs, count, orphans, print_json, range_json, size};
 use crate::exit::{self, Exit, Failure};
 
 /// Runs the subcommand.
 pub fn run(args: &VerifyArgs) -> Result<Exit> {
     let verification = offline::verify(&args.directory).map_err(|error| Failure::open(&error))?;
+    let kept = offline::verify_orphans(&args.directory).map_err(|error| Failure::open(&error))?;
+    let is_damaged = verification.is_damaged() || orphans::any_damaged(&kept);
     if args.json {
-        print_json(&json(&verification))?;
+        let mut value = json(&verification);
+        value["damaged"] = is_damaged.into();
+        value["orphans"] = kept.iter().map(orphans::json).collect();
+        print_json(&value)?;
     } else {
-        let mut text = findings(&verification) + &totals(&verification) + &verdict(&verification);
-        for fix in fixes(&verification) {
-            text += &format!("fix: {fix}\n");
-        }
-        exit::print_last(&text)?;
+        exit::print_last(&text(&verification, &kept))?;
     }
-    Ok(if verification.is_damaged() { Exit::Corrupt } else { Exit::Success })
+    Ok(if is_damaged { Exit::Corrupt } else { Exit::Success })
+}
+
+fn text(verification: &Verification, kept: &[Orphan]) -> String {
+    let mut text = findings(verification) + &orphans::findings(kept);
+    text += &totals(verification);
+    text += &orphans::totals(&verification.directory, kept);
+    if orphans::any_damaged(kept) {
+        // Two verdicts, which may differ.
+        text += "the journal is ";
+    }
+    text += &verdict(verification);
+    for fix in fixes(verification) {
+        text += &format!("fix: {fix}\n");
+    }
+    if orphans::any_damaged(kept) {
+        text += "damaged: orphans, which are no part of the journal: it opens as ever\n";
+        let directory = verification.directory.display();
+        text +=
+            &format!("fix: ringwal dump {directory} --orphans prints what can be read of them\n");
+    }
+    text
 }
 
 /// The findings, a few lines each.
