@@ -4,105 +4,29 @@
 //! been promised durably. Polling order: after each `handle_*`, [`Follower::poll_act`] until there
 //! is none.
 
+mod act;
 #[cfg(test)]
 mod tests;
+mod told;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ringwal_engine::StreamId;
 use ringwal_engine::format::FrameHeader;
 use ringwal_engine::mutants::{self, Mutant};
 
-use crate::history::{Held, Parting, part};
-use crate::wire::{History, Message};
+pub use act::{Act, Refused, Why, Worth};
+use told::Told;
 
-/// What its owner has to do.
-#[derive(Clone, Eq, PartialEq, Debug)]
-pub enum Act {
-    /// Keep the records of a stream from an offset on as an orphan, then cut them and begin the
-    /// epoch that the leader has there, all of it durably; then [`Follower::handle_cut`].
-    Cut {
-        /// Which stream.
-        stream: StreamId,
-        /// First offset that goes.
-        from: u64,
-        /// Durable end before.
-        end: u64,
-        /// The leader's epoch of that offset.
-        epoch: u64,
-    },
-    /// Begin a stream anew: the leader has trimmed what is missing here. Whoever has a snapshot
-    /// puts it in, keeps what is held as an orphan, skips to an offset not below `trimmed`, and
-    /// calls [`Follower::handle_begun_anew`].
-    BeginAnew {
-        /// Which stream.
-        stream: StreamId,
-        /// What the leader has trimmed.
-        trimmed: u64,
-        /// What is held here, and is no part of that.
-        held: std::ops::Range<u64>,
-    },
-    /// Trim a stream that the leader has trimmed.
-    Trim {
-        /// Which stream.
-        stream: StreamId,
-        /// First offset that stays.
-        before: u64,
-    },
-    /// Send this.
-    Send(Message),
-    /// Drop the connection: the leader does not do what leaders do, or must not be followed.
-    Leave(Why),
-}
+use crate::history::{self, Held, Parting};
+use crate::promise::is_replicated;
+use crate::wire::{History, Message, OFFSET_MAX};
 
-/// Why a session ends.
-#[derive(Clone, Eq, PartialEq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Why {
-    /// To follow would take back what a majority has.
-    #[error(
-        "following the leader of epoch {epoch} would cut stream {stream} at {at}, below its \
-         committed offset {committed}; nothing was changed: look at the leader's disk before \
-         anything else"
-    )]
-    BelowCommitted {
-        /// Which epoch.
-        epoch: u64,
-        /// Which stream.
-        stream: StreamId,
-        /// Where it would be cut.
-        at: u64,
-        /// What is known to be committed.
-        committed: u64,
-    },
-    /// What is trimmed here was applied, and the leader does not have it.
-    #[error(
-        "the leader of epoch {epoch} ends stream {stream} at {end}, and {trimmed} of it were \
-         trimmed here; nothing was changed: look at the leader's disk before anything else"
-    )]
-    LeaderLacks {
-        /// Which epoch.
-        epoch: u64,
-        /// Which stream.
-        stream: StreamId,
-        /// Where the leader's ends.
-        end: u64,
-        /// What is trimmed here.
-        trimmed: u64,
-    },
-    /// The leader does what none does.
-    #[error("the leader {0}")]
-    Violation(String),
-}
-
-/// What a frame is worth.
-#[derive(Copy, Clone, Eq, PartialEq, Debug)]
-pub enum Worth {
-    /// The exact continuation: append it.
-    Append,
-    /// Held already, or waits for an earlier one.
-    Ignore,
-}
+/// What was asked for and has not come is asked for again after so long, in nanoseconds; then after
+/// twice as long, and so on, up to [`ASK_AGAIN_DOUBLINGS_MAX`] times.
+pub const ASK_AGAIN_NS: u64 = 1_000_000_000;
+/// See [`ASK_AGAIN_NS`].
+pub const ASK_AGAIN_DOUBLINGS_MAX: u32 = 5;
 
 /// Follows one session of one leader.
 #[derive(Clone, Debug)]
@@ -110,17 +34,25 @@ pub struct Follower {
     epoch: u64,
     /// What was held when the session began, of streams that the leader has not named yet.
     held: BTreeMap<StreamId, Held>,
+    /// What the leader tells before it has named all of its streams.
+    told: Told,
     streams: BTreeMap<StreamId, Followed>,
-    /// What is known to be committed, from this session and those before.
+    /// What is known to be committed, from this session and those before; all of it is durable here.
     committed: BTreeMap<StreamId, u64>,
     follows_trims: bool,
     acts: VecDeque<Act>,
-    wants: Vec<(StreamId, u64)>,
-    durable: BTreeMap<StreamId, u64>,
+    wants: BTreeMap<StreamId, u64>,
+    reports: BTreeMap<StreamId, u64>,
     took_ns: u64,
-    /// The leader has named all streams that it had; those that it names now are new.
-    told_all: bool,
+    /// The newest heartbeat that is to be answered.
+    answer: Option<u64>,
+    /// Streams that were asked for and have not come: see [`Stage::Asked`].
+    asked: BTreeSet<StreamId>,
+    refused: BTreeMap<StreamId, Refused>,
+    now_ns: u64,
     has_left: bool,
+    /// Until it is polled.
+    leaving: Option<Why>,
 }
 
 #[derive(Clone, Debug)]
@@ -128,8 +60,14 @@ struct Followed {
     leader: History,
     /// Offset of the record that comes next.
     next: u64,
+    /// Up to where everything is durable.
+    durable: u64,
     trimmed: u64,
+    /// What the leader says is committed: of its history, however much of that is here.
+    said_committed: u64,
     stage: Stage,
+    /// How often it was asked again for what comes next.
+    attempts: u32,
 }
 
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -137,31 +75,53 @@ enum Stage {
     /// It is being cut, or begun anew.
     Waiting,
     Following,
-    /// Something was missing, and has been asked for.
-    Asked,
+    /// Something is missing, and has been asked for, or will be: again at this time.
+    Asked {
+        again_ns: u64,
+    },
+}
+
+impl Followed {
+    fn new(leader: History, held: &Held, stage: Stage) -> Self {
+        Self {
+            leader,
+            next: held.end,
+            durable: held.end,
+            trimmed: held.trimmed,
+            said_committed: 0,
+            stage,
+            attempts: 0,
+        }
+    }
 }
 
 impl Follower {
     /// Begins a session in `epoch`, with everything that is durable here, and what is known to be
-    /// committed.
+    /// committed. Streams that are a node's own are left alone, here and everywhere else.
     pub fn new(
         epoch: u64,
         follows_trims: bool,
-        held: BTreeMap<StreamId, Held>,
+        mut held: BTreeMap<StreamId, Held>,
         committed: BTreeMap<StreamId, u64>,
     ) -> Self {
+        held.retain(|stream, _| is_replicated(*stream));
         Self {
             epoch,
             held,
+            told: Told::default(),
             streams: BTreeMap::new(),
             committed,
             follows_trims,
             acts: VecDeque::new(),
-            wants: Vec::new(),
-            durable: BTreeMap::new(),
+            wants: BTreeMap::new(),
+            reports: BTreeMap::new(),
             took_ns: 0,
-            told_all: false,
+            answer: None,
+            asked: BTreeSet::new(),
+            refused: BTreeMap::new(),
+            now_ns: 0,
             has_left: false,
+            leaving: None,
         }
     }
 
@@ -170,9 +130,15 @@ impl Follower {
         self.epoch
     }
 
-    /// What is known to be committed.
+    /// What is known to be committed, of what is durable here: it may be kept, and told to the next
+    /// leader.
     pub fn committed(&self) -> &BTreeMap<StreamId, u64> {
         &self.committed
+    }
+
+    /// What the leader says is committed of a stream that is followed: it may not be here yet.
+    pub fn said_committed(&self, stream: StreamId) -> Option<u64> {
+        self.streams.get(&stream).map(|followed| followed.said_committed)
     }
 
     /// The epoch that the leader has at an offset of a stream.
@@ -180,20 +146,29 @@ impl Follower {
         self.streams.get(&stream).map(|followed| followed.leader.epochs.epoch_at(offset))
     }
 
+    /// Streams of which the engine has refused a frame and nothing has become durable since.
+    pub fn refused(&self) -> &BTreeMap<StreamId, Refused> {
+        &self.refused
+    }
+
     /// A message of the leader.
     pub fn handle_message(&mut self, message: Message) {
+        if self.has_left {
+            return;
+        }
         match message {
             Message::Histories(histories) => {
                 histories.into_iter().for_each(|history| self.handle_history(history));
             }
             Message::HistoriesEnd => self.handle_histories_end(),
-            Message::Heartbeat { time_ns } => {
-                self.acts.push_back(Act::Send(Message::HeartbeatAnswer { time_ns }));
-            }
+            Message::Heartbeat { time_ns } => self.answer = Some(time_ns),
             Message::Committed(ends) => {
                 for (stream, end) in ends {
-                    let committed = self.committed.entry(stream).or_default();
-                    *committed = end.max(*committed);
+                    // Of streams that are not followed it means nothing here.
+                    if let Some(followed) = self.streams.get_mut(&stream) {
+                        followed.said_committed = followed.said_committed.max(end);
+                        self.note_committed(stream);
+                    }
                 }
             }
             Message::Trimmed(ends) => {
@@ -210,84 +185,145 @@ impl Follower {
     }
 
     fn handle_history(&mut self, history: History) {
+        let history = match self.told.take(history, self.epoch) {
+            Ok(Some(history)) => history,
+            // More of it comes.
+            Ok(None) => return,
+            Err(what) => return self.violation(&what),
+        };
         let stream = history.stream;
-        if history.epochs.last().epoch != self.epoch {
-            let what = format!("tells a history of stream {stream} that is of another epoch");
+        if let Some(followed) = self.streams.get_mut(&stream) {
+            if !history::agrees(&followed.leader, &history) {
+                let what = format!("tells another history of stream {stream} than before");
+                return self.violation(&what);
+            }
+            // What it was to send next has been trimmed meanwhile, or it thinks so.
+            followed.leader = history;
+            if followed.stage != Stage::Waiting && !self.begin_anew_if_trimmed(stream) {
+                self.want(stream);
+            }
+            return;
+        }
+        if !self.told.has_ended() {
+            return self.told.keep(history).unwrap_or_else(|what| self.violation(&what));
+        }
+        if let Err(what) = self.told.count(&history) {
             return self.violation(&what);
         }
-        if let Some(followed) = self.streams.get_mut(&stream) {
-            // What it was to send next has been trimmed meanwhile.
-            followed.leader = history;
-            return self.begin_anew_if_trimmed(stream);
-        }
         let held = self.held.remove(&stream).unwrap_or_default();
-        let followed = |stage| Followed {
-            leader: history.clone(),
-            next: held.end,
-            trimmed: held.trimmed,
-            stage,
-        };
-        match part(&held, &history) {
-            Parting::Nowhere => {
-                self.streams.insert(stream, followed(Stage::Following));
-                // What is new comes from its first record on, unasked.
-                if !self.told_all || held.end > 0 {
-                    self.wants.push((stream, held.end));
-                }
-                self.follow_trim(stream);
-            }
-            Parting::At(at) => {
-                let at =
-                    at - u64::from(mutants::is(Mutant::CutBelowCommitted) && at > held.trimmed);
-                self.streams.insert(stream, followed(Stage::Waiting));
-                self.cut(stream, at, held.end, history.epochs.epoch_at(at));
-            }
-            Parting::TooFar { trimmed } => {
-                self.streams.insert(stream, followed(Stage::Waiting));
-                let held = held.trimmed..held.end;
-                self.acts.push_back(Act::BeginAnew { stream, trimmed, held });
-            }
-            Parting::LeaderLacks { end } => self.lacks(stream, end, held.trimmed),
+        let parting = history::part(&held, &history);
+        if let Some(why) = self.refusal(&held, &history, parting) {
+            return self.leave(why);
+        }
+        // What is new comes from its first record on, unasked.
+        let is_new = parting == Parting::Nowhere && held.end == 0;
+        self.follow(held, history, parting);
+        if is_new {
+            self.wants.remove(&stream);
         }
     }
 
-    fn begin_anew_if_trimmed(&mut self, stream: StreamId) {
-        let Some(followed) = self.streams.get_mut(&stream) else { return };
-        let trimmed = followed.leader.trimmed;
-        if followed.next < trimmed && followed.stage != Stage::Waiting {
-            followed.stage = Stage::Waiting;
-            let held = followed.trimmed..followed.next;
-            self.acts.push_back(Act::BeginAnew { stream, trimmed, held });
-        }
-    }
-
-    /// Streams that the leader does not have start at 0 in its epoch.
+    /// All streams are compared before any is touched, so that a refusal has changed nothing.
     fn handle_histories_end(&mut self) {
-        self.told_all = true;
-        for (stream, held) in std::mem::take(&mut self.held) {
-            if held.end == 0 {
+        let mut told = match self.told.end() {
+            Ok(told) => told,
+            Err(what) => return self.violation(&what),
+        };
+        for (stream, held) in &self.held {
+            if held.end == 0 || told.contains_key(stream) {
                 continue;
             }
             if held.trimmed > 0 {
-                return self.lacks(stream, 0, held.trimmed);
+                let (stream, trimmed) = (*stream, held.trimmed);
+                let epoch = self.epoch;
+                return self.leave(Why::LeaderLacks { epoch, stream, end: 0, trimmed });
             }
-            let start = ringwal_engine::EpochStart { epoch: self.epoch, start: 0 };
-            let epochs = ringwal_engine::EpochTable::from_entries(vec![start]);
-            let epochs = epochs.expect("one entry is in order");
-            let leader = History { stream, trimmed: 0, epochs };
-            let followed = Followed { leader, next: held.end, trimmed: 0, stage: Stage::Waiting };
-            self.streams.insert(stream, followed);
-            self.cut(stream, 0, held.end, self.epoch);
+            if held.epochs.last().epoch >= self.epoch {
+                let what = format!("does not name stream {stream}, which it began");
+                return self.violation(&what);
+            }
+            // Streams that the leader does not have start at 0 in its epoch.
+            told.insert(*stream, history::begin(*stream, Held::default(), self.epoch));
+        }
+        let mut compared = Vec::with_capacity(told.len());
+        for (stream, history) in told {
+            let held = self.held.get(&stream).cloned().unwrap_or_default();
+            let parting = history::part(&held, &history);
+            if let Some(why) = self.refusal(&held, &history, parting) {
+                return self.leave(why);
+            }
+            compared.push((held, history, parting));
+        }
+        for (held, history, parting) in compared {
+            self.held.remove(&history.stream);
+            self.follow(held, history, parting);
         }
     }
 
-    fn cut(&mut self, stream: StreamId, at: u64, end: u64, epoch: u64) {
+    /// Why this history must not be followed (I-14), if so.
+    fn refusal(&self, held: &Held, history: &History, parting: Parting) -> Option<Why> {
+        let (epoch, stream) = (self.epoch, history.stream);
+        let at = match parting {
+            Parting::Nowhere => return None,
+            Parting::LeaderLacks { end } => {
+                return Some(Why::LeaderLacks { epoch, stream, end, trimmed: held.trimmed });
+            }
+            Parting::At(at) => at,
+            // What agrees, and what nobody can compare any more, is in the leader's snapshot.
+            Parting::TooFar { .. } => history::known_difference(held, history)?,
+        };
         let committed = self.committed.get(&stream).copied().unwrap_or(0);
-        if at < committed && !mutants::is(Mutant::CutBelowCommitted) {
-            let epoch = self.epoch;
-            return self.leave(Why::BelowCommitted { epoch, stream, at, committed });
+        let is_below = at < committed && !mutants::is(Mutant::CutBelowCommitted);
+        is_below.then_some(Why::BelowCommitted { epoch, stream, at, committed })
+    }
+
+    /// Follows a history that is not refused.
+    fn follow(&mut self, held: Held, history: History, parting: Parting) {
+        let stream = history.stream;
+        let stage = match parting {
+            Parting::Nowhere => Stage::Following,
+            _ => Stage::Waiting,
+        };
+        let followed = Followed::new(history, &held, stage);
+        match parting {
+            Parting::Nowhere => {
+                self.streams.insert(stream, followed);
+                self.want(stream);
+                self.follow_trim(stream);
+            }
+            Parting::At(at) => {
+                let from =
+                    at - u64::from(mutants::is(Mutant::CutBelowCommitted) && at > held.trimmed);
+                let epoch = followed.leader.epochs.epoch_at(from);
+                self.streams.insert(stream, followed);
+                self.acts.push_back(Act::Cut { stream, from, end: held.end, epoch });
+            }
+            Parting::TooFar { .. } | Parting::LeaderLacks { .. } => {
+                self.streams.insert(stream, followed);
+                self.begin_anew(stream);
+            }
         }
-        self.acts.push_back(Act::Cut { stream, from: at, end, epoch });
+    }
+
+    fn begin_anew(&mut self, stream: StreamId) {
+        let Some(followed) = self.streams.get_mut(&stream) else { return };
+        followed.stage = Stage::Waiting;
+        let History { trimmed, epochs, .. } = followed.leader.clone();
+        let held = followed.trimmed..followed.next;
+        self.asked.remove(&stream);
+        self.wants.remove(&stream);
+        self.acts.push_back(Act::BeginAnew { stream, trimmed, held, epochs });
+    }
+
+    /// Whether it must.
+    fn begin_anew_if_trimmed(&mut self, stream: StreamId) -> bool {
+        let is_trimmed = self.streams.get(&stream).is_some_and(|followed| {
+            followed.next < followed.leader.trimmed && followed.stage != Stage::Waiting
+        });
+        if is_trimmed {
+            self.begin_anew(stream);
+        }
+        is_trimmed
     }
 
     /// A cut is durable.
@@ -305,15 +341,22 @@ impl Follower {
 
     fn follow_from(&mut self, stream: StreamId, at: u64) {
         let Some(followed) = self.streams.get_mut(&stream) else { return };
+        assert_eq!(followed.stage, Stage::Waiting, "stream {stream} was to be cut or begun anew");
         followed.next = at;
+        followed.durable = at;
         followed.stage = Stage::Following;
-        self.wants.push((stream, at));
+        self.note_committed(stream);
         self.follow_trim(stream);
-        self.begin_anew_if_trimmed(stream);
+        if !self.begin_anew_if_trimmed(stream) {
+            self.want(stream);
+        }
     }
 
     /// A frame whose checksums are right.
     pub fn handle_frame(&mut self, header: &FrameHeader) -> Worth {
+        if self.has_left {
+            return Worth::Ignore;
+        }
         let stream = StreamId::new(header.stream.get());
         let (epoch, base) = (header.epoch.get(), header.base_offset.get());
         let end = header.end_offset();
@@ -323,7 +366,7 @@ impl Follower {
         };
         let epochs = &followed.leader.epochs;
         let is_right = |offset| epochs.epoch_at(offset) == epoch;
-        if end <= base || !is_right(base) || !is_right(end - 1) {
+        if end <= base || end > OFFSET_MAX || !is_right(base) || !is_right(end - 1) {
             let what = format!("sends {base}..{end} of stream {stream} in the wrong epoch {epoch}");
             self.violation(&what);
             return Worth::Ignore;
@@ -333,8 +376,8 @@ impl Follower {
         }
         if base > followed.next && !mutants::is(Mutant::GapAccepted) {
             if followed.stage == Stage::Following {
-                followed.stage = Stage::Asked;
-                self.wants.push((stream, followed.next));
+                self.ask(stream, 1);
+                self.want(stream);
             }
             return Worth::Ignore;
         }
@@ -345,33 +388,90 @@ impl Follower {
         }
         followed.next = end;
         followed.stage = Stage::Following;
+        self.asked.remove(&stream);
         if mutants::is(Mutant::ReportBeforeFsync) {
-            self.durable.insert(stream, end);
+            self.reports.insert(stream, end);
         }
         Worth::Append
     }
 
     /// Frames of a stream are durable up to `end`; the oldest of them took so long.
     pub fn handle_durable(&mut self, stream: StreamId, end: u64, took_ns: u64) {
-        self.durable.insert(stream, end);
+        let Some(followed) = self.streams.get_mut(&stream) else { return };
+        followed.durable = followed.durable.max(end);
+        followed.attempts = 0;
+        self.refused.remove(&stream);
+        self.reports.insert(stream, end);
         self.took_ns = self.took_ns.max(took_ns);
+        self.note_committed(stream);
+        self.follow_trim(stream);
     }
 
-    /// The engine did not take a frame, for want of space; everything before it has its outcome,
-    /// and this is the stream's end. It is asked for again when there is room.
-    pub fn handle_refused(&mut self, stream: StreamId, end: u64) {
-        if let Some(followed) = self.streams.get_mut(&stream)
-            && followed.stage != Stage::Waiting
-        {
-            followed.next = end;
-            followed.stage = Stage::Asked;
-            self.wants.push((stream, end));
+    /// The engine did not take a frame; everything before it has its outcome, and this is the
+    /// stream's end. It is asked for again after a while, which is longer each time.
+    pub fn handle_refused(&mut self, stream: StreamId, end: u64, why: Refused) {
+        let Some(followed) = self.streams.get_mut(&stream) else { return };
+        if followed.stage == Stage::Waiting {
+            return;
+        }
+        followed.next = end;
+        followed.durable = end;
+        let is_asked = followed.stage != Stage::Following;
+        self.wants.remove(&stream);
+        let worst = self.refused.entry(stream).or_insert(why);
+        *worst = why.max(*worst);
+        let patience = worst.patience();
+        // What was on its way behind a refused one is refused too: that is one refusal.
+        if !is_asked {
+            self.ask(stream, patience);
         }
     }
 
+    /// Time passes: what has not come is asked for again.
+    pub fn handle_time(&mut self, now_ns: u64) {
+        self.now_ns = self.now_ns.max(now_ns);
+        for stream in self.asked.clone() {
+            let stage = self.streams.get(&stream).map(|followed| followed.stage);
+            let Some(Stage::Asked { again_ns }) = stage else { continue };
+            if again_ns <= now_ns {
+                let patience = self.refused.get(&stream).map_or(1, |why| why.patience());
+                self.ask(stream, patience);
+                self.want(stream);
+            }
+        }
+    }
+
+    /// Something is missing: asked for again later, unless it comes.
+    fn ask(&mut self, stream: StreamId, patience: u64) {
+        let Some(followed) = self.streams.get_mut(&stream) else { return };
+        let doublings = followed.attempts.min(ASK_AGAIN_DOUBLINGS_MAX);
+        followed.attempts = followed.attempts.saturating_add(1);
+        let wait_ns = ASK_AGAIN_NS * patience * (1 << doublings);
+        followed.stage = Stage::Asked { again_ns: self.now_ns.saturating_add(wait_ns) };
+        self.asked.insert(stream);
+    }
+
+    fn want(&mut self, stream: StreamId) {
+        if let Some(followed) = self.streams.get(&stream) {
+            self.wants.insert(stream, followed.next);
+        }
+    }
+
+    /// What the leader says counts as far as it is durable here, and not before what parts from the
+    /// leader's history is cut.
+    fn note_committed(&mut self, stream: StreamId) {
+        let Some(followed) = self.streams.get(&stream) else { return };
+        let known = followed.said_committed.min(followed.durable);
+        if followed.stage != Stage::Waiting && known > 0 {
+            let committed = self.committed.entry(stream).or_default();
+            *committed = known.max(*committed);
+        }
+    }
+
+    /// Trims what the leader has trimmed, as far as it is durable here: again as that grows.
     fn follow_trim(&mut self, stream: StreamId) {
         let Some(followed) = self.streams.get_mut(&stream) else { return };
-        let before = followed.leader.trimmed.min(followed.next);
+        let before = followed.leader.trimmed.min(followed.durable);
         let follows = followed.stage != Stage::Waiting && self.follows_trims;
         if follows && before > followed.trimmed {
             followed.trimmed = before;
@@ -379,34 +479,33 @@ impl Follower {
         }
     }
 
-    fn lacks(&mut self, stream: StreamId, end: u64, trimmed: u64) {
-        self.leave(Why::LeaderLacks { epoch: self.epoch, stream, end, trimmed });
-    }
-
     fn violation(&mut self, what: &str) {
         self.leave(Why::Violation(what.to_owned()));
     }
 
+    /// Nothing is done any more that this leader asked for.
     fn leave(&mut self, why: Why) {
         if !self.has_left {
             self.has_left = true;
-            self.acts.push_back(Act::Leave(why));
+            self.leaving = Some(why);
         }
     }
 
     /// What is to be done next. Reports and wishes of many streams go together.
     pub fn poll_act(&mut self) -> Option<Act> {
+        if self.has_left {
+            return self.leaving.take().map(Act::Leave);
+        }
         if let Some(act) = self.acts.pop_front() {
             return Some(act);
         }
-        if self.has_left {
-            return None;
-        }
-        let message = if !self.wants.is_empty() {
-            Message::Want(std::mem::take(&mut self.wants))
-        } else if !self.durable.is_empty() {
+        let message = if let Some(time_ns) = self.answer.take() {
+            Message::HeartbeatAnswer { time_ns }
+        } else if !self.wants.is_empty() {
+            Message::Want(std::mem::take(&mut self.wants).into_iter().collect())
+        } else if !self.reports.is_empty() {
             let took_ns = std::mem::take(&mut self.took_ns);
-            let ends = std::mem::take(&mut self.durable).into_iter().collect();
+            let ends = std::mem::take(&mut self.reports).into_iter().collect();
             Message::Durable { took_ns, ends }
         } else {
             return None;

@@ -4,7 +4,7 @@
 //! writes in an epoch. So where two nodes name the same epoch for an offset they hold the same
 //! bytes there, as in Kafka's KIP-101 and Viewstamped Replication.
 
-use ringwal_engine::EpochTable;
+use ringwal_engine::{EpochStart, EpochTable, StreamId};
 
 use crate::wire::History;
 
@@ -39,6 +39,39 @@ pub enum Parting {
     },
 }
 
+/// What a leader tells of a stream that it holds like this when it begins an epoch.
+pub fn begin(stream: StreamId, held: Held, epoch: u64) -> History {
+    let Held { trimmed, end, mut epochs } = held;
+    // The epoch of the last record is kept, also when all are trimmed: it tells who has the same.
+    epochs.begin(EpochStart { epoch, start: end }, 0);
+    History { stream, trimmed, epochs }
+}
+
+/// Forgets epochs that ended below what is trimmed. That of the record just before is kept: by it,
+/// whoever ends exactly there can be told from who ends there with another history.
+pub fn trim(history: &mut History, trimmed: u64) {
+    history.trimmed = history.trimmed.max(trimmed);
+    history.epochs.trim(history.trimmed.saturating_sub(1));
+}
+
+/// Whether a history that is told again is the same, as far as it is not trimmed.
+pub fn agrees(before: &History, now: &History) -> bool {
+    now.trimmed >= before.trimmed
+        && first_difference(&before.epochs, &now.epochs, now.trimmed, u64::MAX).is_none()
+}
+
+/// The first offset, of those that both tables reach back to, that is held in another epoch than
+/// the leader has it: also where [`part`] says that a stream must begin anew. The leader's history
+/// goes on without the records from there on, or without some before.
+pub fn known_difference(held: &Held, leader: &History) -> Option<u64> {
+    first_difference(&held.epochs, &leader.epochs, known_from(held, leader), held.end)
+}
+
+/// Tables reach back to the first epoch that they still name.
+fn known_from(held: &Held, leader: &History) -> u64 {
+    leader.epochs.entries()[0].start.max(held.trimmed)
+}
+
 /// Compares what is held with the leader's history.
 pub fn part(held: &Held, leader: &History) -> Parting {
     let present = leader.epochs.last();
@@ -48,10 +81,9 @@ pub fn part(held: &Held, leader: &History) -> Parting {
         return Parting::LeaderLacks { end: present.start };
     }
     let too_far = Parting::TooFar { trimmed: leader.trimmed };
-    // Tables reach back to the first epoch that they still name.
-    let known_from = leader.epochs.entries()[0].start.max(held.trimmed);
+    let known_from = known_from(held, leader);
     let unknown = held.trimmed < known_from.min(held.end);
-    let Some(at) = first_difference(&held.epochs, &leader.epochs, known_from, held.end) else {
+    let Some(at) = known_difference(held, leader) else {
         let compared = known_from < held.end;
         let agrees = compared || !unknown;
         // An epoch without a record may be in the way of the one that goes on.
@@ -79,7 +111,6 @@ fn first_difference(one: &EpochTable, other: &EpochTable, from: u64, end: u64) -
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use ringwal_engine::{EpochStart, StreamId};
 
     use super::*;
 
@@ -145,6 +176,41 @@ mod tests {
         assert_eq!(part(&held(0, 50, &[(1, 0)]), &at_start), Parting::TooFar { trimmed: 50 });
         assert_eq!(part(&held(50, 50, &[(1, 0)]), &at_start), Parting::Nowhere, "it holds nothing");
         assert_eq!(part(&held(0, 0, &[(0, 0)]), &at_start), Parting::TooFar { trimmed: 50 });
+    }
+
+    #[test]
+    fn who_ends_exactly_at_what_is_trimmed_is_told_from_who_only_looks_like_it() {
+        let stream = StreamId::new(9);
+        let all_trimmed = begin(stream, held(60, 60, &[(3, 50)]), 5);
+        assert_eq!(all_trimmed.epochs, table(&[(3, 50), (5, 60)]));
+        let mut trimmed_later = history(0, &[(1, 0), (3, 50), (5, 60)]);
+        trim(&mut trimmed_later, 60);
+        assert_eq!(trimmed_later, all_trimmed);
+        let too_far = Parting::TooFar { trimmed: 60 };
+        let equal = held(0, 60, &[(1, 0), (3, 50)]);
+        assert_eq!(part(&equal, &all_trimmed), Parting::Nowhere);
+        assert_eq!(part(&held(0, 60, &[(1, 0), (4, 55)]), &all_trimmed), too_far);
+        assert_eq!(part(&held(0, 59, &[(1, 0), (3, 50)]), &all_trimmed), too_far);
+    }
+
+    #[test]
+    fn what_differs_is_known_also_where_it_is_trimmed() {
+        let leader = history(60, &[(3, 50), (5, 80)]);
+        assert_eq!(known_difference(&held(0, 70, &[(1, 0), (4, 55)]), &leader), Some(50));
+        assert_eq!(known_difference(&held(0, 70, &[(3, 0), (4, 55)]), &leader), Some(55));
+        assert_eq!(known_difference(&held(0, 55, &[(3, 0)]), &leader), None);
+        assert_eq!(known_difference(&held(0, 50, &[(1, 0)]), &leader), None, "nobody knows");
+    }
+
+    #[test]
+    fn a_history_that_is_told_again_is_the_same() {
+        let before = history(10, &[(1, 0), (3, 50), (5, 80)]);
+        assert!(agrees(&before, &before));
+        assert!(agrees(&before, &history(60, &[(3, 50), (5, 80)])));
+        assert!(agrees(&before, &history(90, &[(5, 80)])));
+        assert!(!agrees(&before, &history(9, &[(1, 0), (3, 50), (5, 80)])), "trims do not fall");
+        assert!(!agrees(&before, &history(60, &[(3, 50), (5, 81)])));
+        assert!(!agrees(&before, &history(20, &[(1, 0), (2, 40), (3, 50), (5, 80)])));
     }
 
     /// Epochs of offsets, each at most as long as `lengths` say.

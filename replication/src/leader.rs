@@ -3,17 +3,19 @@
 //! Polling order: after each `handle_*`, [`Leader::poll_read`] until there is none, and
 //! [`Leader::poll_send`] for each follower whose connection is free.
 
+mod outgoing;
 mod session;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use ringwal_engine::{EpochStart, EpochTable, FrameSlice, StreamId};
+use ringwal_engine::{FrameSlice, StreamId};
 
-use crate::history::Held;
+use crate::history::{self, Held};
 use crate::progress::Progress;
+use crate::promise::is_replicated;
 use crate::wire::{History, Message};
 use session::Session;
 pub use session::{SessionCounts, SessionState};
@@ -27,7 +29,8 @@ pub struct Limits {
     pub window_buffers: usize,
     /// Bytes of one read from segments, and of what is handed to the connection at once.
     pub read_bytes: usize,
-    /// A session that has sent nothing for so long sends a heartbeat, in nanoseconds.
+    /// A session that has sent nothing for so long sends a heartbeat, in nanoseconds; a read that
+    /// failed is tried again after as long.
     pub heartbeat_ns: u64,
 }
 
@@ -63,7 +66,7 @@ pub enum ReadOutcome {
         /// First offset that is left.
         trimmed: u64,
     },
-    /// It cannot be read.
+    /// It cannot be read now: tried again after a while.
     Failed,
 }
 
@@ -82,7 +85,7 @@ pub struct Leader {
     sessions_begun: u64,
     progress: Progress,
     /// Streams of which enough followers have more, until they are polled.
-    risen: VecDeque<(StreamId, u64)>,
+    risen: BTreeMap<StreamId, u64>,
     batches: u64,
 }
 
@@ -90,27 +93,60 @@ pub struct Leader {
 #[derive(Debug)]
 struct Led {
     shard: u16,
-    trimmed: u64,
     /// Its own epoch is the last, from where the stream ended when that began.
-    epochs: EpochTable,
-    /// End of the last frame that was seen when it was sealed; what is durable may be further.
+    history: History,
+    /// End of the last frame that was seen when it was sealed, or was found durable; what is sealed
+    /// may be further.
     sealed: u64,
+    /// What is known to be committed, as the owner has told.
+    committed: u64,
+    /// Records and bytes of the frames that were seen, for their mean length.
+    seen: (u64, u64),
 }
 
 impl Led {
+    fn new(shard: u16, history: History, sealed: u64) -> Self {
+        Self { shard, history, sealed, committed: 0, seen: (0, 0) }
+    }
+
+    /// A stream that was made in this epoch.
+    fn begun(shard: u16, stream: StreamId, epoch: u64) -> Self {
+        Self::new(shard, history::begin(stream, Held::default(), epoch), 0)
+    }
+
     /// A majority counts only with a record of the present epoch: an older one may still be cut by
     /// a leader who has not seen it (figure 8 of the Raft paper).
     fn countable(&self, enough: u64) -> Option<u64> {
-        (enough > self.epochs.last().start).then_some(enough)
+        (enough > self.history.epochs.last().start).then_some(enough)
     }
 
-    fn history(&self, stream: StreamId) -> History {
-        History { stream, trimmed: self.trimmed, epochs: self.epochs.clone() }
+    fn trim(&mut self, trimmed: u64) {
+        history::trim(&mut self.history, trimmed);
+        self.sealed = self.sealed.max(trimmed);
+    }
+
+    fn see(&mut self, frames: &[FrameSlice]) {
+        for frame in frames {
+            self.seen.0 += u64::from(frame.count);
+            self.seen.1 += frame.bytes.len() as u64;
+        }
+    }
+
+    /// About how many bytes so many records are.
+    fn bytes_of(&self, records: u64) -> Option<u64> {
+        let (seen_records, seen_bytes) = self.seen;
+        let bytes = u128::from(records) * u128::from(seen_bytes);
+        match records {
+            0 => Some(0),
+            _ => bytes.checked_div(u128::from(seen_records))?.try_into().ok(),
+        }
     }
 }
 
 impl Leader {
-    /// Begins an epoch with the streams as they are. Nothing is being appended.
+    /// Begins an epoch with the streams as they are. Nothing is being appended. Streams that are a
+    /// node's own are left out, here and everywhere else. `followers` are all other members that
+    /// are configured, connected or not.
     pub fn new(
         epoch: u64,
         followers: usize,
@@ -118,18 +154,18 @@ impl Leader {
         streams: impl IntoIterator<Item = (StreamId, u16, Held)>,
     ) -> Self {
         let lead = |(stream, shard, held): (StreamId, u16, Held)| {
-            let Held { trimmed, end, mut epochs } = held;
-            epochs.begin(EpochStart { epoch, start: end }, trimmed);
-            (stream, Led { shard, trimmed, epochs, sealed: end })
+            let end = held.end;
+            (stream, Led::new(shard, history::begin(stream, held, epoch), end))
         };
+        let replicated = streams.into_iter().filter(|(stream, ..)| is_replicated(*stream));
         Self {
             epoch,
             limits,
-            streams: streams.into_iter().map(lead).collect(),
+            streams: replicated.map(lead).collect(),
             followers: std::iter::repeat_with(|| None).take(followers).collect(),
             sessions_begun: 0,
             progress: Progress::new(followers),
-            risen: VecDeque::new(),
+            risen: BTreeMap::new(),
             batches: 0,
         }
     }
@@ -148,36 +184,48 @@ impl Leader {
     pub fn handle_connected(&mut self, follower: usize, now_ns: u64) -> u64 {
         self.sessions_begun += 1;
         self.progress.forget(follower);
-        let mut session = Session::new(self.sessions_begun, self.limits, now_ns);
-        let histories = self.streams.iter().map(|(stream, led)| led.history(*stream)).collect();
-        session.tell(Message::Histories(histories));
-        session.tell(Message::HistoriesEnd);
+        let streams = self.streams.iter();
+        let committed = streams
+            .filter(|(_, led)| led.committed > 0)
+            .map(|(stream, led)| (*stream, led.committed))
+            .collect();
+        let (number, streams) = (self.sessions_begun, self.streams.keys().copied());
+        let session = Session::new(number, self.limits, streams, committed, now_ns);
         self.followers[follower] = Some(session);
-        self.sessions_begun
+        number
     }
 
-    /// A session has ended, one way or another: what it has counted.
-    pub fn handle_disconnected(&mut self, follower: usize) -> SessionCounts {
-        self.followers[follower].take().map_or_else(SessionCounts::default, |s| s.state().counts)
+    /// A session has ended, one way or another: what it has counted. Nothing when it is not the
+    /// present one.
+    pub fn handle_disconnected(&mut self, follower: usize, session: u64) -> SessionCounts {
+        let present = self.present(follower, session).map(|session| session.outgoing.counts);
+        if present.is_some() {
+            self.followers[follower] = None;
+        }
+        present.unwrap_or_default()
+    }
+
+    /// The session of a follower, when it is the one with this number.
+    fn present(&mut self, follower: usize, session: u64) -> Option<&mut Session> {
+        self.followers[follower].as_mut().filter(|present| present.number() == session)
+    }
+
+    /// The stream, begun when nothing was known of it.
+    fn begin_stream(&mut self, stream: StreamId, shard: u16) -> &mut Led {
+        let (epoch, sessions) = (self.epoch, &mut self.followers);
+        self.streams.entry(stream).or_insert_with(|| {
+            sessions.iter_mut().flatten().for_each(|session| session.begin_stream(stream));
+            Led::begun(shard, stream, epoch)
+        })
     }
 
     /// Frames of one batch, in the order of their shard.
     pub fn handle_sealed(&mut self, shard: u16, frames: &[FrameSlice]) {
         self.batches += 1;
-        for frame in frames {
-            let end = frame.base_offset + u64::from(frame.count);
-            let epoch = self.epoch;
-            let sessions = &mut self.followers;
-            let led = self.streams.entry(frame.stream).or_insert_with(|| {
-                let epochs = EpochTable::from_entries(vec![EpochStart { epoch, start: 0 }]);
-                let epochs = epochs.expect("one entry is in order");
-                let led = Led { shard, trimmed: 0, epochs, sealed: 0 };
-                for session in sessions.iter_mut().flatten() {
-                    session.begin_stream(led.history(frame.stream));
-                }
-                led
-            });
-            led.sealed = led.sealed.max(end);
+        for frame in frames.iter().filter(|frame| is_replicated(frame.stream)) {
+            let led = self.begin_stream(frame.stream, shard);
+            led.sealed = led.sealed.max(end_of(frame));
+            led.see(std::slice::from_ref(frame));
             for session in self.followers.iter_mut().flatten() {
                 session.push_sealed(frame, self.batches);
             }
@@ -194,8 +242,13 @@ impl Leader {
     }
 
     /// The durable end of a stream, looked at from time to time: what nothing else has shown is
-    /// found by it.
-    pub fn handle_durable_end(&mut self, stream: StreamId, end: u64) {
+    /// found by it, also a stream all of whose frames were missed.
+    pub fn handle_durable_end(&mut self, stream: StreamId, shard: u16, end: u64) {
+        if end == 0 || !is_replicated(stream) {
+            return;
+        }
+        let led = self.begin_stream(stream, shard);
+        led.sealed = led.sealed.max(end);
         for session in self.followers.iter_mut().flatten() {
             session.check_end(stream, end);
         }
@@ -204,93 +257,128 @@ impl Leader {
     /// Records of a stream were trimmed.
     pub fn handle_trimmed(&mut self, stream: StreamId, before: u64) {
         let Some(led) = self.streams.get_mut(&stream) else { return };
-        led.trimmed = led.trimmed.max(before);
-        led.epochs.trim(led.trimmed);
-        let told = [(stream, led.trimmed)];
-        self.followers.iter_mut().flatten().for_each(|session| session.tell_trimmed(&told));
+        led.trim(before);
+        let trimmed = led.history.trimmed;
+        for session in self.followers.iter_mut().flatten() {
+            session.outgoing.tell_trimmed(stream, trimmed);
+        }
     }
 
-    /// A message of a follower.
+    /// A message of a follower, that came in the session with this number; of an older one it is
+    /// forgotten.
     ///
     /// # Errors
-    /// When no follower says that.
+    /// When no follower says that: the session is to be ended.
     pub fn handle_message(
         &mut self,
         follower: usize,
+        session: u64,
         message: Message,
         now_ns: u64,
     ) -> Result<(), Violation> {
-        let Some(session) = &mut self.followers[follower] else { return Ok(()) };
+        let Some(present) = self.present(follower, session) else { return Ok(()) };
+        present.note_time(now_ns);
         match message {
             Message::Want(wants) => {
-                for (stream, from) in wants {
-                    let Some(led) = self.streams.get(&stream) else {
-                        if from == 0 {
-                            // It has cut a stream that is not there: told when there is one.
-                            continue;
-                        }
-                        let what = format!("wants stream {stream}, of which it was not told");
-                        return Err(Violation(what));
-                    };
-                    let is_first = session.want(stream, from, led.sealed);
-                    if is_first && let Some(enough) = self.progress.report(follower, stream, from) {
-                        self.risen.extend(led.countable(enough).map(|enough| (stream, enough)));
-                    }
-                }
+                wants.into_iter().try_for_each(|(stream, from)| self.want(follower, stream, from))
             }
-            Message::Durable { ends, .. } => {
-                for (stream, end) in ends {
-                    let sent = session.queued_until(stream).ok_or_else(|| {
-                        Violation(format!("reports stream {stream}, which it was not sent"))
-                    })?;
-                    if end > sent {
-                        let what = format!("reports {end} of stream {stream}, sent up to {sent}");
-                        return Err(Violation(what));
-                    }
-                    if let (Some(enough), Some(led)) =
-                        (self.progress.report(follower, stream, end), self.streams.get(&stream))
-                    {
-                        self.risen.extend(led.countable(enough).map(|enough| (stream, enough)));
-                    }
-                }
+            Message::Durable { took_ns, ends } => {
+                present.note_took(took_ns);
+                ends.into_iter().try_for_each(|(stream, end)| self.report(follower, stream, end))
             }
-            Message::Heartbeat { time_ns } => session.answer(time_ns),
-            Message::HeartbeatAnswer { time_ns } => session.note_round_trip(time_ns, now_ns),
-            Message::Leaving { .. } => {}
+            Message::Heartbeat { time_ns } => {
+                present.outgoing.answer(time_ns);
+                Ok(())
+            }
+            Message::HeartbeatAnswer { time_ns } => {
+                present.note_round_trip(time_ns, now_ns);
+                Ok(())
+            }
+            Message::Leaving { .. } => Ok(()),
             Message::Histories(_)
             | Message::HistoriesEnd
             | Message::Committed(_)
-            | Message::Trimmed(_) => {
-                return Err(Violation("speaks as a leader".into()));
+            | Message::Trimmed(_) => Err(Violation("speaks as a leader".into())),
+        }
+    }
+
+    fn want(&mut self, follower: usize, stream: StreamId, from: u64) -> Result<(), Violation> {
+        let Some(session) = &mut self.followers[follower] else { return Ok(()) };
+        let Some(led) = self.streams.get(&stream) else {
+            if from == 0 && is_replicated(stream) {
+                // It has cut a stream that is not there: told when there is one.
+                return Ok(());
             }
+            return Err(Violation(format!("wants stream {stream}, of which it was not told")));
+        };
+        if from > led.sealed {
+            let sealed = led.sealed;
+            let what = format!("wants stream {stream} from {from} on, which ends at {sealed}");
+            return Err(Violation(what));
+        }
+        if session.want(stream, from, led.sealed) {
+            self.count(follower, stream, from);
         }
         Ok(())
     }
 
+    fn report(&mut self, follower: usize, stream: StreamId, end: u64) -> Result<(), Violation> {
+        let Some(session) = &self.followers[follower] else { return Ok(()) };
+        let Some(sent) = session.queued_until(stream) else {
+            return Err(Violation(format!("reports stream {stream}, which it was not sent")));
+        };
+        if end > sent {
+            let what = format!("reports {end} of stream {stream}, sent up to {sent}");
+            return Err(Violation(what));
+        }
+        self.count(follower, stream, end);
+        Ok(())
+    }
+
+    /// A follower has this much of a stream on its device.
+    fn count(&mut self, follower: usize, stream: StreamId, end: u64) {
+        if let (Some(enough), Some(led)) =
+            (self.progress.report(follower, stream, end), self.streams.get(&stream))
+        {
+            self.risen.extend(led.countable(enough).map(|enough| (stream, enough)));
+        }
+    }
+
     /// The end of a read.
     pub fn handle_read(&mut self, request: ReadRequest, outcome: ReadOutcome) {
-        let Some(session) = &mut self.followers[request.follower] else { return };
-        if session.number() != request.session {
-            return;
-        }
         let Some(led) = self.streams.get_mut(&request.stream) else { return };
-        if let ReadOutcome::Trimmed { trimmed } = outcome {
-            led.trimmed = led.trimmed.max(trimmed);
-            led.epochs.trim(led.trimmed);
-            session.lose(led.history(request.stream));
-            return;
+        match &outcome {
+            ReadOutcome::Trimmed { trimmed } => led.trim(*trimmed),
+            ReadOutcome::Frames { frames, .. } => {
+                // What is read is durable, also where its frames are still to be handed over.
+                let read = frames.last().map_or(0, end_of);
+                led.sealed = led.sealed.max(read);
+                led.see(frames);
+            }
+            ReadOutcome::Failed => {}
         }
-        session.take_read(request, outcome, led.sealed);
+        let (sealed, trimmed) = (led.sealed, led.history.trimmed);
+        if let Some(session) = self.present(request.follower, request.session) {
+            session.take_read(request, outcome, sealed, trimmed);
+        }
     }
 
-    /// Sessions that have been silent for a while say that they are there.
+    /// Time passes: sessions that have been silent for a while say that they are there, and reads
+    /// that failed are tried again.
     pub fn handle_time(&mut self, now_ns: u64) {
-        self.followers.iter_mut().flatten().for_each(|session| session.beat(now_ns));
+        self.followers.iter_mut().flatten().for_each(|session| session.handle_time(now_ns));
     }
 
-    /// Tells every follower what is committed.
+    /// Tells every follower what is committed: those that are connected, and whoever will be.
     pub fn tell_committed(&mut self, ends: &[(StreamId, u64)]) {
-        self.followers.iter_mut().flatten().for_each(|session| session.tell_committed(ends));
+        for (stream, end) in ends {
+            let Some(led) = self.streams.get_mut(stream) else { continue };
+            led.committed = led.committed.max(*end);
+            let told = [(*stream, led.committed)];
+            for session in self.followers.iter_mut().flatten() {
+                session.outgoing.tell_committed(told);
+            }
+        }
     }
 
     /// A read that is needed next.
@@ -305,23 +393,39 @@ impl Leader {
     /// Slices for a follower's connection, in order, at most `slices_max`; all of them are written
     /// before more are asked for, see [`Leader::handle_sent`].
     pub fn poll_send(&mut self, follower: usize, slices_max: usize, now_ns: u64) -> Vec<Bytes> {
-        self.followers[follower].as_mut().map_or_else(Vec::new, |s| s.poll_send(slices_max, now_ns))
+        let streams = &self.streams;
+        let history = |stream| streams.get(&stream).map(|led| led.history.clone());
+        let session = self.followers[follower].as_mut();
+        session.map_or_else(Vec::new, |session| session.poll_send(slices_max, now_ns, &history))
     }
 
-    /// What was polled last for this follower has been written.
-    pub fn handle_sent(&mut self, follower: usize) {
-        if let Some(session) = &mut self.followers[follower] {
-            session.handle_sent();
+    /// What was polled last in this session has been written.
+    pub fn handle_sent(&mut self, follower: usize, session: u64) {
+        if let Some(session) = self.present(follower, session) {
+            session.outgoing.handle_sent();
         }
     }
 
     /// A stream of which enough followers have more than before, and how much.
     pub fn poll_risen(&mut self) -> Option<(StreamId, u64)> {
-        self.risen.pop_front()
+        self.risen.pop_first()
     }
 
-    /// What a follower's session is like; `None` when there is none.
+    /// What a follower's session is like; `None` when there is none. Looks at every stream.
     pub fn session(&self, follower: usize) -> Option<SessionState> {
-        self.followers[follower].as_ref().map(Session::state)
+        let session = self.followers[follower].as_ref()?;
+        let (mut records, mut bytes) = (0, Some(0));
+        for (stream, led) in &self.streams {
+            let has = self.progress.end(follower, *stream).max(led.history.trimmed);
+            let missing = led.sealed.saturating_sub(has);
+            records += missing;
+            let more = led.bytes_of(missing);
+            bytes = bytes.and_then(|bytes: u64| Some(bytes.saturating_add(more?)));
+        }
+        Some(session.state(records, bytes))
     }
+}
+
+fn end_of(frame: &FrameSlice) -> u64 {
+    frame.base_offset + u64::from(frame.count)
 }

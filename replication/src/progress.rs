@@ -22,7 +22,8 @@ struct Ends {
 }
 
 impl Progress {
-    /// Of a leader with so many followers.
+    /// Of a leader with so many followers: all other members that are configured, whether they are
+    /// connected or not.
     pub fn new(followers: usize) -> Self {
         Self { needed: followers.div_ceil(2), followers, streams: BTreeMap::new() }
     }
@@ -83,6 +84,20 @@ mod tests {
         assert_eq!(progress.report(1, STREAM, 9), Some(9));
         assert_eq!(progress.enough(STREAM), 9);
         assert_eq!(Progress::new(0).enough(STREAM), u64::MAX);
+    }
+
+    /// Against the definition, for every number of members: the followers are all that are
+    /// configured, connected or not.
+    #[test]
+    fn two_majorities_always_share_a_member() {
+        for members in 1..=10usize {
+            let with_leader = Progress::new(members - 1).needed + 1;
+            assert!(2 * with_leader > members, "{with_leader} of {members} are no majority");
+            assert!(2 * (with_leader - 1) <= members, "{with_leader} of {members} are too many");
+        }
+        let mut progress = Progress::new(3);
+        assert_eq!(progress.report(0, STREAM, 10), None, "two of four members");
+        assert_eq!(progress.report(2, STREAM, 9), Some(9));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use ringwal_engine::StreamId;
 use ringwal_engine::mutants::{self, Mutant};
 
 use crate::node_id::{ClusterId, NodeId, RunId};
-use crate::wire::{Hello, Refusal};
+use crate::wire::{ConnectionKind, EPOCH_MAX, Hello, Refusal};
 
 /// The stream in which a node keeps its own facts. It is not replicated.
 pub const FACTS_STREAM: StreamId = StreamId::new(3);
@@ -103,26 +103,15 @@ pub enum Admission {
     Refuse(Refusal, String),
 }
 
-/// Decides about a hello of kind [`crate::wire::ConnectionKind::Frames`] (I-11).
-pub fn admit(me: Identity, promised: Option<Promise>, hello: &Hello) -> Admission {
-    if hello.version().is_none() {
-        let (oldest, newest) = hello.versions;
-        let what = format!(
-            "node {} speaks protocol {oldest} to {newest}, node {} {} to {}",
-            hello.from,
-            me.node,
-            crate::wire::PROTOCOL_VERSION_MIN,
-            crate::wire::PROTOCOL_VERSION
-        );
-        return Admission::Refuse(Refusal::Version, what);
-    }
-    if hello.cluster != me.cluster {
-        let what = format!("node {} is of another cluster than {}", hello.from, me.node);
-        return Admission::Refuse(Refusal::Cluster, what);
-    }
-    if hello.to != me.node {
-        let what = format!("this is node {}, not {}", me.node, hello.to);
-        return Admission::Refuse(Refusal::Node, what);
+/// Decides about a hello of kind [`ConnectionKind::Frames`] (I-11). `members` may lead.
+pub fn admit(
+    me: Identity,
+    members: &[NodeId],
+    promised: Option<Promise>,
+    hello: &Hello,
+) -> Admission {
+    if let Some((refusal, what)) = refuse_stranger(me, members, hello) {
+        return Admission::Refuse(refusal, what);
     }
     let offered = Promise { epoch: hello.epoch, leader: hello.from, run: hello.run };
     match promised {
@@ -138,12 +127,52 @@ pub fn admit(me: Identity, promised: Option<Promise>, hello: &Hello) -> Admissio
     }
 }
 
+/// Whoever must not lead here, whatever was promised. Nothing that it names may become a promise.
+fn refuse_stranger(me: Identity, members: &[NodeId], hello: &Hello) -> Option<(Refusal, String)> {
+    let Hello { from, to, epoch, .. } = hello;
+    if hello.version().is_none() {
+        let (oldest, newest) = hello.versions;
+        let what = format!(
+            "node {from} speaks protocol {oldest} to {newest}, node {} {} to {}",
+            me.node,
+            crate::wire::PROTOCOL_VERSION_MIN,
+            crate::wire::PROTOCOL_VERSION
+        );
+        return Some((Refusal::Version, what));
+    }
+    if hello.cluster != me.cluster {
+        let what = format!("node {from} is of another cluster than {}", me.node);
+        return Some((Refusal::Cluster, what));
+    }
+    if *to != me.node {
+        return Some((Refusal::Node, format!("this is node {}, not {to}", me.node)));
+    }
+    if *from == me.node {
+        let what = format!("node {from} dials itself, or two nodes have that id");
+        return Some((Refusal::Node, what));
+    }
+    if hello.kind != ConnectionKind::Frames {
+        let what = format!("nobody leads over a connection of kind {:?}", hello.kind);
+        return Some((Refusal::Kind, what));
+    }
+    if !members.contains(from) {
+        let what = format!("node {from} is none of the members that node {} knows", me.node);
+        return Some((Refusal::NotAMember, what));
+    }
+    // A promise of the last epoch would keep every later leader out for ever.
+    (*epoch > EPOCH_MAX).then(|| {
+        let what = format!("epoch {epoch} is beyond {EPOCH_MAX}, which no cluster comes to");
+        (Refusal::Epoch, what)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::ConnectionKind;
 
     const ME: Identity = Identity { cluster: ClusterId::new([1; 16]), node: NodeId::new(3) };
+
+    const MEMBERS: [NodeId; 3] = [NodeId::new(1), NodeId::new(2), NodeId::new(3)];
 
     fn promise(epoch: u64, run: u8) -> Promise {
         Promise { epoch, leader: NodeId::new(2), run: RunId::new([run; 16]) }
@@ -165,7 +194,8 @@ mod tests {
     #[test]
     fn an_epoch_belongs_to_one_run() {
         let promised = Some(promise(5, 1));
-        let outcome = |epoch, run| match admit(ME, promised, &hello(promise(epoch, run))) {
+        let outcome = |epoch, run| match admit(ME, &MEMBERS, promised, &hello(promise(epoch, run)))
+        {
             Admission::Follow => "follow",
             Admission::Promise(_) => "promise",
             Admission::Refuse(Refusal::Epoch, _) => "refuse",
@@ -174,7 +204,7 @@ mod tests {
         let outcomes = [(4, 1), (5, 1), (5, 2), (6, 1), (6, 2)].map(|(e, r)| outcome(e, r));
         assert_eq!(outcomes, ["refuse", "follow", "refuse", "promise", "promise"]);
         assert_eq!(
-            admit(ME, None, &hello(promise(0, 1))),
+            admit(ME, &MEMBERS, None, &hello(promise(0, 1))),
             Admission::Promise(promise(0, 1)),
             "the first promise"
         );
@@ -187,8 +217,13 @@ mod tests {
             (Hello { versions: (9, 9), ..good }, Refusal::Version),
             (Hello { cluster: ClusterId::new([2; 16]), ..good }, Refusal::Cluster),
             (Hello { to: NodeId::new(4), ..good }, Refusal::Node),
+            (Hello { from: ME.node, ..good }, Refusal::Node),
+            (Hello { from: NodeId::new(4), ..good }, Refusal::NotAMember),
+            (Hello { kind: ConnectionKind::Fetch, ..good }, Refusal::Kind),
+            (Hello { epoch: EPOCH_MAX + 1, ..good }, Refusal::Epoch),
+            (Hello { epoch: u64::MAX, ..good }, Refusal::Epoch),
         ] {
-            let outcome = admit(ME, None, &bad);
+            let outcome = admit(ME, &MEMBERS, None, &bad);
             assert!(
                 matches!(&outcome, Admission::Refuse(why, _) if *why == refusal),
                 "{outcome:?}"

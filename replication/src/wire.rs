@@ -14,7 +14,8 @@ use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub use hello::{Answer, ConnectionKind, HELLO_BYTES, Hello, REASON_BYTES_MAX, Refusal};
-pub use message::{History, Message};
+pub(crate) use message::PAIRS_MAX;
+pub use message::{HISTORY_ENTRIES_MAX, History, Message};
 
 /// The protocol of this version.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -22,6 +23,11 @@ pub const PROTOCOL_VERSION: u16 = 1;
 pub const PROTOCOL_VERSION_MIN: u16 = 1;
 /// Longest message behind its header, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 256 << 10;
+/// No offset is greater: what an engine can count to. One can be added to each without a second
+/// thought.
+pub const OFFSET_MAX: u64 = ringwal_engine::format::COUNTER_MAX;
+/// No epoch is greater: there is always a next one.
+pub const EPOCH_MAX: u64 = ringwal_engine::format::COUNTER_LAST;
 /// Bytes of a [`MessageHeader`].
 pub const MESSAGE_HEADER_BYTES: usize = size_of::<MessageHeader>();
 /// Bytes from which the length of every item can be told.

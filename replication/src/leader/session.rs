@@ -1,12 +1,13 @@
-//! One follower's session as the leader sees it: what waits to be sent, and where each stream is.
+//! One follower's session as the leader sees it: where each stream is, and what is read for it.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use ringwal_engine::{FrameSlice, StreamId};
 
-use super::{Limits, ReadOutcome, ReadRequest};
-use crate::wire::{History, Message};
+use super::outgoing::{Outgoing, Queued};
+use super::{Limits, ReadOutcome, ReadRequest, end_of};
+use crate::wire::History;
 
 /// Counts of a session since it began.
 #[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
@@ -15,10 +16,16 @@ pub struct SessionCounts {
     pub frames: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Of those, bytes that were read from segments.
+    /// Frames that were read from segments to be sent.
+    pub frames_read: u64,
+    /// Their bytes.
     pub bytes_read: u64,
     /// Frames that were dropped from memory, to be read again.
     pub frames_dropped: u64,
+    /// Their bytes.
+    pub bytes_dropped: u64,
+    /// Reads that failed.
+    pub reads_failed: u64,
     /// Hand-overs to the connection.
     pub sends: u64,
 }
@@ -26,14 +33,26 @@ pub struct SessionCounts {
 /// What a session is like now.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub struct SessionState {
+    /// Its number.
+    pub number: u64,
     /// Counts since it began.
     pub counts: SessionCounts,
     /// Bytes of frames that wait, or are being written.
     pub queued_bytes: usize,
-    /// Streams that are read from segments.
+    /// Streams that are not sent as they are sealed: read from segments, or not asked for yet.
     pub behind: usize,
+    /// Since when there has always been such a stream, on the clock of the owner.
+    pub behind_since_ns: Option<u64>,
+    /// Records that are sealed here and of which the follower has not reported that they are
+    /// durable there.
+    pub lag_records: u64,
+    /// About how many bytes those are, by the mean length of what was seen of each stream; `None`
+    /// when nothing was seen of one of them.
+    pub lag_bytes: Option<u64>,
     /// The last round trip of a heartbeat, in nanoseconds.
     pub round_trip_ns: Option<u64>,
+    /// What the follower said last of how long a frame took to become durable there, in nanoseconds.
+    pub follower_took_ns: Option<u64>,
 }
 
 /// Where a stream is.
@@ -58,18 +77,18 @@ enum Stage {
     Joining(VecDeque<Queued>),
     /// Sent as it is sealed.
     Live,
-    /// What the follower needs is trimmed, or cannot be read.
+    /// What the follower needs is trimmed: it has been told so, and asks again.
     Stuck,
 }
 
-/// Something that waits to be sent.
-#[derive(Debug)]
-struct Queued {
-    bytes: Bytes,
-    /// Stream, base and end, when it is a frame.
-    frame: Option<(StreamId, u64, u64)>,
-    /// The batch whose buffer it keeps; 0 when it keeps none.
-    batch: u64,
+impl Stage {
+    fn is_live(&self) -> bool {
+        matches!(self, Self::Live)
+    }
+
+    fn is_read(&self) -> bool {
+        matches!(self, Self::Behind | Self::Joining(_))
+    }
 }
 
 /// See the module.
@@ -78,47 +97,46 @@ pub(super) struct Session {
     number: u64,
     limits: Limits,
     places: BTreeMap<StreamId, Place>,
-    queue: VecDeque<Queued>,
-    /// Being written.
-    sending: Vec<Queued>,
-    /// Bytes of frames that keep their buffers: in the queue, in `sending` and held.
-    kept_bytes: usize,
-    /// Bytes of frames that were read: in the queue and in `sending`.
-    read_bytes: usize,
-    /// What is to be told of committed and trimmed offsets when the queue is empty.
-    committed: BTreeMap<StreamId, u64>,
-    trimmed: BTreeMap<StreamId, u64>,
-    /// The newest heartbeat that is to be answered.
-    answer: Option<u64>,
-    /// Batches that keep their buffers, with the number of frames that do.
-    buffers: BTreeMap<u64, usize>,
+    /// How many of them are not live, and since when that was never 0.
+    behind_count: usize,
+    behind_since_ns: u64,
+    pub outgoing: Outgoing,
     /// Streams that wait for a read, in turn.
     behind: VecDeque<StreamId>,
     is_reading: bool,
-    last_sent_ns: u64,
+    /// Streams whose read has failed, and when it is tried again.
+    failed: BTreeMap<StreamId, u64>,
+    /// The owner's clock, as it was last seen.
+    now_ns: u64,
     round_trip_ns: Option<u64>,
-    counts: SessionCounts,
+    took_ns: Option<u64>,
 }
 
 impl Session {
-    pub fn new(number: u64, limits: Limits, now_ns: u64) -> Self {
+    /// It begins with the histories of these streams, and what of them is committed.
+    pub fn new(
+        number: u64,
+        limits: Limits,
+        streams: impl Iterator<Item = StreamId> + Clone,
+        committed: BTreeMap<StreamId, u64>,
+        now_ns: u64,
+    ) -> Self {
+        let told =
+            |stream| (stream, Place { next: 0, reached: 0, stage: Stage::Told, reading: false });
+        let places: BTreeMap<_, _> = streams.clone().map(told).collect();
         Self {
             number,
             limits,
-            places: BTreeMap::new(),
-            queue: VecDeque::new(),
-            sending: Vec::new(),
-            kept_bytes: 0,
-            read_bytes: 0,
-            committed: BTreeMap::new(),
-            trimmed: BTreeMap::new(),
-            answer: None,
-            buffers: BTreeMap::new(),
+            behind_count: places.len(),
+            places,
+            behind_since_ns: now_ns,
+            outgoing: Outgoing::new(limits, streams.collect(), committed, now_ns),
             behind: VecDeque::new(),
             is_reading: false,
-            last_sent_ns: now_ns,
+            failed: BTreeMap::new(),
+            now_ns,
             round_trip_ns: None,
-            counts: SessionCounts::default(),
+            took_ns: None,
         }
     }
 
@@ -126,92 +144,87 @@ impl Session {
         self.number
     }
 
-    pub fn state(&self) -> SessionState {
-        let is_behind = |place: &&Place| !matches!(place.stage, Stage::Live);
+    pub fn state(&self, lag_records: u64, lag_bytes: Option<u64>) -> SessionState {
         SessionState {
-            counts: self.counts,
-            queued_bytes: self.kept_bytes + self.read_bytes,
-            behind: self.places.values().filter(is_behind).count(),
+            number: self.number,
+            counts: self.outgoing.counts,
+            queued_bytes: self.outgoing.bytes(),
+            behind: self.behind_count,
+            behind_since_ns: (self.behind_count > 0).then_some(self.behind_since_ns),
+            lag_records,
+            lag_bytes,
             round_trip_ns: self.round_trip_ns,
+            follower_took_ns: self.took_ns,
         }
+    }
+
+    fn set_stage(&mut self, stream: StreamId, stage: Stage) {
+        let Some(place) = self.places.get_mut(&stream) else { return };
+        let (was_live, is_live) = (place.stage.is_live(), stage.is_live());
+        place.stage = stage;
+        if was_live && !is_live {
+            if self.behind_count == 0 {
+                self.behind_since_ns = self.now_ns;
+            }
+            self.behind_count += 1;
+        }
+        self.behind_count -= usize::from(!was_live && is_live);
     }
 
     // What is told.
 
-    /// Tells what is committed, as soon as nothing else waits: only the newest of it counts.
-    pub fn tell_committed(&mut self, ends: &[(StreamId, u64)]) {
-        self.committed.extend(ends.iter().copied());
-    }
-
-    /// As [`Session::tell_committed`], of what is trimmed.
-    pub fn tell_trimmed(&mut self, ends: &[(StreamId, u64)]) {
-        self.trimmed.extend(ends.iter().copied());
-    }
-
-    /// Answers a heartbeat.
-    pub fn answer(&mut self, time_ns: u64) {
-        self.answer = Some(time_ns);
-    }
-
-    /// What only counts in its newest form is put into words when nothing waits before it, so that
-    /// it cannot pile up.
-    fn tell_newest(&mut self) {
-        if let Some(time_ns) = self.answer.take() {
-            self.tell(Message::HeartbeatAnswer { time_ns });
-        }
-        if !self.committed.is_empty() {
-            let ends = std::mem::take(&mut self.committed).into_iter().collect();
-            self.tell(Message::Committed(ends));
-        }
-        if !self.trimmed.is_empty() {
-            let ends = std::mem::take(&mut self.trimmed).into_iter().collect();
-            self.tell(Message::Trimmed(ends));
+    /// A stream that has just been made: a follower that holds nothing of it needs not be asked,
+    /// once it has been told all that there were before.
+    pub fn begin_stream(&mut self, stream: StreamId) {
+        let is_listed = self.outgoing.is_beginning();
+        self.outgoing.tell_history(stream);
+        let place = Place { next: 0, reached: 0, stage: Stage::Live, reading: false };
+        self.places.insert(stream, place);
+        if is_listed {
+            self.set_stage(stream, Stage::Told);
         }
     }
 
-    /// Queues a message.
-    pub fn tell(&mut self, message: Message) {
-        if let Message::Histories(histories) = &message {
-            for history in histories {
-                let place = Place { next: 0, reached: 0, stage: Stage::Told, reading: false };
-                self.places.insert(history.stream, place);
+    /// The follower must begin anew behind what is trimmed: it is told the history again, and what
+    /// it would not take any more is not sent.
+    fn lose(&mut self, stream: StreamId) {
+        self.drop_held(stream);
+        self.outgoing.drop_stream(stream);
+        self.outgoing.tell_history(stream);
+        if let Some(place) = self.places.get_mut(&stream) {
+            // What it has been sent it may still report.
+            place.reached = place.next.max(place.reached);
+            place.next = 0;
+        }
+        self.set_stage(stream, Stage::Stuck);
+    }
+
+    /// Time passes: heartbeats are due, and reads that failed are tried again.
+    pub fn handle_time(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
+        self.outgoing.beat(now_ns);
+        let is_due =
+            |(stream, again_ns): (&StreamId, &u64)| (*again_ns <= now_ns).then_some(*stream);
+        let due: Vec<StreamId> = self.failed.iter().filter_map(is_due).collect();
+        for stream in due {
+            self.failed.remove(&stream);
+            if self.places.get(&stream).is_some_and(|place| place.stage.is_read()) {
+                self.want_read(stream);
             }
         }
-        for piece in message.pieces() {
-            let bytes = Bytes::from(piece.encode());
-            self.queue.push_back(Queued { bytes, frame: None, batch: 0 });
-        }
     }
 
-    /// A stream that has just been made: a follower that holds nothing of it needs not be asked.
-    pub fn begin_stream(&mut self, history: History) {
-        let stream = history.stream;
-        self.tell(Message::Histories(vec![history]));
-        self.places
-            .insert(stream, Place { next: 0, reached: 0, stage: Stage::Live, reading: false });
-    }
-
-    /// The follower must begin anew behind what is trimmed.
-    pub fn lose(&mut self, history: History) {
-        self.is_reading = false;
-        let stream = history.stream;
-        self.drop_held(stream);
-        // What it has been sent it may still report.
-        let reached = self.places.get(&stream).map_or(0, |place| place.next.max(place.reached));
-        self.tell(Message::Histories(vec![history]));
-        let stuck = Place { next: 0, reached, stage: Stage::Stuck, reading: false };
-        self.places.insert(stream, stuck);
-    }
-
-    pub fn beat(&mut self, now_ns: u64) {
-        let is_due = now_ns.saturating_sub(self.last_sent_ns) >= self.limits.heartbeat_ns;
-        if is_due && self.queue.is_empty() && self.sending.is_empty() {
-            self.tell(Message::Heartbeat { time_ns: now_ns });
-        }
+    /// The follower has said something.
+    pub fn note_time(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
     }
 
     pub fn note_round_trip(&mut self, began_ns: u64, now_ns: u64) {
         self.round_trip_ns = now_ns.checked_sub(began_ns);
+    }
+
+    pub fn note_took(&mut self, took_ns: u64) {
+        self.took_ns = Some(took_ns);
     }
 
     // What is sealed.
@@ -219,53 +232,34 @@ impl Session {
     /// A frame that has just been sealed: now, later, or from the segment.
     pub fn push_sealed(&mut self, frame: &FrameSlice, batch: u64) {
         let Some(place) = self.places.get_mut(&frame.stream) else { return };
-        let (base, end) = (frame.base_offset, frame.base_offset + u64::from(frame.count));
-        let queued =
-            || Queued { bytes: frame.bytes.clone(), frame: Some((frame.stream, base, end)), batch };
+        let (base, end) = (frame.base_offset, end_of(frame));
         match &mut place.stage {
             Stage::Told | Stage::Behind | Stage::Stuck => return,
             Stage::Live if end <= place.next => return,
             Stage::Live if base == place.next => {
                 place.next = end;
-                self.queue.push_back(queued());
+                let queued = self.outgoing.keep(frame, batch);
+                self.outgoing.push(queued);
             }
             Stage::Live => {
-                place.stage = Stage::Joining(VecDeque::from([queued()]));
+                let queued = self.outgoing.keep(frame, batch);
+                self.set_stage(frame.stream, Stage::Joining(VecDeque::from([queued])));
                 self.want_read(frame.stream);
             }
-            Stage::Joining(held) => held.push_back(queued()),
+            Stage::Joining(held) => held.push_back(self.outgoing.keep(frame, batch)),
         }
-        self.kept_bytes += frame.bytes.len();
-        *self.buffers.entry(batch).or_default() += 1;
-        let too_much = self.kept_bytes > self.limits.window_bytes
-            || self.buffers.len() > self.limits.window_buffers;
-        if too_much {
+        if self.outgoing.is_over_window() {
             self.drop_frames();
         }
     }
 
     /// Gives up every frame that keeps its buffer and is not being written: it is read again.
     fn drop_frames(&mut self) {
-        let mut first: BTreeMap<StreamId, u64> = BTreeMap::new();
-        let queue = std::mem::take(&mut self.queue);
-        let mut dropped = Vec::new();
-        for queued in queue {
-            match queued.frame {
-                Some((stream, base, _)) if queued.batch != 0 => {
-                    first.entry(stream).or_insert(base);
-                    dropped.push(queued);
-                }
-                _ => self.queue.push_back(queued),
-            }
-        }
-        dropped.iter().for_each(|queued| self.release(queued));
-        self.counts.frames_dropped += dropped.len() as u64;
-        let joining: Vec<StreamId> = self
-            .places
-            .iter()
-            .filter(|(_, place)| matches!(place.stage, Stage::Joining(_)))
-            .map(|(stream, _)| *stream)
-            .collect();
+        let first = self.outgoing.drop_kept();
+        let is_joining = |place: &Place| matches!(place.stage, Stage::Joining(_));
+        let all = self.places.iter();
+        let joining: Vec<StreamId> =
+            all.filter(|(_, place)| is_joining(place)).map(|(stream, _)| *stream).collect();
         joining.into_iter().for_each(|stream| self.fall_behind(stream));
         for (stream, base) in first {
             let Some(place) = self.places.get_mut(&stream) else { continue };
@@ -275,7 +269,7 @@ impl Session {
             // The follower may have asked for more than that since they were queued.
             place.reached = place.reached.max(place.next);
             place.next = place.next.min(base);
-            place.stage = Stage::Behind;
+            self.set_stage(stream, Stage::Behind);
             self.want_read(stream);
         }
     }
@@ -285,18 +279,17 @@ impl Session {
         self.drop_held(stream);
         let Some(place) = self.places.get_mut(&stream) else { return };
         if matches!(place.stage, Stage::Live | Stage::Joining(_)) {
-            place.stage = Stage::Behind;
+            self.set_stage(stream, Stage::Behind);
+        }
+        if self.places.get(&stream).is_some_and(|place| place.stage.is_read()) {
             self.want_read(stream);
         }
     }
 
     /// What nothing else has shown.
     pub fn check_end(&mut self, stream: StreamId, end: u64) {
-        let is_missed = self
-            .places
-            .get(&stream)
-            .is_some_and(|place| matches!(place.stage, Stage::Live) && place.next < end);
-        if is_missed {
+        let place = self.places.get(&stream);
+        if place.is_some_and(|place| place.stage.is_live() && place.next < end) {
             self.fall_behind(stream);
         }
     }
@@ -307,12 +300,15 @@ impl Session {
     /// the follower's durable end.
     pub fn want(&mut self, stream: StreamId, from: u64, sealed: u64) -> bool {
         self.drop_held(stream);
+        self.failed.remove(&stream);
         let Some(place) = self.places.get_mut(&stream) else { return false };
         let is_first = matches!(place.stage, Stage::Told);
         place.reached = place.reached.max(place.next);
         place.next = from;
-        place.stage = if from == sealed { Stage::Live } else { Stage::Behind };
-        if from != sealed {
+        if from == sealed {
+            self.set_stage(stream, Stage::Live);
+        } else {
+            self.set_stage(stream, Stage::Behind);
             self.want_read(stream);
         }
         is_first
@@ -338,12 +334,12 @@ impl Session {
         follower: usize,
         sealed: impl Fn(StreamId) -> u64,
     ) -> Option<ReadRequest> {
-        if self.is_reading || self.read_bytes >= self.limits.read_bytes {
+        if self.is_reading || self.outgoing.has_read_enough() {
             return None;
         }
         while let Some(stream) = self.behind.pop_front() {
             let Some(place) = self.places.get_mut(&stream) else { continue };
-            if !matches!(place.stage, Stage::Behind | Stage::Joining(_)) {
+            if !place.stage.is_read() {
                 place.reading = false;
                 continue;
             }
@@ -360,12 +356,18 @@ impl Session {
         None
     }
 
-    pub fn take_read(&mut self, request: ReadRequest, outcome: ReadOutcome, sealed: u64) {
+    pub fn take_read(
+        &mut self,
+        request: ReadRequest,
+        outcome: ReadOutcome,
+        sealed: u64,
+        trimmed: u64,
+    ) {
         self.is_reading = false;
         let stream = request.stream;
         let Some(place) = self.places.get_mut(&stream) else { return };
         place.reading = false;
-        if !matches!(place.stage, Stage::Behind | Stage::Joining(_)) {
+        if !place.stage.is_read() {
             return;
         }
         if place.next != request.from {
@@ -374,28 +376,26 @@ impl Session {
         }
         match outcome {
             ReadOutcome::Frames { frames, at_end } => {
-                self.push_read(stream, frames);
+                self.push_read(stream, &frames);
                 self.join(stream, at_end, sealed);
             }
+            ReadOutcome::Trimmed { .. } if place.next < trimmed => self.lose(stream),
+            // It is tried again after a while.
             ReadOutcome::Trimmed { .. } | ReadOutcome::Failed => {
                 self.drop_held(stream);
-                if let Some(place) = self.places.get_mut(&stream) {
-                    place.stage = Stage::Stuck;
-                }
+                self.outgoing.counts.reads_failed += 1;
+                let again_ns = self.now_ns.saturating_add(self.limits.heartbeat_ns);
+                self.failed.insert(stream, again_ns);
             }
         }
     }
 
-    fn push_read(&mut self, stream: StreamId, frames: Vec<FrameSlice>) {
+    fn push_read(&mut self, stream: StreamId, frames: &[FrameSlice]) {
         let Some(place) = self.places.get_mut(&stream) else { return };
         for frame in frames {
             assert_eq!(frame.base_offset, place.next, "a read is without a gap");
-            let end = frame.base_offset + u64::from(frame.count);
-            place.next = end;
-            self.read_bytes += frame.bytes.len();
-            self.counts.bytes_read += frame.bytes.len() as u64;
-            let frame_of = Some((stream, frame.base_offset, end));
-            self.queue.push_back(Queued { bytes: frame.bytes, frame: frame_of, batch: 0 });
+            place.next = end_of(frame);
+            self.outgoing.push_read(frame);
         }
     }
 
@@ -403,24 +403,18 @@ impl Session {
     fn join(&mut self, stream: StreamId, at_end: bool, sealed: u64) {
         let Some(place) = self.places.get_mut(&stream) else { return };
         match &mut place.stage {
-            Stage::Behind if at_end && place.next >= sealed => place.stage = Stage::Live,
+            Stage::Behind if at_end && place.next >= sealed => self.set_stage(stream, Stage::Live),
             Stage::Joining(held) => {
-                let mut covered = Vec::new();
-                while held.front().is_some_and(|queued| queued.end() <= place.next) {
-                    covered.extend(held.pop_front());
+                while held.front().is_some_and(|queued| queued.end <= place.next) {
+                    held.pop_front().iter().for_each(|queued| self.outgoing.release(queued));
                 }
-                let is_met = held.front().is_none_or(|queued| queued.base() == place.next);
-                if is_met {
-                    let held = std::mem::take(held);
-                    if let Some(last) = held.back() {
-                        place.next = last.end();
-                    }
-                    place.stage = Stage::Live;
-                    self.queue.extend(held);
-                } else {
-                    self.want_read(stream);
+                if held.front().is_some_and(|queued| queued.base != place.next) {
+                    return self.want_read(stream);
                 }
-                covered.iter().for_each(|queued| self.release(queued));
+                place.next = held.back().map_or(place.next, |last| last.end);
+                let held = std::mem::take(held);
+                held.into_iter().for_each(|queued| self.outgoing.push(queued));
+                self.set_stage(stream, Stage::Live);
             }
             _ => self.want_read(stream),
         }
@@ -430,66 +424,20 @@ impl Session {
         let Some(place) = self.places.get_mut(&stream) else { return };
         if let Stage::Joining(held) = &mut place.stage {
             let held = std::mem::take(held);
-            place.stage = Stage::Behind;
-            self.counts.frames_dropped += held.len() as u64;
-            held.iter().for_each(|queued| self.release(queued));
+            self.set_stage(stream, Stage::Behind);
+            held.iter().for_each(|queued| self.outgoing.drop_frame(queued));
         }
     }
 
     // What is sent.
 
-    pub fn poll_send(&mut self, slices_max: usize, now_ns: u64) -> Vec<Bytes> {
-        assert!(self.sending.is_empty(), "one hand-over at a time");
-        let mut bytes = 0;
-        if self.queue.is_empty() {
-            self.tell_newest();
-        }
-        while self.sending.len() < slices_max && bytes < self.limits.read_bytes {
-            let Some(queued) = self.queue.pop_front() else { break };
-            bytes += queued.bytes.len();
-            if queued.frame.is_some() {
-                self.counts.frames += 1;
-                self.counts.bytes += queued.bytes.len() as u64;
-            }
-            self.sending.push(queued);
-        }
-        if !self.sending.is_empty() {
-            self.last_sent_ns = now_ns;
-            self.counts.sends += 1;
-        }
-        self.sending.iter().map(|queued| queued.bytes.clone()).collect()
-    }
-
-    pub fn handle_sent(&mut self) {
-        for queued in std::mem::take(&mut self.sending) {
-            self.release(&queued);
-        }
-    }
-
-    fn release(&mut self, queued: &Queued) {
-        if queued.frame.is_none() {
-            return;
-        }
-        if queued.batch == 0 {
-            self.read_bytes -= queued.bytes.len();
-            return;
-        }
-        self.kept_bytes -= queued.bytes.len();
-        if let Some(frames) = self.buffers.get_mut(&queued.batch) {
-            *frames -= 1;
-            if *frames == 0 {
-                self.buffers.remove(&queued.batch);
-            }
-        }
-    }
-}
-
-impl Queued {
-    fn base(&self) -> u64 {
-        self.frame.map_or(0, |(_, base, _)| base)
-    }
-
-    fn end(&self) -> u64 {
-        self.frame.map_or(0, |(_, _, end)| end)
+    pub fn poll_send(
+        &mut self,
+        slices_max: usize,
+        now_ns: u64,
+        history: &impl Fn(StreamId) -> Option<History>,
+    ) -> Vec<Bytes> {
+        self.now_ns = now_ns;
+        self.outgoing.poll(slices_max, now_ns, history)
     }
 }

@@ -15,16 +15,45 @@ fn frame(base: u64, count: u32) -> FrameSlice {
 
 /// Leads epoch 3 with one follower, which has the stream's 5 records.
 fn leader() -> Leader {
+    leader_with(LIMITS)
+}
+
+fn leader_with(limits: Limits) -> Leader {
     let epochs = EpochTable::from_entries(vec![EpochStart { epoch: 1, start: 0 }]).unwrap();
     let held = Held { trimmed: 0, end: 5, epochs };
-    let mut leader = Leader::new(3, 1, LIMITS, [(STREAM, 0, held)]);
+    let mut leader = Leader::new(3, 1, limits, [(STREAM, 0, held)]);
     leader.handle_connected(0, 0);
+    assert_eq!(told(&mut leader).len(), 2, "a history, and the end of them");
     want(&mut leader, 5);
     leader
 }
 
+/// A message in the present session.
+fn tell(leader: &mut Leader, message: Message) -> Result<(), Violation> {
+    let session = leader.session(0).unwrap().number;
+    leader.handle_message(0, session, message, 0)
+}
+
+fn handle_sent(leader: &mut Leader) {
+    let session = leader.session(0).unwrap().number;
+    leader.handle_sent(0, session);
+}
+
+/// Messages that are sent next, up to the first hand-over without one.
+fn told(leader: &mut Leader) -> Vec<Message> {
+    let mut told = Vec::new();
+    loop {
+        let slices = leader.poll_send(0, 4, 0);
+        if slices.is_empty() {
+            return told;
+        }
+        told.extend(slices.iter().filter_map(|slice| Message::decode(slice).ok()));
+        handle_sent(leader);
+    }
+}
+
 fn want(leader: &mut Leader, from: u64) {
-    leader.handle_message(0, Message::Want(vec![(STREAM, from)]), 0).unwrap();
+    tell(leader, Message::Want(vec![(STREAM, from)])).unwrap();
 }
 
 /// Bases of the frames that are sent next; messages are left out.
@@ -38,7 +67,7 @@ fn sent(leader: &mut Leader) -> Vec<u8> {
         let is_message =
             |slice: &Bytes| matches!(Item::look(slice, 0), Ok(Some(Item::Message { .. })));
         bases.extend(slices.iter().filter(|slice| !is_message(slice)).map(|slice| slice[0]));
-        leader.handle_sent(0);
+        handle_sent(leader);
     }
 }
 
@@ -122,14 +151,14 @@ fn reports_beyond_what_was_sent_are_refused() {
     let durable = |end| Message::Durable { took_ns: 1, ends: vec![(STREAM, end)] };
     leader.handle_sealed(0, &[frame(5, 2)]);
     assert_eq!(leader.poll_risen(), None, "records of older epochs alone do not count");
-    leader.handle_message(0, durable(7), 0).unwrap();
+    tell(&mut leader, durable(7)).unwrap();
     assert_eq!(leader.poll_risen(), Some((STREAM, 7)));
     want(&mut leader, 6);
-    leader.handle_message(0, durable(7), 0).unwrap();
-    assert!(leader.handle_message(0, durable(8), 0).is_err());
-    assert!(leader.handle_message(0, Message::HistoriesEnd, 0).is_err());
+    tell(&mut leader, durable(7)).unwrap();
+    assert!(tell(&mut leader, durable(8)).is_err());
+    assert!(tell(&mut leader, Message::HistoriesEnd).is_err());
     let unknown = Message::Want(vec![(StreamId::new(99), 1)]);
-    assert!(leader.handle_message(0, unknown, 0).is_err());
+    assert!(tell(&mut leader, unknown).is_err());
 }
 
 #[test]
@@ -142,4 +171,214 @@ fn what_is_trimmed_is_told() {
     let slices = leader.poll_send(0, 4, 0);
     let Ok(Message::Histories(told)) = Message::decode(&slices[0]) else { panic!() };
     assert_eq!(told[0].trimmed, 4);
+}
+
+fn other(base: u64, count: u32) -> FrameSlice {
+    FrameSlice { stream: StreamId::new(8), ..frame(base, count) }
+}
+
+#[test]
+fn a_stream_all_of_whose_frames_were_missed_is_found_by_its_end() {
+    let mut leader = leader();
+    leader.handle_durable_end(StreamId::new(8), 0, 3);
+    let [Message::Histories(named)] = &told(&mut leader)[..] else { panic!() };
+    assert_eq!((named[0].stream, named[0].trimmed), (StreamId::new(8), 0));
+    let request = leader.poll_read().expect("what was missed is read");
+    assert_eq!((request.stream, request.from), (StreamId::new(8), 0));
+    leader.handle_durable_end(StreamId::new(9), 0, 0);
+    assert_eq!(told(&mut leader), [], "there is nothing of it");
+}
+
+#[test]
+fn what_is_a_nodes_own_is_never_sent() {
+    for own in [1, 2, 3].map(StreamId::new) {
+        let held = Held { trimmed: 0, end: 5, epochs: EpochTable::default() };
+        let mut leader = Leader::new(3, 1, LIMITS, [(own, 0, held)]);
+        leader.handle_connected(0, 0);
+        leader.handle_sealed(0, &[FrameSlice { stream: own, ..frame(5, 1) }]);
+        leader.handle_durable_end(own, 0, 9);
+        leader.handle_trimmed(own, 2);
+        leader.tell_committed(&[(own, 2)]);
+        assert_eq!(told(&mut leader), [Message::HistoriesEnd]);
+        assert_eq!(leader.poll_read(), None);
+        assert!(tell(&mut leader, Message::Want(vec![(own, 0)])).is_err());
+    }
+}
+
+#[test]
+fn what_is_wanted_beyond_the_end_is_refused() {
+    let mut leader = leader();
+    leader.handle_sealed(0, &[frame(5, 2)]);
+    want(&mut leader, 7);
+    assert!(tell(&mut leader, Message::Want(vec![(STREAM, 8)])).is_err());
+    assert!(tell(&mut leader, Message::Want(vec![(STREAM, u64::MAX)])).is_err());
+}
+
+#[test]
+fn what_was_read_may_be_wanted_before_it_is_handed_over() {
+    let mut leader = leader();
+    want(&mut leader, 2);
+    assert_eq!(read(&mut leader, 9, true), 2);
+    leader.handle_connected(0, 0);
+    want(&mut leader, 9);
+    leader.handle_sealed(0, &[frame(5, 4)]);
+    leader.handle_sealed(0, &[frame(9, 1)]);
+    assert_eq!(sent(&mut leader), [9]);
+}
+
+#[test]
+fn a_read_that_came_too_late_loses_nothing() {
+    let mut leader = leader();
+    leader.handle_sealed(0, &[frame(5, 2)]);
+    want(&mut leader, 2);
+    let request = leader.poll_read().unwrap();
+    want(&mut leader, 6);
+    leader.handle_read(request, ReadOutcome::Trimmed { trimmed: 4 });
+    assert_eq!(read(&mut leader, 7, true), 6, "it wants what is there");
+    assert_eq!(sent(&mut leader), [5, 6], "the first was under way");
+}
+
+#[test]
+fn a_read_that_failed_is_tried_again_after_a_while() {
+    let mut leader = leader();
+    want(&mut leader, 2);
+    let request = leader.poll_read().unwrap();
+    leader.handle_time(100);
+    leader.handle_read(request, ReadOutcome::Failed);
+    assert_eq!(leader.poll_read(), None);
+    leader.handle_time(109);
+    assert_eq!(leader.poll_read(), None, "not at once");
+    leader.handle_time(110);
+    assert_eq!(read(&mut leader, 5, true), 2);
+    assert_eq!(leader.session(0).unwrap().counts.reads_failed, 1);
+}
+
+#[test]
+fn what_waits_when_something_is_lost_is_not_sent() {
+    let mut leader = leader();
+    leader.handle_sealed(0, &[frame(5, 4)]);
+    want(&mut leader, 2);
+    let request = leader.poll_read().unwrap();
+    leader.handle_read(request, ReadOutcome::Trimmed { trimmed: 7 });
+    assert_eq!(sent(&mut leader), [], "it straddles where the follower begins anew");
+    want(&mut leader, 7);
+    assert_eq!(read(&mut leader, 9, true), 7);
+}
+
+#[test]
+fn a_follower_that_does_not_read_makes_nothing_grow() {
+    let mut leader = leader();
+    let slices = leader.poll_send(0, 4, 0);
+    assert_eq!(slices.len(), 0);
+    leader.handle_sealed(0, &[frame(5, 1)]);
+    assert_eq!(leader.poll_send(0, 4, 0).len(), 1);
+    // It is being written, for a very long time.
+    for round in 0..10_000u64 {
+        leader.handle_trimmed(STREAM, round.min(4));
+        leader.tell_committed(&[(STREAM, round)]);
+        leader.handle_time(round * 100);
+        tell(&mut leader, Message::Heartbeat { time_ns: round }).unwrap();
+        want(&mut leader, 2);
+        if let Some(request) = leader.poll_read() {
+            leader.handle_read(request, ReadOutcome::Trimmed { trimmed: 4 });
+        }
+    }
+    handle_sent(&mut leader);
+    let told = told(&mut leader);
+    assert!(told.len() <= 4, "{} messages", told.len());
+    assert!(told.contains(&Message::Committed(vec![(STREAM, 9999)])));
+    assert!(told.contains(&Message::HeartbeatAnswer { time_ns: 9999 }));
+}
+
+#[test]
+fn what_is_told_and_what_is_sent_both_get_their_turn() {
+    for slices_max in [1, 2, 8] {
+        let limits = Limits { window_bytes: 100_000, window_buffers: 1000, ..LIMITS };
+        let mut leader = leader_with(limits);
+        let (mut frames, mut messages) = (0, 0);
+        for round in 0..100 {
+            // More of both than can go.
+            leader.handle_sealed(0, &[frame(5 + round, 1)]);
+            leader.tell_committed(&[(STREAM, 5 + round)]);
+            tell(&mut leader, Message::Heartbeat { time_ns: round }).unwrap();
+            for slice in leader.poll_send(0, slices_max, 0) {
+                let is_message = Message::decode(&slice).is_ok();
+                messages += u32::from(is_message);
+                frames += u32::from(!is_message);
+            }
+            handle_sent(&mut leader);
+        }
+        assert!(frames >= 30 && messages >= 30, "{slices_max}: {frames}, {messages}");
+    }
+}
+
+#[test]
+fn what_came_in_an_older_session_is_forgotten() {
+    let mut leader = leader();
+    let old = leader.session(0).unwrap().number;
+    leader.handle_sealed(0, &[frame(5, 2)]);
+    let new = leader.handle_connected(0, 0);
+    assert_ne!(old, new);
+    let durable = || Message::Durable { took_ns: 1, ends: vec![(STREAM, 7)] };
+    leader.handle_message(0, old, durable(), 0).unwrap();
+    assert_eq!(leader.progress().end(0, STREAM), 0, "the disk may be another");
+    assert_eq!(leader.handle_disconnected(0, old), SessionCounts::default());
+    leader.poll_send(0, 4, 0);
+    leader.handle_sent(0, old);
+    assert!(leader.handle_message(0, new, durable(), 0).is_err(), "it has not asked");
+    leader.handle_disconnected(0, new);
+    assert_eq!(leader.session(0), None);
+}
+
+#[test]
+fn a_new_session_is_told_what_was_committed_before() {
+    let mut leader = leader();
+    leader.tell_committed(&[(STREAM, 4)]);
+    leader.handle_connected(0, 0);
+    let told = told(&mut leader);
+    assert_eq!(told.last(), Some(&Message::Committed(vec![(STREAM, 4)])));
+}
+
+#[test]
+fn lag_is_known() {
+    let mut leader = leader();
+    let state = leader.session(0).unwrap();
+    assert_eq!((state.behind, state.behind_since_ns), (0, None));
+    assert_eq!((state.lag_records, state.lag_bytes), (0, Some(0)));
+    leader.handle_sealed(0, &[frame(5, 2)]);
+    let state = leader.session(0).unwrap();
+    assert_eq!((state.lag_records, state.lag_bytes), (2, Some(100)), "sealed, and not reported");
+    leader.handle_durable_end(StreamId::new(8), 0, 3);
+    let state = leader.session(0).unwrap();
+    assert_eq!((state.lag_records, state.lag_bytes), (5, None), "nothing of it was seen");
+    assert_eq!((state.behind, state.behind_since_ns), (1, Some(0)));
+    leader.handle_time(7);
+    assert_eq!(leader.session(0).unwrap().behind_since_ns, Some(0));
+    let request = leader.poll_read().unwrap();
+    leader.handle_read(request, ReadOutcome::Frames { frames: vec![other(0, 3)], at_end: true });
+    let state = leader.session(0).unwrap();
+    assert_eq!((state.behind_since_ns, state.lag_bytes), (None, Some(200)));
+    assert_eq!((state.counts.frames_read, state.counts.bytes_read), (1, 100));
+    want(&mut leader, 6);
+    assert_eq!(leader.session(0).unwrap().behind_since_ns, Some(0), "by the clock of messages");
+    sent(&mut leader);
+    let durable = Message::Durable { took_ns: 9, ends: vec![(STREAM, 7)] };
+    tell(&mut leader, durable).unwrap();
+    let state = leader.session(0).unwrap();
+    assert_eq!((state.lag_records, state.follower_took_ns), (3, Some(9)));
+}
+
+#[test]
+fn who_ends_exactly_where_the_leader_has_trimmed_follows() {
+    let epochs = EpochTable::from_entries(vec![EpochStart { epoch: 1, start: 0 }]).unwrap();
+    let held = |trimmed| Held { trimmed, end: 5, epochs: epochs.clone() };
+    let mut began_so = Leader::new(3, 1, LIMITS, [(STREAM, 0, held(5))]);
+    let mut trimmed_later = Leader::new(3, 1, LIMITS, [(STREAM, 0, held(0))]);
+    trimmed_later.handle_trimmed(STREAM, 5);
+    for leader in [&mut began_so, &mut trimmed_later] {
+        leader.handle_connected(0, 0);
+        let Some(Message::Histories(told)) = told(leader).into_iter().next() else { panic!() };
+        assert_eq!(told[0].trimmed, 5);
+        assert_eq!(history::part(&held(0), &told[0]), history::Parting::Nowhere);
+    }
 }

@@ -171,13 +171,23 @@ pub enum Refusal {
     NotAMember = 5,
     /// The node cannot serve it now: it is closing, its engine is poisoned, or is being opened.
     NotNow = 6,
+    /// Connections of this kind are not for this.
+    Kind = 7,
 }
 
 impl Refusal {
     fn from_status(status: u16) -> Option<Self> {
-        [Self::Version, Self::Cluster, Self::Node, Self::Epoch, Self::NotAMember, Self::NotNow]
-            .into_iter()
-            .find(|refusal| *refusal as u16 == status)
+        [
+            Self::Version,
+            Self::Cluster,
+            Self::Node,
+            Self::Epoch,
+            Self::NotAMember,
+            Self::NotNow,
+            Self::Kind,
+        ]
+        .into_iter()
+        .find(|refusal| *refusal as u16 == status)
     }
 
     /// The name under which it is counted.
@@ -189,6 +199,7 @@ impl Refusal {
             Self::Epoch => "epoch",
             Self::NotAMember => "not_a_member",
             Self::NotNow => "not_now",
+            Self::Kind => "kind",
         }
     }
 }

@@ -3,10 +3,20 @@
 use ringwal_engine::{EpochStart, EpochTable, StreamId};
 use zerocopy::IntoBytes;
 
-use super::{MESSAGE_BYTES_MAX, MESSAGE_HEADER_BYTES, MessageHeader, WireError};
+use super::{
+    EPOCH_MAX, MESSAGE_BYTES_MAX, MESSAGE_HEADER_BYTES, MessageHeader, OFFSET_MAX, WireError,
+};
+
+/// Epochs of one stream that fit a message. Of a longer table come several pieces, see
+/// [`Message::pieces`].
+const PIECE_ENTRIES_MAX: usize = (MESSAGE_BYTES_MAX - 24) / 16;
+/// Epochs of all streams together that a leader may tell in a session: what it makes a follower
+/// keep in memory is bounded by this.
+pub const HISTORY_ENTRIES_MAX: usize = 4 << 20;
 
 /// What a leader has of a stream: from `trimmed` on, by epochs. The last epoch is its own and
-/// starts where the stream ended when it began.
+/// starts where the stream ended when it began. The first may be the one of the record just before
+/// `trimmed`.
 #[derive(Clone, Eq, PartialEq, Debug)]
 pub struct History {
     /// Which stream.
@@ -19,8 +29,35 @@ pub struct History {
 
 impl History {
     /// Bytes in a message.
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         24 + 16 * self.epochs.entries().len()
+    }
+
+    /// Whether it is a piece that the next history of the same stream goes on with.
+    pub fn is_unfinished(&self, present_epoch: u64) -> bool {
+        let entries = self.epochs.entries();
+        entries.len() == PIECE_ENTRIES_MAX && self.epochs.last().epoch != present_epoch
+    }
+
+    /// Both pieces as one; `None` when the second does not go on with the first.
+    pub fn join(self, next: History) -> Option<History> {
+        let fits = self.stream == next.stream && self.trimmed == next.trimmed;
+        let entries = [self.epochs.entries(), next.epochs.entries()].concat();
+        let epochs = EpochTable::from_entries(entries).filter(|_| fits)?;
+        Some(History { epochs, ..self })
+    }
+
+    /// Itself, or several of at most as many epochs as fit a message.
+    fn pieces(self) -> Vec<History> {
+        let Self { stream, trimmed, epochs } = &self;
+        if epochs.entries().len() <= PIECE_ENTRIES_MAX {
+            return vec![self];
+        }
+        let piece = |entries: &[EpochStart]| {
+            let epochs = EpochTable::from_entries(entries.to_vec()).expect("a part is in order");
+            History { stream: *stream, trimmed: *trimmed, epochs }
+        };
+        epochs.entries().chunks(PIECE_ENTRIES_MAX).map(piece).collect()
     }
 }
 
@@ -63,6 +100,9 @@ pub enum Message {
         reason: String,
     },
 }
+
+/// Streams of a list that fit a message.
+pub(crate) const PAIRS_MAX: usize = (MESSAGE_BYTES_MAX - 8) / 16;
 
 /// Longest reason in [`Message::Leaving`], in bytes.
 const LEAVING_BYTES_MAX: usize = 1024;
@@ -163,9 +203,9 @@ impl Message {
         if words.0.is_empty() { Ok(message) } else { Err(WireError::Short) }
     }
 
-    /// As many messages as it takes to keep each of them short.
+    /// As many messages as it takes to keep each of them short. A history of more epochs than fit
+    /// one comes in pieces itself: see [`History::join`].
     pub fn pieces(self) -> Vec<Self> {
-        const PAIRS_MAX: usize = (MESSAGE_BYTES_MAX - 8) / 16;
         let split = |pairs: Vec<(StreamId, u64)>, make: &dyn Fn(Vec<(StreamId, u64)>) -> Self| {
             pairs.chunks(PAIRS_MAX).map(|pairs| make(pairs.to_vec())).collect()
         };
@@ -177,7 +217,7 @@ impl Message {
             Self::Histories(histories) => {
                 let mut pieces: Vec<Vec<History>> = Vec::new();
                 let mut room = 0;
-                for history in histories {
+                for history in histories.into_iter().flat_map(History::pieces) {
                     if history.bytes() > room {
                         pieces.push(Vec::new());
                         room = MESSAGE_BYTES_MAX;
@@ -210,23 +250,36 @@ impl Words<'_> {
         Ok(u64::from_le_bytes(*word))
     }
 
+    fn bounded(&mut self, what: &str, max: u64) -> Result<u64, WireError> {
+        let word = self.next()?;
+        let told = || WireError::Unexpected(format!("{what} {word}; none is beyond {max}"));
+        (word <= max).then_some(word).ok_or_else(told)
+    }
+
+    fn offset(&mut self) -> Result<u64, WireError> {
+        self.bounded("an offset of", OFFSET_MAX)
+    }
+
     fn pairs(&mut self) -> Result<Vec<(StreamId, u64)>, WireError> {
         let mut pairs = Vec::with_capacity(self.0.len() / 16);
         while !self.0.is_empty() {
-            pairs.push((StreamId::new(self.next()?), self.next()?));
+            pairs.push((StreamId::new(self.next()?), self.offset()?));
         }
         Ok(pairs)
     }
 
     fn history(&mut self) -> Result<History, WireError> {
-        let (stream, trimmed, count) = (StreamId::new(self.next()?), self.next()?, self.next()?);
+        let (stream, trimmed, count) = (StreamId::new(self.next()?), self.offset()?, self.next()?);
         // As many as there can be, before anything is allocated.
         if count > (self.0.len() / 16) as u64 {
             return Err(WireError::Short);
         }
         let mut entries = Vec::with_capacity(count as usize);
         for _ in 0..count {
-            entries.push(EpochStart { epoch: self.next()?, start: self.next()? });
+            entries.push(EpochStart {
+                epoch: self.bounded("an epoch of", EPOCH_MAX)?,
+                start: self.offset()?,
+            });
         }
         let epochs = EpochTable::from_entries(entries).ok_or_else(|| {
             WireError::Unexpected(format!("the epochs of stream {stream} are in no order"))
@@ -297,6 +350,56 @@ mod tests {
         let histories: Vec<_> = (0..10_000).map(history).collect();
         let pieces = Message::Histories(histories).pieces();
         assert!(pieces.len() > 2 && pieces.iter().all(|p| p.encode().len() < MESSAGE_BYTES_MAX));
+    }
+
+    #[test]
+    fn a_history_of_very_many_epochs_is_told_in_pieces() {
+        for entries in [PIECE_ENTRIES_MAX, PIECE_ENTRIES_MAX + 1, 3 * PIECE_ENTRIES_MAX] {
+            let entry = |n| EpochStart { epoch: n, start: n };
+            let epochs = EpochTable::from_entries((0..entries as u64).map(entry).collect());
+            let history = History { stream: StreamId::new(8), trimmed: 3, epochs: epochs.unwrap() };
+            let present = history.epochs.last().epoch;
+            let mut back: Option<History> = None;
+            for piece in Message::Histories(vec![history.clone()]).pieces() {
+                let Ok(Message::Histories(piece)) = Message::decode(&piece.encode()) else {
+                    panic!()
+                };
+                for piece in piece {
+                    assert!(back.as_ref().is_none_or(|back| back.is_unfinished(present)
+                        || back.epochs.entries().len() > PIECE_ENTRIES_MAX));
+                    back = back.map_or(Some(piece.clone()), |back| back.join(piece));
+                }
+            }
+            assert_eq!(back, Some(history));
+        }
+        let piece = History { stream: StreamId::new(8), trimmed: 3, epochs: table(&[(1, 0)]) };
+        assert_eq!(piece.clone().join(piece.clone()), None, "epochs grow");
+        let other = History { trimmed: 4, epochs: table(&[(2, 1)]), ..piece.clone() };
+        assert_eq!(piece.join(other), None, "it is another");
+    }
+
+    #[test]
+    fn no_offset_and_no_epoch_is_beyond_what_can_be_counted() {
+        let message = |kind: u8, words: &[u64]| {
+            let mut body = Vec::new();
+            put(&mut body, words);
+            Message::decode(&[MessageHeader::new(kind, &body).as_bytes(), &body].concat())
+        };
+        for kind in [5, 6, 7] {
+            assert!(message(kind, &[8, OFFSET_MAX]).is_ok());
+            assert!(message(kind, &[8, OFFSET_MAX + 1]).is_err());
+            assert!(message(kind, &[8, u64::MAX]).is_err());
+        }
+        assert!(message(8, &[1, 8, u64::MAX]).is_err());
+        assert!(message(1, &[8, 0, 1, EPOCH_MAX, OFFSET_MAX]).is_ok());
+        for bad in [
+            [8, OFFSET_MAX + 1, 1, 1, 0],
+            [8, 0, 1, EPOCH_MAX + 1, 0],
+            [8, 0, 1, 1, u64::MAX],
+            [8, 0, 1, u64::MAX, 0],
+        ] {
+            assert!(message(1, &bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -3,10 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use ringwal_engine::{EpochStart, StreamId};
-use ringwal_replication::history::{Parting, part};
+use ringwal_engine::StreamId;
+use ringwal_replication::history::{self, Parting, part};
 use ringwal_replication::promise::{Fact, Promise};
-use ringwal_replication::wire::History;
 
 use super::leading::Leading;
 use super::node::Part;
@@ -46,7 +45,6 @@ impl World {
     /// A node promises an epoch: durably, and with nothing of an older one under way.
     pub fn promise(&mut self, member: usize, promise: Promise) {
         self.drop_links(|(leader, follower)| leader == member || follower == member);
-        let count = self.nodes.len();
         let node = &mut self.nodes[member];
         self.oracle.note_promise(node.id, promise);
         node.promised = Some(promise);
@@ -57,7 +55,7 @@ impl World {
             Part::Idle => {}
             Part::Leading(leading) => {
                 self.oracle.counts.deposed += 1;
-                leading.give_up(count - 1, &mut self.oracle);
+                leading.give_up(&mut self.oracle);
             }
             Part::Following(following) => {
                 node.committed = following.core.committed().clone();
@@ -82,9 +80,7 @@ impl World {
             return;
         }
         let theirs = held(self.nodes[best].shard(), stream);
-        let mut epochs = theirs.epochs.clone();
-        epochs.begin(EpochStart { epoch: self.epoch, start: theirs.end }, theirs.trimmed);
-        let history = History { stream, trimmed: theirs.trimmed, epochs };
+        let history = history::begin(stream, theirs.clone(), self.epoch);
         let mine = held(self.nodes[candidate].shard(), stream);
         let from = match part(&mine, &history) {
             Parting::Nowhere => mine.end,

@@ -42,7 +42,7 @@ impl Leading {
             window_bytes: random.within(4..=64) as usize * 1024,
             window_buffers: random.within(2..=8) as usize,
             read_bytes: random.within(1..=16) as usize * 1024,
-            heartbeat_ns: 1,
+            heartbeat_ns: 50_000_000,
         };
         Self {
             core: Leader::new(epoch, followers, limits, streams),
@@ -125,8 +125,8 @@ impl Leading {
     }
 
     /// A session with a follower has ended.
-    pub fn disconnect(&mut self, follower: usize, oracle: &mut Oracle) {
-        let counts = self.core.handle_disconnected(follower);
+    pub fn disconnect(&mut self, follower: usize, session: u64, oracle: &mut Oracle) {
+        let counts = self.core.handle_disconnected(follower, session);
         oracle.counts.sent += counts.frames;
         oracle.counts.dropped += counts.frames_dropped;
         oracle.counts.read += counts.bytes_read;
@@ -143,9 +143,8 @@ impl Leading {
     }
 
     /// It leads no more: who waits does not know.
-    pub fn give_up(mut self, followers: usize, oracle: &mut Oracle) {
+    pub fn give_up(mut self, oracle: &mut Oracle) {
         self.settle(oracle);
-        (0..followers).for_each(|follower| self.disconnect(follower, oracle));
         oracle.counts.unknown += self.waiting.len() as u64;
     }
 
@@ -189,7 +188,7 @@ impl Leading {
     /// What is durable and was missed is found.
     pub fn check_ends(&mut self, shard: &Shard) {
         for (stream, held) in all_held(shard) {
-            self.core.handle_durable_end(stream, held.end);
+            self.core.handle_durable_end(stream, 0, held.end);
         }
     }
 }

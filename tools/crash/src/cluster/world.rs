@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use ringwal_engine::StreamId;
 use ringwal_engine::format::FrameHeader;
-use ringwal_replication::follower::Act;
+use ringwal_replication::follower::{Act, Refused};
+use ringwal_replication::node_id::NodeId;
 use ringwal_replication::promise::{Admission, Promise, admit};
 use ringwal_replication::wire::{
     Answer, ConnectionKind, Hello, Item, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refusal,
@@ -21,6 +22,8 @@ use crate::sim::trace;
 const ITEMS_MAX: usize = 40;
 /// Longest frame that is taken.
 const FRAME_BYTES_MAX: usize = 64 << 10;
+/// What a step takes, for the cores.
+const STEP_NS: u64 = 10_000_000;
 /// Rounds in which a sound cluster comes to rest.
 const ROUNDS_MAX: usize = 100_000;
 
@@ -38,7 +41,8 @@ pub struct Link {
     to_leader: VecDeque<Vec<u8>>,
     /// The follower has answered the hello, and the leader has seen it.
     is_admitted: bool,
-    is_open: bool,
+    /// The leader's number of the session, when it is open.
+    session: Option<u64>,
 }
 
 /// See the module.
@@ -161,7 +165,10 @@ impl World {
         match part {
             Part::Idle => {}
             Part::Leading(leading) => leading.settle(&mut self.oracle),
-            Part::Following(following) => following.settle(),
+            Part::Following(following) => {
+                following.settle();
+                following.core.handle_time(now_ns(self.steps));
+            }
         }
         self.oracle.check_receipts(&self.nodes);
         self.do_acts(node);
@@ -187,7 +194,7 @@ impl World {
             8 => leading.tell_committed(shard, &mut self.oracle),
             _ => {
                 leading.check_ends(shard);
-                leading.core.handle_time(self.steps);
+                leading.core.handle_time(now_ns(self.steps));
             }
         }
     }
@@ -242,14 +249,15 @@ impl World {
     fn send(&mut self, leader: usize, follower: usize) {
         let Some(link) = self.links.get_mut(&(leader, follower)) else { return };
         let Part::Leading(leading) = &mut self.nodes[leader].part else { return };
-        if link.is_open && link.to_follower.len() < ITEMS_MAX {
-            let slices = leading.core.poll_send(slot(leader, follower), 8, self.steps);
+        let Some(session) = link.session else { return };
+        if link.to_follower.len() < ITEMS_MAX {
+            let slices = leading.core.poll_send(slot(leader, follower), 8, now_ns(self.steps));
             for slice in &slices {
                 trace::tell(|| format!("{leader}>{follower} {}", describe(slice)));
             }
             // What is on its way keeps no buffer of the pool.
             link.to_follower.extend(slices.iter().map(|slice| Bytes::copy_from_slice(slice)));
-            leading.core.handle_sent(slot(leader, follower));
+            leading.core.handle_sent(slot(leader, follower), session);
         }
     }
 
@@ -295,14 +303,15 @@ impl World {
         let end = super::oracle::held(self.nodes[follower].shard(), stream).end;
         let Part::Following(following) = &mut self.nodes[follower].part else { return };
         following.settle();
-        following.core.handle_refused(stream, end);
+        following.core.handle_refused(stream, end, Refused::NoSpace);
     }
 
     fn admit(&mut self, leader: usize, follower: usize, bytes: &[u8]) {
         let hello = Hello::decode(bytes).expect("sound");
         let node = &self.nodes[follower];
         let mut refused = None;
-        match admit(node.identity(), node.promised, &hello) {
+        let members: Vec<NodeId> = self.nodes.iter().map(|node| node.id).collect();
+        match admit(node.identity(), &members, node.promised, &hello) {
             Admission::Follow => {}
             Admission::Promise(promise) => {
                 let link = self.links.remove(&(leader, follower));
@@ -346,18 +355,19 @@ impl World {
         let Some(link) = self.links.get_mut(&(leader, follower)) else { return false };
         let Some(bytes) = link.to_leader.pop_front() else { return false };
         let Part::Leading(leading) = &mut self.nodes[leader].part else { return false };
-        if link.is_open {
+        if let Some(session) = link.session {
             trace::tell(|| format!("{leader}<{follower} comes {}", describe(&bytes)));
             let message = Message::decode(&bytes).expect("sound");
-            let outcome = leading.core.handle_message(slot(leader, follower), message, self.steps);
+            let (slot, now_ns) = (slot(leader, follower), now_ns(self.steps));
+            let outcome = leading.core.handle_message(slot, session, message, now_ns);
             outcome.unwrap_or_else(|violation| panic!("{violation}"));
             return true;
         }
         let answer = Answer::decode(&bytes).expect("sound");
         match answer.refused {
             None => {
-                link.is_open = true;
-                leading.core.handle_connected(slot(leader, follower), self.steps);
+                let slot = slot(leader, follower);
+                link.session = Some(leading.core.handle_connected(slot, now_ns(self.steps)));
             }
             Some((refusal, _)) => {
                 assert_eq!(refusal, Refusal::Epoch, "nothing else is refused here");
@@ -377,7 +387,7 @@ impl World {
         let part = std::mem::replace(&mut self.nodes[leader].part, Part::Idle);
         if let Part::Leading(leading) = part {
             self.oracle.counts.deposed += 1;
-            leading.give_up(self.nodes.len() - 1, &mut self.oracle);
+            leading.give_up(&mut self.oracle);
         }
     }
 
@@ -398,9 +408,8 @@ impl World {
                     self.nodes[number].cut(stream, from, epoch, &mut self.oracle);
                     self.with_follower(number, |core| core.handle_cut(stream, from));
                 }
-                Act::BeginAnew { stream, trimmed, .. } => {
-                    let epoch = following.core.epoch_at(stream, trimmed);
-                    let epoch = epoch.expect("its history was told");
+                Act::BeginAnew { stream, trimmed, epochs, .. } => {
+                    let epoch = epochs.epoch_at(trimmed);
                     self.nodes[number].turn_until(|node| node.is_quiet());
                     self.nodes[number].begin_anew(stream, trimmed, epoch, &mut self.oracle);
                     self.with_follower(number, |core| core.handle_begun_anew(stream, trimmed));
@@ -425,9 +434,9 @@ impl World {
     }
 
     fn drop_link(&mut self, link: (usize, usize)) {
-        self.links.remove(&link);
-        if let Part::Leading(leading) = &mut self.nodes[link.0].part {
-            leading.disconnect(slot(link.0, link.1), &mut self.oracle);
+        let session = self.links.remove(&link).and_then(|link| link.session);
+        if let (Some(session), Part::Leading(leading)) = (session, &mut self.nodes[link.0].part) {
+            leading.disconnect(slot(link.0, link.1), session, &mut self.oracle);
         }
     }
 
@@ -475,7 +484,7 @@ impl World {
         *count += 1;
         self.drop_links(|(leader, follower)| leader == node || follower == node);
         if let Part::Leading(leading) = std::mem::replace(&mut self.nodes[node].part, Part::Idle) {
-            leading.give_up(self.nodes.len() - 1, &mut self.oracle);
+            leading.give_up(&mut self.oracle);
         }
         self.nodes[node].crash(power);
     }
@@ -552,6 +561,11 @@ impl World {
             self.oracle.check_equal(one, other);
         }
     }
+}
+
+/// The time after so many steps.
+fn now_ns(steps: u64) -> u64 {
+    steps * STEP_NS
 }
 
 /// The number of a follower among those of a leader.
