@@ -1,7 +1,7 @@
 //! What an operator chooses: one schema, from TOML or built in Rust. Nothing here reads the
 //! environment or a file.
 
-mod address;
+pub(crate) mod address;
 mod text;
 
 use std::collections::HashSet;

@@ -8,6 +8,7 @@ pub mod config;
 pub mod follower;
 pub mod history;
 pub mod leader;
+pub mod link;
 pub mod node_id;
 pub mod orphans;
 pub mod progress;
