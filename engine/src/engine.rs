@@ -209,7 +209,7 @@ impl Engine {
     }
 
     /// Sealed frames of all shards, as slices of the buffers that are written: `batches` messages
-    /// wait at most. Only the order of each shard is kept. Nobody waits for a subscriber; one that
+    /// wait at most. Those of streams 1 to 3, which are this node's own, are not among them. Only the order of each shard is kept. Nobody waits for a subscriber; one that
     /// is too slow is told so.
     pub fn subscribe(&self, batches: usize) -> Subscription {
         let shards: Vec<_> = self.inner.shards.iter().map(|shared| shared.shard).collect();
@@ -342,7 +342,7 @@ impl Stream {
     /// Everything of [`AppendError`] but `Full`.
     pub fn append(&self, record: impl AsRef<[u8]>) -> Result<Append, AppendError> {
         let record = record.as_ref();
-        self.shared.wait_for_room(Lane::Records, || self.try_append(record))
+        self.shared.wait_for_room(Lane::of(self.stream), || self.try_append(record))
     }
 
     /// As [`Stream::append`], but never waits.
@@ -373,7 +373,7 @@ impl Stream {
         I::Item: AsRef<[u8]>,
     {
         let records: Vec<_> = records.into_iter().collect();
-        self.shared.wait_for_room(Lane::Records, || self.try_batch(&records))
+        self.shared.wait_for_room(Lane::of(self.stream), || self.try_batch(&records))
     }
 
     /// As [`Stream::append_batch`], but waits for room without blocking the thread.
@@ -399,7 +399,7 @@ impl Stream {
         &self,
         mut attempt: impl FnMut() -> Result<T, AppendError>,
     ) -> impl Future<Output = Result<T, AppendError>> {
-        let mut began_ns = None;
+        let (lane, mut began_ns) = (Lane::of(self.stream), None);
         poll_fn(move |context| {
             loop {
                 match attempt() {
@@ -413,7 +413,7 @@ impl Stream {
                         return Poll::Ready(outcome);
                     }
                 }
-                if !self.shared.register_for_room(context.waker()) {
+                if !self.shared.register_for_room(lane, context.waker()) {
                     return Poll::Pending;
                 }
             }
@@ -432,8 +432,9 @@ impl Stream {
     /// continuation is refused in the token.
     pub fn append_frame(&self, frame: &[u8]) -> Result<AppendBatch, AppendError> {
         let frame = self.verify_frame(frame)?;
-        self.shared
-            .wait_for_room(Lane::Records, || self.shared.try_append_frame(&frame).map(AppendBatch))
+        self.shared.wait_for_room(Lane::of(self.stream), || {
+            self.shared.try_append_frame(&frame).map(AppendBatch)
+        })
     }
 
     /// As [`Stream::append_frame`], but never waits.
