@@ -143,6 +143,17 @@ impl Engine {
         &self.inner.reports
     }
 
+    /// What tells this engine from every other one, drawn when the directory was made: another id
+    /// is another disk.
+    pub fn id(&self) -> [u8; 16] {
+        self.inner.directory.engine_id
+    }
+
+    /// Longest frame that a batch of this engine can hold, header included, in bytes.
+    pub fn frame_bytes_max(&self) -> usize {
+        self.inner.shards[0].queue().payload_bytes_max() + crate::format::FRAME_HEADER_BYTES
+    }
+
     /// Longest record, in bytes.
     pub fn record_bytes_max(&self) -> usize {
         self.inner.shards[0].queue().payload_bytes_max() - crate::format::RECORD_PREFIX_BYTES
@@ -328,6 +339,11 @@ impl Stream {
     /// Which stream.
     pub fn id(&self) -> StreamId {
         self.stream
+    }
+
+    /// The shard that holds it.
+    pub fn shard(&self) -> u16 {
+        self.shared.shard
     }
 
     /// The engine that it belongs to.

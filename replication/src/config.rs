@@ -138,6 +138,13 @@ pub struct Member {
     pub address: String,
 }
 
+impl Member {
+    /// Its host, without brackets; nothing when the address has no such form.
+    pub(crate) fn host(&self) -> &str {
+        address::split(&self.address).map_or("", |(host, _)| host)
+    }
+}
+
 /// PEM files for mutual TLS 1.3.
 #[derive(Clone, Eq, PartialEq, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
