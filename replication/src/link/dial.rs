@@ -31,6 +31,7 @@ pub(super) async fn connect(
         let left = deadline.saturating_duration_since(Instant::now());
         let share = Instant::now() + left / (addresses.len() - index) as u32;
         match timeout_at(share, tokio::net::TcpStream::connect(address)).await {
+            Ok(Ok(stream)) if is_itself(&stream) => last = io::ErrorKind::ConnectionRefused.into(),
             Ok(Ok(stream)) => return Ok(Some(stream)),
             Ok(Err(error)) => last = error,
             Err(_) if index + 1 == addresses.len() => return Ok(None),
@@ -38,6 +39,12 @@ pub(super) async fn connect(
         }
     }
     Err(LinkError::Connect { address: target.into(), tried: addresses.len(), source: last })
+}
+
+/// Where nobody listens, at a port that the kernel gives to those who dial, a socket can end up
+/// connected with itself: and then nobody can listen there any more.
+fn is_itself(stream: &tokio::net::TcpStream) -> bool {
+    matches!((stream.local_addr(), stream.peer_addr()), (Ok(own), Ok(peer)) if own == peer)
 }
 
 async fn resolve(target: &str) -> Result<Vec<SocketAddr>, LinkError> {
