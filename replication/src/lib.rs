@@ -2,7 +2,7 @@
 //! sealed, and nobody is waited for.
 //!
 //! Being built: see "Replication: the shape" in ARCHITECTURE.md. What is here are the parts without
-//! I/O, and the files of what is cut.
+//! I/O.
 
 pub mod follower;
 pub mod history;
