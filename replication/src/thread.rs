@@ -27,7 +27,7 @@ use crate::config::Config;
 use crate::follower::Follower;
 use crate::history::Held;
 use crate::link::Listener;
-use crate::link::tls::Tls;
+use crate::link::tls::{Tls, TlsError};
 use crate::node_id::{NodeId, RunId};
 use crate::promise::{Admission, Identity, Promise, admit};
 use crate::stats::{Counters, NodeStats, Role};
@@ -322,9 +322,10 @@ impl Replica {
             }
             Command::Trim { stream, before } => match &mut self.part {
                 Part::Leading(leading) => leading.handle_trim(stream, before),
-                _ => {
-                    let _ = self.context.engine.stream(stream).trim_async(before);
+                _ if self.context.worker.has_room() => {
+                    self.context.worker.give(Job::Trim { stream, before });
                 }
+                _ => tracing::warn!(%stream, before, "too busy to trim; ask again"),
             },
             Command::Close => {
                 self.closing.get_or_insert_with(Instant::now);
@@ -501,6 +502,12 @@ impl Replica {
                     tracing::warn!(error, "cannot make durable what is committed");
                 }
             }
+            Outcome::Trimmed(trimmed) => {
+                if let Err(why) = trimmed {
+                    tracing::warn!(why, "cannot trim");
+                }
+            }
+            Outcome::Reloaded(outcome) => self.note_reloaded(outcome),
             Outcome::Read(request, read) => {
                 if let Part::Leading(leading) = &mut self.part {
                     leading.handle_read(request, read);
@@ -583,8 +590,15 @@ impl Replica {
         if self.tls_looked.elapsed() < config.reload {
             return;
         }
+        if !self.context.worker.has_room() {
+            return;
+        }
         self.tls_looked = Instant::now();
-        match tls.reload_if_changed() {
+        self.context.worker.give(Job::Reload(tls.clone()));
+    }
+
+    fn note_reloaded(&self, outcome: Result<bool, TlsError>) {
+        match outcome {
             Ok(false) => {}
             Ok(true) => {
                 self.context.counters.tls_reloads.add(1);

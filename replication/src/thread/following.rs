@@ -248,8 +248,7 @@ impl Following {
                     self.jobs.push_back(Job::BeginAnew { anew, epochs, reason });
                 }
                 Act::Trim { stream, before } => {
-                    // The engine says so itself when it has failed.
-                    let _ = context.engine.stream(stream).trim_async(before);
+                    self.jobs.push_back(Job::Trim { stream, before });
                 }
                 Act::Leave(why) => {
                     context.counters.violations.add(1);

@@ -311,18 +311,24 @@ impl Leading {
         *wanted = before.max(*wanted);
     }
 
-    fn trim(&mut self, context: &Context) {
+    fn trim(&mut self, context: &mut Context) {
         if self.trims.is_empty() {
             return;
         }
         let is_long = context.journal_bytes() > context.config.retain_bytes_max;
-        let (core, followers, engine) = (&mut self.core, &self.followers, &context.engine);
+        let (core, followers) = (&mut self.core, &self.followers);
         self.trims.retain(|stream, before| {
             let connected = followers.iter().enumerate().filter(|(_, f)| f.session.is_some());
             let needed = connected.map(|(index, _)| core.progress().end(index, *stream)).min();
             let allowed = if is_long { *before } else { needed.unwrap_or(*before).min(*before) };
-            let handle = engine.stream(*stream);
-            if allowed > handle.trimmed() && handle.trim_async(allowed).is_ok() {
+            let handle = context.engine.stream(*stream);
+            // What is not durable yet waits for a later turn, as what has no place with the worker.
+            let allowed = allowed.min(handle.end());
+            if allowed > handle.trimmed() {
+                if !context.worker.has_room() {
+                    return true;
+                }
+                context.worker.give(Job::Trim { stream: *stream, before: allowed });
                 core.handle_trimmed(*stream, allowed);
             }
             allowed < *before
