@@ -13,6 +13,8 @@ mod connection;
 mod dial;
 mod following;
 mod leading;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
