@@ -45,7 +45,7 @@ use leading::Leading;
 
 /// What a node knows to be committed is made durable so often, when it has changed.
 const SAVE: Duration = Duration::from_secs(2);
-/// A picture of the counts is made so often.
+/// A picture of the counts is made so often, at most.
 const PICTURE: Duration = Duration::from_millis(100);
 
 /// What a caller asks for.
@@ -119,6 +119,8 @@ pub(crate) struct Context {
     /// What is known to be committed.
     pub(crate) committed: BTreeMap<StreamId, u64>,
     pub(crate) frame_bytes_max: usize,
+    /// Why the engine takes nothing any more.
+    pub(crate) failed: Option<String>,
 }
 
 impl Context {
@@ -192,7 +194,7 @@ struct Replica {
     saved: Instant,
     saved_committed: BTreeMap<StreamId, u64>,
     picture: Arc<Mutex<NodeStats>>,
-    pictured: Instant,
+    next_picture: Instant,
     tls_looked: Instant,
 }
 
@@ -223,6 +225,7 @@ impl Replica {
         let me = Identity { cluster: config.cluster, node: config.node };
         let context = Context {
             frame_bytes_max: engine.frame_bytes_max(),
+            failed: None,
             engine,
             me,
             config,
@@ -248,7 +251,7 @@ impl Replica {
             saved: Instant::now(),
             saved_committed: setup.committed,
             picture: setup.picture,
-            pictured: Instant::now(),
+            next_picture: Instant::now(),
             tls_looked: Instant::now(),
         }
     }
@@ -267,7 +270,7 @@ impl Replica {
         self.advance_change();
         let is_busy = match &mut self.part {
             Part::Idle => {
-                // What the last session left.
+                // What the last session left; its outcome is seen in what the engine holds.
                 let waker = self.context.waker.clone();
                 let _ = self.appends.poll_waiting(&waker);
                 while self.appends.poll_appended(&waker).is_some() {}
@@ -294,13 +297,15 @@ impl Replica {
             }
         };
         // What is left to a change may have ended with this turn.
-        is_busy || self.change.as_ref().is_some_and(|change| !change.is_promising) && self.is_quiet()
+        is_busy
+            || self.change.as_ref().is_some_and(|change| !change.is_promising) && self.is_quiet()
     }
 
     fn handle_command(&mut self, command: Command) {
         match command {
             Command::Lead { epoch, reply } => {
                 let refused = match self.promised {
+                    _ if self.closing.is_some() => Some(LeadError::Closed),
                     _ if !(1..=EPOCH_MAX).contains(&epoch) => Some(LeadError::NoEpoch(epoch)),
                     Some(Promise { epoch: promised, leader, .. }) if promised >= epoch => {
                         Some(LeadError::EpochUsed { asked: epoch, promised, leader })
@@ -331,6 +336,9 @@ impl Replica {
             },
             Command::Close => {
                 self.closing.get_or_insert_with(Instant::now);
+                if let Some(change) = self.change.take() {
+                    self.give_up(change, Refusal::NotNow, "this node is closing");
+                }
                 // Nothing more is sealed; what is, still goes out.
                 self.context.engine.close_epoch();
             }
@@ -341,6 +349,10 @@ impl Replica {
         let members: Vec<NodeId> = self.context.config.members.iter().map(|m| m.node).collect();
         let admission = match self.closing {
             Some(_) => Admission::Refuse(Refusal::NotNow, "this node is closing".into()),
+            None if self.context.failed.is_some() => {
+                let why = self.context.failed.clone().unwrap_or_default();
+                Admission::Refuse(Refusal::NotNow, why)
+            }
             None if !self.may_speak_for(&arrived) => {
                 let why = format!(
                     "the certificate names {:?}, which is not node {}",
@@ -398,9 +410,7 @@ impl Replica {
         if let Some(before) = self.change.take() {
             self.give_up(before, Refusal::NotNow, &why);
         }
-        let is_followed = |part: &Part| {
-            matches!(part, Part::Following(following) if following.promise == promise)
-        };
+        let is_followed = |part: &Part| matches!(part, Part::Following(following) if following.promise == promise);
         match &self.part {
             part if is_followed(part) => self.end_following("the leader dials again"),
             _ => self.end(&why),
@@ -563,21 +573,21 @@ impl Replica {
         }
         self.save_committed();
         self.reload_certificates();
-        if self.pictured.elapsed() >= PICTURE {
+        if Instant::now() >= self.next_picture {
             self.make_picture();
         }
     }
 
     /// What is known to be committed survives this process: it is never cut (I-14).
     fn save_committed(&mut self) {
-        if let Part::Following(following) = &self.part {
-            self.context.committed.clone_from(following.core().committed());
-        }
         let is_due = self.saved.elapsed() >= SAVE && !self.is_saving && self.change.is_none();
         if !is_due || !self.context.worker.has_room() || self.promised.is_none() {
             return;
         }
         self.saved = Instant::now();
+        if let Part::Following(following) = &self.part {
+            self.context.committed.clone_from(following.core().committed());
+        }
         if self.saved_committed == self.context.committed {
             return;
         }
@@ -588,7 +598,9 @@ impl Replica {
     }
 
     fn reload_certificates(&mut self) {
-        let (Some(tls), Some(config)) = (&self.context.tls, &self.context.config.tls) else { return };
+        let (Some(tls), Some(config)) = (&self.context.tls, &self.context.config.tls) else {
+            return;
+        };
         if self.tls_looked.elapsed() < config.reload {
             return;
         }
@@ -614,7 +626,7 @@ impl Replica {
     }
 
     fn make_picture(&mut self) {
-        self.pictured = Instant::now();
+        let began = Instant::now();
         let mut stats = self.context.counters.stats();
         stats.promised_epoch = self.promised.map_or(0, |promise| promise.epoch);
         match &self.part {
@@ -631,6 +643,8 @@ impl Replica {
         }
         stats.committed = self.context.committed.clone();
         *self.picture.lock().unwrap_or_else(PoisonError::into_inner) = stats;
+        // With many streams it takes long: never more than a hundredth of the thread's time.
+        self.next_picture = Instant::now() + PICTURE.max(began.elapsed() * 100);
     }
 
     /// It was told to close, and has sent what it can.

@@ -37,10 +37,9 @@ impl Cluster {
     }
 
     fn config(&self, node: usize) -> Config {
-        let members = (1..).zip(&self.addresses).map(|(node, address)| Member {
-            node: NodeId::new(node),
-            address: address.clone(),
-        });
+        let members = (1..)
+            .zip(&self.addresses)
+            .map(|(node, address)| Member { node: NodeId::new(node), address: address.clone() });
         let mut config = Config::new(CLUSTER, NodeId::new(node as u64), members.collect());
         config.listen = self.addresses[node - 1].clone();
         config
@@ -159,7 +158,9 @@ fn a_follower_that_was_away_catches_up_from_segments_while_the_leader_goes_on() 
             .map(|n| leadership.append(STREAM, record(n), Ack::Local).expect("it leads"))
             .collect();
         number += count;
-        tokens.into_iter().for_each(|token| drop(token.wait().expect("a receipt")));
+        for token in tokens {
+            token.wait().expect("a receipt");
+        }
         number
     };
     for _ in 0..3 {
@@ -261,7 +262,8 @@ fn a_leader_keeps_what_a_connected_follower_lacks_and_trims_with_it() {
     // Nobody is connected: nothing is kept, and who comes back begins behind it.
     stop(follower);
     for number in 500..700 {
-        drop(leadership.append(STREAM, record(number), Ack::Local).expect("it leads").wait());
+        let pending = leadership.append(STREAM, record(number), Ack::Local).expect("it leads");
+        pending.wait().expect("nobody is needed");
     }
     wait_until("the follower is gone", || !leader.stats().followers[0].is_connected);
     leader.trim(STREAM, 650);
@@ -287,7 +289,9 @@ fn a_thousand_streams_reach_a_follower() {
             leadership.append(stream, record(round), Ack::Quorum).expect("it leads")
         })
         .collect();
-    pending.into_iter().for_each(|pending| drop(pending.wait().expect("a majority")));
+    for pending in pending {
+        pending.wait().expect("a majority");
+    }
     for stream in streams() {
         assert!(contents(&follower, stream) == contents(&leader, stream));
     }
@@ -300,7 +304,8 @@ fn a_port_that_is_taken_is_a_clear_error() {
     let cluster = Cluster::new(1);
     let node = cluster.start(1);
     let other = tempfile::tempdir().expect("a directory");
-    let engine = Engine::options().shards(1).segment_bytes(1 << 20).open(other.path()).expect("new");
+    let engine =
+        Engine::options().shards(1).segment_bytes(1 << 20).open(other.path()).expect("new");
     let error = Node::start(engine, cluster.config(1)).expect_err("taken");
     assert!(error.to_string().contains("in use"), "{error}");
     stop(node);

@@ -156,7 +156,11 @@ impl Following {
         Ok(is_busy)
     }
 
-    fn take_appended(&mut self, context: &Context, appends: &mut Appends) -> Result<(), String> {
+    fn take_appended(
+        &mut self,
+        context: &mut Context,
+        appends: &mut Appends,
+    ) -> Result<(), String> {
         appends.poll_waiting(&context.waker).map_err(|error| error.to_string())?;
         while let Some((stream, end, came, outcome)) = appends.poll_appended(&context.waker) {
             let end_here = || context.engine.stream(stream).end();
@@ -170,6 +174,9 @@ impl Following {
                     self.core.handle_refused(stream, end_here(), Refused::Discontinuous);
                 }
                 Err(error) => {
+                    if matches!(error, CommitError::Unknown(_) | CommitError::NotWritten(_)) {
+                        context.failed = Some(error.to_string());
+                    }
                     return Err(format!("the engine does not take stream {stream}: {error}"));
                 }
             }
@@ -227,7 +234,12 @@ impl Following {
                 context.counters.violations.add(1);
                 Err(format!("the leader has sent a damaged frame of stream {id}: {error}"))
             }
-            Err(error) => Err(format!("the engine does not take stream {id}: {error}")),
+            Err(error) => {
+                if let AppendError::Poisoned(cause) = &error {
+                    context.failed = Some(cause.to_string());
+                }
+                Err(format!("the engine does not take stream {id}: {error}"))
+            }
         }
     }
 
@@ -260,7 +272,11 @@ impl Following {
     }
 
     /// A job that this session gave is done.
-    pub(crate) fn handle_outcome(&mut self, outcome: Outcome, context: &Context) -> Result<(), String> {
+    pub(crate) fn handle_outcome(
+        &mut self,
+        outcome: Outcome,
+        context: &Context,
+    ) -> Result<(), String> {
         match outcome {
             Outcome::Cut { stream, at, outcome } => {
                 outcome.map_err(|error| format!("cannot cut stream {stream}: {error}"))?;

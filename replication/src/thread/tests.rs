@@ -46,7 +46,9 @@ fn every_frame_of_the_live_flow_is_written_from_the_pool() {
     for round in 0..200 {
         let append = |stream| leadership.append(stream, vec![round; 3000], Ack::Quorum);
         let pending = streams.map(|stream| append(stream).expect("it leads"));
-        pending.into_iter().for_each(|pending| drop(pending.wait().expect("a majority")));
+        for pending in pending {
+            pending.wait().expect("a majority");
+        }
     }
     let stats = leader.stats();
     let pools = leader.engine().buffer_addresses();
