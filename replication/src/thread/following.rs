@@ -135,12 +135,11 @@ impl Following {
     }
 
     fn try_turn(&mut self, context: &mut Context, appends: &mut Appends) -> Result<bool, String> {
+        let has_room = self.outgoing.len() < OUTGOING_MAX;
+        let is_busy = has_room && self.take_received(context, appends)?;
+        // Behind what has just been appended, so that its outcome wakes this thread.
         self.take_appended(context, appends)?;
-        let mut is_busy = false;
-        if self.outgoing.len() < OUTGOING_MAX {
-            is_busy = self.take_received(context, appends)?;
-            self.act(context)?;
-        }
+        self.act(context)?;
         while context.worker.has_room()
             && let Some(job) = self.jobs.pop_front()
         {
