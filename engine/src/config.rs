@@ -181,7 +181,8 @@ impl Options {
 
     /// Segments that only the engine's own records (trims, checkpoints) may use, so that a full
     /// disk can be opened and trimmed. Default 2, 1 to 8; with one, a full disk can be opened only
-    /// once before something is trimmed. Costs disk space.
+    /// once before something is trimmed. Records of streams 1 to 3, which are the node's own, may use
+    /// as much of all but the last as a quarter of a segment holds. Costs disk space.
     pub fn segments_reserved(mut self, segments_reserved: usize) -> Self {
         self.segments_reserved = segments_reserved;
         self

@@ -143,6 +143,17 @@ impl Engine {
         &self.inner.reports
     }
 
+    /// What tells this engine from every other one, drawn when the directory was made: another id
+    /// is another disk.
+    pub fn id(&self) -> [u8; 16] {
+        self.inner.directory.engine_id
+    }
+
+    /// Longest frame that a batch of this engine can hold, header included, in bytes.
+    pub fn frame_bytes_max(&self) -> usize {
+        self.inner.shards[0].queue().payload_bytes_max() + crate::format::FRAME_HEADER_BYTES
+    }
+
     /// Longest record, in bytes.
     pub fn record_bytes_max(&self) -> usize {
         self.inner.shards[0].queue().payload_bytes_max() - crate::format::RECORD_PREFIX_BYTES
@@ -208,8 +219,14 @@ impl Engine {
         self.inner.shards[0].pool.slots()
     }
 
+    /// Where the batch buffers of each shard are in memory, for tests that nothing was copied.
+    #[doc(hidden)]
+    pub fn buffer_addresses(&self) -> Vec<std::ops::Range<usize>> {
+        self.inner.shards.iter().map(|shared| shared.pool.addresses()).collect()
+    }
+
     /// Sealed frames of all shards, as slices of the buffers that are written: `batches` messages
-    /// wait at most. Only the order of each shard is kept. Nobody waits for a subscriber; one that
+    /// wait at most. Those of streams 1 to 3, which are this node's own, are not among them. Only the order of each shard is kept. Nobody waits for a subscriber; one that
     /// is too slow is told so.
     pub fn subscribe(&self, batches: usize) -> Subscription {
         let shards: Vec<_> = self.inner.shards.iter().map(|shared| shared.shard).collect();
@@ -330,6 +347,11 @@ impl Stream {
         self.stream
     }
 
+    /// The shard that holds it.
+    pub fn shard(&self) -> u16 {
+        self.shared.shard
+    }
+
     /// The engine that it belongs to.
     pub fn engine(&self) -> &Engine {
         &self.engine
@@ -342,7 +364,7 @@ impl Stream {
     /// Everything of [`AppendError`] but `Full`.
     pub fn append(&self, record: impl AsRef<[u8]>) -> Result<Append, AppendError> {
         let record = record.as_ref();
-        self.shared.wait_for_room(Lane::Records, || self.try_append(record))
+        self.shared.wait_for_room(Lane::of(self.stream), || self.try_append(record))
     }
 
     /// As [`Stream::append`], but never waits.
@@ -373,7 +395,7 @@ impl Stream {
         I::Item: AsRef<[u8]>,
     {
         let records: Vec<_> = records.into_iter().collect();
-        self.shared.wait_for_room(Lane::Records, || self.try_batch(&records))
+        self.shared.wait_for_room(Lane::of(self.stream), || self.try_batch(&records))
     }
 
     /// As [`Stream::append_batch`], but waits for room without blocking the thread.
@@ -399,7 +421,7 @@ impl Stream {
         &self,
         mut attempt: impl FnMut() -> Result<T, AppendError>,
     ) -> impl Future<Output = Result<T, AppendError>> {
-        let mut began_ns = None;
+        let (lane, mut began_ns) = (Lane::of(self.stream), None);
         poll_fn(move |context| {
             loop {
                 match attempt() {
@@ -413,7 +435,7 @@ impl Stream {
                         return Poll::Ready(outcome);
                     }
                 }
-                if !self.shared.register_for_room(context.waker()) {
+                if !self.shared.register_for_room(lane, context.waker()) {
                     return Poll::Pending;
                 }
             }
@@ -432,8 +454,9 @@ impl Stream {
     /// continuation is refused in the token.
     pub fn append_frame(&self, frame: &[u8]) -> Result<AppendBatch, AppendError> {
         let frame = self.verify_frame(frame)?;
-        self.shared
-            .wait_for_room(Lane::Records, || self.shared.try_append_frame(&frame).map(AppendBatch))
+        self.shared.wait_for_room(Lane::of(self.stream), || {
+            self.shared.try_append_frame(&frame).map(AppendBatch)
+        })
     }
 
     /// As [`Stream::append_frame`], but never waits.

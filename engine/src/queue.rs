@@ -1,12 +1,13 @@
-//! What callers put in and the shard takes out: batches that fill, in two lanes. Bounded; no I/O.
+//! What callers put in and the shard takes out: batches that fill, in three lanes. Bounded; no I/O.
 //!
 //! Records wait in one lane. Trims and cuts have their own, so that a full disk, on which records
-//! wait for space, can still be trimmed. Each lane keeps its order; between them there is none.
+//! wait for space, can still be trimmed; so have the records of the node's own streams, so that it
+//! can still promise. Each lane keeps its order; between them there is none.
 
 use std::collections::VecDeque;
 use std::task::Waker;
 
-use crate::batch::{Asked, Filling, record_bytes};
+use crate::batch::{Asked, Filling, frame_bytes, record_bytes};
 use crate::disk::{BufferMut, Pool};
 use crate::error::{AppendError, Poisoned};
 use crate::format::{BATCH_HEADER_BYTES, VerifiedFrame};
@@ -19,13 +20,33 @@ const SLOTS_KEPT: usize = 3;
 const CONTROL_BATCHES_MAX: usize = 3;
 /// Bytes of a batch of trims and cuts.
 const CONTROL_BATCH_BYTES: usize = 64 << 10;
+/// Batches of the node's own streams that may wait; they have memory of their own.
+const LOCAL_BATCHES_MAX: usize = 3;
+/// Bytes of such a batch, unless one frame needs more.
+const LOCAL_BATCH_BYTES: usize = 64 << 10;
 
-/// The two ways through the queue.
+/// The ways through the queue.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub(crate) enum Lane {
     Records,
+    /// Records of the node's own streams.
+    Local,
     /// Trims and cuts.
     Controls,
+}
+
+impl Lane {
+    /// The one of a stream's records.
+    pub(crate) fn of(stream: StreamId) -> Self {
+        if stream.is_local() { Self::Local } else { Self::Records }
+    }
+}
+
+/// Who waits for room in a lane, since they were woken last.
+#[derive(Debug, Default)]
+struct Waiting {
+    threads: usize,
+    tasks: Vec<Waker>,
 }
 
 /// Whether commands are taken.
@@ -44,15 +65,17 @@ pub(crate) struct Queue {
     shard: u16,
     pool: Pool,
     records: VecDeque<Filling>,
+    local: VecDeque<Filling>,
     controls: VecDeque<Filling>,
     pub(crate) state: QueueState,
     /// Set while records wait for a segment that cannot be prepared: why.
     pub(crate) no_space: Option<String>,
-    /// Threads that wait for room in each lane, since they were woken last.
-    records_waiting: usize,
-    controls_waiting: usize,
-    tasks_waiting: Vec<Waker>,
+    /// The same of the node's own streams, which may use a part of the reserve before.
+    pub(crate) no_space_local: Option<String>,
+    waiting: [Waiting; LANES.len()],
 }
+
+const LANES: [Lane; 3] = [Lane::Records, Lane::Local, Lane::Controls];
 
 impl Queue {
     pub(crate) fn new(shard: u16, pool: Pool, state: QueueState) -> Self {
@@ -60,12 +83,12 @@ impl Queue {
             shard,
             pool,
             records: VecDeque::new(),
+            local: VecDeque::new(),
             controls: VecDeque::new(),
             state,
             no_space: None,
-            records_waiting: 0,
-            controls_waiting: 0,
-            tasks_waiting: Vec::new(),
+            no_space_local: None,
+            waiting: Default::default(),
         }
     }
 
@@ -89,9 +112,9 @@ impl Queue {
             return Err(AppendError::Empty);
         }
         self.admit(payload)?;
-        self.check_space()?;
+        let lane = Lane::of(stream);
         let fits = |filling: &Filling| filling.has_room(stream, payload);
-        Ok(self.room(fits, now_ns)?.push_records(stream, records))
+        Ok(self.room(lane, payload, fits, now_ns)?.push_records(stream, records))
     }
 
     /// Adds a frame from elsewhere as it is.
@@ -100,10 +123,12 @@ impl Queue {
         frame: &VerifiedFrame<'_>,
         now_ns: impl FnOnce() -> u64,
     ) -> Result<Place, AppendError> {
-        self.admit(frame.payload.len())?;
-        self.check_space()?;
-        let fits = |filling: &Filling| filling.has_room_for_frame(frame.payload.len());
-        Ok(self.room(fits, now_ns)?.push_frame(&frame.header, frame.payload, false))
+        let payload = frame.payload.len();
+        self.admit(payload)?;
+        let lane = Lane::of(StreamId::new(frame.header.stream.get()));
+        let fits = |filling: &Filling| filling.has_room_for_frame(payload);
+        let filling = self.room(lane, payload, fits, now_ns)?;
+        Ok(filling.push_frame(&frame.header, frame.payload, false))
     }
 
     /// Adds a trim or cut.
@@ -138,15 +163,49 @@ impl Queue {
         Ok(())
     }
 
-    fn check_space(&self) -> Result<(), AppendError> {
-        match &self.no_space {
-            Some(cause) => Err(AppendError::NoSpace { shard: self.shard, cause: cause.clone() }),
-            None => Ok(()),
+    fn no_space(&self, lane: Lane) -> Option<&String> {
+        match lane {
+            Lane::Records => self.no_space.as_ref(),
+            Lane::Local => self.no_space_local.as_ref(),
+            Lane::Controls => None,
         }
     }
 
-    /// The filling batch, or the next one when it has no room.
+    /// The filling batch of a lane of records, or the next one when it has no room.
     fn room(
+        &mut self,
+        lane: Lane,
+        payload: usize,
+        fits: impl Fn(&Filling) -> bool,
+        now_ns: impl FnOnce() -> u64,
+    ) -> Result<&mut Filling, AppendError> {
+        if let Some(cause) = self.no_space(lane) {
+            return Err(AppendError::NoSpace { shard: self.shard, cause: cause.clone() });
+        }
+        match lane {
+            Lane::Local => self.room_local(payload, fits, now_ns),
+            _ => self.room_records(fits, now_ns),
+        }
+    }
+
+    fn room_local(
+        &mut self,
+        payload: usize,
+        fits: impl Fn(&Filling) -> bool,
+        now_ns: impl FnOnce() -> u64,
+    ) -> Result<&mut Filling, AppendError> {
+        if !self.local.back().is_some_and(fits) {
+            if self.local.len() >= LOCAL_BATCHES_MAX {
+                return Err(self.full());
+            }
+            let needed = frame_bytes(payload).max(LOCAL_BATCH_BYTES);
+            let bytes = needed.min(self.pool.slot_bytes());
+            self.local.push_back(Filling::new(BufferMut::allocate(bytes), now_ns()));
+        }
+        Ok(self.local.back_mut().expect("just looked"))
+    }
+
+    fn room_records(
         &mut self,
         fits: impl Fn(&Filling) -> bool,
         now_ns: impl FnOnce() -> u64,
@@ -170,12 +229,17 @@ impl Queue {
 
     /// Bytes that wait.
     pub(crate) fn queued_bytes(&self) -> usize {
-        self.records.iter().map(|filling| filling.length() - BATCH_HEADER_BYTES).sum()
+        self.fillings().map(|filling| filling.length() - BATCH_HEADER_BYTES).sum()
     }
 
     /// Records that wait.
     pub(crate) fn queued_records(&self) -> u64 {
-        self.records.iter().map(Filling::records).sum()
+        self.fillings().map(Filling::records).sum()
+    }
+
+    /// Batches of records that wait.
+    fn fillings(&self) -> impl Iterator<Item = &Filling> {
+        self.records.iter().chain(&self.local)
     }
 
     /// When the oldest waiting record came, and whether its batch is full.
@@ -186,6 +250,16 @@ impl Queue {
     /// Takes the oldest batch of records.
     pub(crate) fn take_records(&mut self) -> Option<Filling> {
         self.records.pop_front()
+    }
+
+    /// Takes the oldest batch of the node's own streams.
+    pub(crate) fn take_local(&mut self) -> Option<Filling> {
+        self.local.pop_front()
+    }
+
+    /// Whether records of the node's own streams wait.
+    pub(crate) fn has_local(&self) -> bool {
+        !self.local.is_empty()
     }
 
     /// Takes the oldest batch of trims and cuts.
@@ -200,13 +274,14 @@ impl Queue {
 
     /// Whether nothing waits.
     pub(crate) fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.controls.is_empty()
+        self.records.is_empty() && self.local.is_empty() && self.controls.is_empty()
     }
 
     /// Calls `waker` when there may be room.
-    pub(crate) fn wait_for_room(&mut self, waker: &Waker) {
-        if !self.tasks_waiting.iter().any(|task| task.will_wake(waker)) {
-            self.tasks_waiting.push(waker.clone());
+    pub(crate) fn wait_for_room(&mut self, lane: Lane, waker: &Waker) {
+        let tasks = &mut self.waiting[lane as usize].tasks;
+        if !tasks.iter().any(|task| task.will_wake(waker)) {
+            tasks.push(waker.clone());
         }
     }
 
@@ -215,9 +290,12 @@ impl Queue {
         if !matches!(self.state, QueueState::Open) {
             return true;
         }
+        if self.no_space(lane).is_some() {
+            return true;
+        }
         match lane {
             Lane::Controls => self.controls.len() < CONTROL_BATCHES_MAX,
-            Lane::Records if self.no_space.is_some() => true,
+            Lane::Local => self.local.len() < LOCAL_BATCHES_MAX,
             Lane::Records => {
                 self.pool.starve();
                 self.pool.slots_free() > SLOTS_KEPT
@@ -227,26 +305,25 @@ impl Queue {
 
     /// Whether someone waits for room and may find some.
     pub(crate) fn is_worth_waking(&self) -> bool {
-        let records = self.records_waiting > 0 || !self.tasks_waiting.is_empty();
-        (records && self.has_room_now(Lane::Records))
-            || (self.controls_waiting > 0 && self.has_room_now(Lane::Controls))
+        LANES.into_iter().any(|lane| {
+            let Waiting { threads, tasks } = &self.waiting[lane as usize];
+            (*threads > 0 || !tasks.is_empty()) && self.has_room_now(lane)
+        })
     }
 
     /// Counts a thread that goes to sleep until there is room.
     pub(crate) fn note_waiting(&mut self, lane: Lane) {
-        match lane {
-            Lane::Records => self.records_waiting += 1,
-            Lane::Controls => self.controls_waiting += 1,
-        }
+        self.waiting[lane as usize].threads += 1;
     }
 
     /// Forgets the threads that wait, who are being woken: whether there were any.
     pub(crate) fn take_threads(&mut self) -> bool {
-        std::mem::take(&mut self.records_waiting) + std::mem::take(&mut self.controls_waiting) > 0
+        let threads = self.waiting.iter_mut().map(|lane| std::mem::take(&mut lane.threads));
+        threads.sum::<usize>() > 0
     }
 
     /// Takes the tasks that wait for room.
     pub(crate) fn take_tasks(&mut self) -> Vec<Waker> {
-        std::mem::take(&mut self.tasks_waiting)
+        self.waiting.iter_mut().flat_map(|lane| std::mem::take(&mut lane.tasks)).collect()
     }
 }

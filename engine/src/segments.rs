@@ -127,6 +127,11 @@ impl Segments {
         (self.prepared.len() > kept).then(|| self.prepared.pop_front()).flatten()
     }
 
+    /// A segment of the reserve, unless it is the last: changes must find one.
+    pub(crate) fn take_but_last(&mut self) -> Option<Prepared> {
+        (self.prepared.len() > 1).then(|| self.prepared.pop_front()).flatten()
+    }
+
     /// Whether the reserve stays whole when records fill the open segment too, or what it lacks
     /// has its space already.
     pub(crate) fn reserve_is_safe(&self) -> bool {

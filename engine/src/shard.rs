@@ -64,8 +64,13 @@ pub(crate) struct ShardLoop {
     mover: Mover,
     /// The engine's own batches; they go first.
     outbox: VecDeque<Filling>,
+    /// The last batch of records was one of the node's own streams: others have their turn.
+    local_was_last: bool,
+    /// Bytes of the reserve that records of the node's own streams took, since it was whole.
+    local_borrowed_bytes: u64,
     /// Batches that wait for a segment.
     held_records: Option<Filling>,
+    held_local: Option<Filling>,
     held_controls: Option<Filling>,
     /// Generation to number of every segment that counts, as sealed so far.
     live: BTreeMap<u64, LiveSegment>,
@@ -126,7 +131,10 @@ impl ShardLoop {
             sealing: Sealing::new(shared.segment_bytes),
             mover: Mover::new(shared.segment_bytes, shared.pool.slot_bytes()),
             outbox: VecDeque::new(),
+            local_was_last: false,
+            local_borrowed_bytes: 0,
             held_records: None,
+            held_local: None,
             held_controls: None,
             live,
             freeing: HashMap::new(),

@@ -197,13 +197,13 @@ impl Shared {
         stats.backpressure_ns += self.clock.now_ns() - began_ns;
     }
 
-    /// Registers a task that waits for room for records. True when there is room already.
-    pub(crate) fn register_for_room(&self, waker: &Waker) -> bool {
+    /// Registers a task that waits for room in a lane. True when there is room already.
+    pub(crate) fn register_for_room(&self, lane: Lane, waker: &Waker) -> bool {
         let mut queue = self.queue();
-        if queue.has_room_now(Lane::Records) {
+        if queue.has_room_now(lane) {
             return true;
         }
-        queue.wait_for_room(waker);
+        queue.wait_for_room(lane, waker);
         false
     }
 

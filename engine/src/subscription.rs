@@ -337,12 +337,13 @@ pub(crate) fn hand_over(
     pool: &Pool,
     wakers: &mut Vec<Waker>,
 ) {
-    if batch.frames.is_empty() || batch.moved {
+    // Only records that others may want are built in the pool: not those of the node's own streams.
+    if batch.frames.is_empty() || batch.moved || !batch.buffer.is_pooled() {
         return;
     }
     // Slices may pin at most half of the pool, so that no subscriber can starve the shard. Only this
     // thread lends, so the count does not grow in between.
-    let may_lend = batch.buffer.is_pooled() && pool.slots_lent() < pool.slots() / 2;
+    let may_lend = pool.slots_lent() < pool.slots() / 2;
     let bytes = may_lend.then(|| batch.buffer.lend());
     subscribers.retain_mut(|subscriber| subscriber.hand_over(batch, bytes.as_ref(), wakers));
 }

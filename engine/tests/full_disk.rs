@@ -231,6 +231,61 @@ fn two_shards_share_a_full_disk() {
     engine.close().unwrap();
 }
 
+/// What a node promises, and has to promise durably, goes into the reserve; what it writes beyond a
+/// share of that waits, so that trims still find room.
+#[test]
+fn the_nodes_own_streams_go_on_for_a_while() {
+    let _watchdog = Watchdog::new("own streams on full ext4", LIMIT);
+    for io in [Io::Uring, Io::Blocking] {
+        let Some(mounted) = ext4("4096") else { return };
+        let data = mounted.path().join("data");
+        let engine = options().io(io).open(&data).unwrap();
+        let (stream, own) = (engine.stream(STREAM), engine.stream(StreamId::new(3)));
+        let (tokens, _) = append_until_full(&stream, 0);
+        take_all_space(mounted.path());
+        let promise = |number: u64| own.append(number.to_le_bytes()).unwrap().wait().unwrap();
+        for number in 0..20 {
+            assert_eq!(promise(number).offset(), number);
+        }
+        // Far more than that is refused by name, and not silently.
+        let refused = loop {
+            match own.append([1; 50_000]) {
+                Ok(token) => drop(token),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(refused, AppendError::NoSpace { .. }), "{refused}");
+        let bytes =
+            own.read(..).unwrap().map(|record| record.unwrap().payload().len()).sum::<usize>();
+        assert!(bytes as u64 <= MIB / 4, "{bytes}");
+        // The others have waited all the while, and a trim lets all of them go on.
+        let end = acknowledged(&tokens, 0);
+        stream.trim(end - 4).unwrap();
+        for (offset, token) in (0..).zip(tokens) {
+            assert_eq!(token.wait().unwrap().offset(), offset);
+        }
+        while let Err(error) = own.append(b"again") {
+            assert!(matches!(error, AppendError::NoSpace { .. }), "{error}");
+            std::thread::yield_now();
+        }
+        engine.close().unwrap();
+        // Also what is opened on a full disk can promise.
+        let engine = options().io(io).open(&data).unwrap();
+        let (stream, own) = (engine.stream(STREAM), engine.stream(StreamId::new(3)));
+        check_records(&stream);
+        let last = own.read(own.end() - 1..).unwrap().next().unwrap().unwrap();
+        assert_eq!(last.payload(), b"again");
+        drop(append_until_full(&stream, stream.end()));
+        take_all_space(mounted.path());
+        engine.close().unwrap();
+        take_all_space(mounted.path());
+        let engine = options().io(io).open(&data).unwrap();
+        let own = engine.stream(StreamId::new(3));
+        own.append(b"on a full disk").unwrap().wait().unwrap();
+        engine.close().unwrap();
+    }
+}
+
 #[test]
 fn xfs_is_the_same() {
     let _watchdog = Watchdog::new("full xfs", LIMIT);

@@ -465,7 +465,9 @@ fn what_a_reader_holds_of_a_cut_frame_is_not_given() {
         let engine = options.open(directory).unwrap();
         let stream = engine.stream(STREAM);
         let batch = |byte: u8| stream.append_batch([[byte]; 6]).unwrap().wait().unwrap();
-        (0..3).for_each(|byte| drop(batch(byte)));
+        for byte in 0..3 {
+            batch(byte);
+        }
         // Inside of the first frame; the others are in memory as entries of the index.
         let (mut tail, mut range) = (stream.tail(0), stream.read(..).unwrap());
         let next = |tail: &mut ringwal_engine::Tail| {
@@ -823,6 +825,46 @@ fn what_was_missed_is_told_in_its_place_and_also_when_nothing_follows() {
     append(&mut shard);
     assert_eq!(told(&sealed), None);
     assert!(told(&sealed).is_some());
+}
+
+#[test]
+fn the_nodes_own_streams_are_handed_to_nobody_and_pass_the_others() {
+    everywhere(|options, directory| {
+        let engine = options.open(directory).unwrap();
+        let sealed = engine.subscribe(64);
+        for id in 1..=3 {
+            let own = engine.stream(StreamId::new(id));
+            append(&own, [id as u8; 200_000]);
+            own.append_batch([&[1; 10][..], &[2; 150_000]]).unwrap().wait().unwrap();
+            assert_eq!(append(&own, b"small").0, 3);
+        }
+        append(&engine.stream(STREAM), b"one");
+        let Some(SealedFrames::Batch { frames, .. }) = sealed.next_timeout(LONG) else {
+            panic!("nothing was missed");
+        };
+        assert_eq!((frames.len(), frames[0].stream), (1, STREAM));
+        // Both kinds at once, with more of each than waits anywhere.
+        let writers = [2, 3, 7, 8].map(|id| {
+            let stream = engine.stream(StreamId::new(id));
+            let first = stream.end();
+            std::thread::spawn(move || {
+                let tokens: Vec<_> =
+                    (0..400).map(|_| stream.append([id as u8; 9_000]).unwrap()).collect();
+                for (offset, token) in (first..).zip(tokens) {
+                    assert_eq!(token.wait().unwrap().offset(), offset);
+                }
+            })
+        });
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        let ends = [1, 2, 3, 7, 8].map(|id| engine.stream(StreamId::new(id)).end());
+        assert_eq!(ends, [4, 404, 404, 401, 400]);
+        engine.close().unwrap();
+        let engine = options.open(directory).unwrap();
+        let kept = [1, 2, 3, 7, 8].map(|id| records(&engine.stream(StreamId::new(id))).len());
+        assert_eq!(kept, [4, 404, 404, 401, 400]);
+        engine.close().unwrap();
+        assert!(verify(directory).unwrap().findings.is_empty());
+    });
 }
 
 /// Buffers that records wait in are not the receiver's: it takes each batch at once and keeps up.

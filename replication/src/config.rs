@@ -1,7 +1,7 @@
 //! What an operator chooses: one schema, from TOML or built in Rust. Nothing here reads the
 //! environment or a file.
 
-mod address;
+pub(crate) mod address;
 mod text;
 
 use std::collections::HashSet;
@@ -136,6 +136,13 @@ pub struct Member {
     /// `host:port` at which the others reach it. With TLS its certificate has to hold this host
     /// name, or IP address, among its subject alternative names.
     pub address: String,
+}
+
+impl Member {
+    /// Its host, without brackets; nothing when the address has no such form.
+    pub(crate) fn host(&self) -> &str {
+        address::split(&self.address).map_or("", |(host, _)| host)
+    }
 }
 
 /// PEM files for mutual TLS 1.3.

@@ -1,15 +1,30 @@
 //! Replication for [`ringwal_engine`]: the leader's frames leave for its followers when they are
 //! sealed, and nobody is waited for.
 //!
-//! Being built: see "Replication: the shape" in ARCHITECTURE.md. What is here are the parts without
-//! I/O, and the files of what is cut.
+//! [`Node`] is where an embedder begins. The path of a frame by file: `node.rs` → the engine →
+//! `thread/leading.rs` → `leader.rs` (core) → `thread/connection.rs` → `link.rs`, and on the other
+//! side `thread/following.rs` → `follower.rs` (core) → the engine → back as a report → `progress.rs`
+//! → `term.rs`, where those wait who want a majority. The cores do no I/O.
 
+mod acknowledge;
 pub mod config;
 pub mod follower;
 pub mod history;
 pub mod leader;
+pub mod link;
+mod node;
 pub mod node_id;
 pub mod orphans;
 pub mod progress;
 pub mod promise;
+pub mod stats;
+mod term;
+mod thread;
+mod wake;
 pub mod wire;
+mod worker;
+
+pub use acknowledge::{Ack, Acknowledged, LedAppendError, LedCommitError, Pending, Placed, Token};
+pub use node::{Leadership, Node, StartError};
+pub use thread::LeadError;
+pub use worker::{BeginAnew, Snapshots};

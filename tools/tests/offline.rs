@@ -322,22 +322,25 @@ fn orphans_are_shown_checked_and_printed() {
     for part in [
         "orphans: records that were cut",
         "  orphans/7-97-0.orphan: whole, ",
-        "stream 7, offsets 97..100, 3 records, epochs 0@97, cut 20",
+        "stream 7, offsets 97..100, 3 records, epochs 0@97, kept 20",
         "Z for node 2 in epoch 5\n",
     ] {
         assert!(stdout(&inspect).contains(part), "{part} in {}", stdout(&inspect));
     }
     let json = parse(&run(&["inspect", &data, "--json"]));
-    let (orphan, cut) = (&json["orphans"][1], &json["orphans"][1]["cut"]);
+    let (orphan, kept) = (&json["orphans"][1], &json["orphans"][1]["kept"]);
     assert_eq!(
         (&orphan["file"], &orphan["state"]),
         (&"orphans/8-98-0.orphan".into(), &"whole".into())
     );
     assert_eq!((&orphan["records"], &orphan["epochs"][0]["start"]), (&2.into(), &98.into()));
-    assert_eq!((&cut["stream"], &cut["from"], &cut["until"]), (&8.into(), &98.into(), &100.into()));
-    assert_eq!((&cut["leader"], &cut["leader_epoch"]), (&2.into(), &5.into()));
     assert_eq!(
-        (&cut["engine_id"], &cut["leader_run"]),
+        (&kept["stream"], &kept["from"], &kept["until"]),
+        (&8.into(), &98.into(), &100.into())
+    );
+    assert_eq!((&kept["leader"], &kept["leader_epoch"]), (&2.into(), &5.into()));
+    assert_eq!(
+        (&kept["engine_id"], &kept["leader_run"]),
         (&json["engine_id"], &"07".repeat(16).into())
     );
 

@@ -68,6 +68,11 @@ impl ShardLoop {
             let waiting = [self.held_records.take(), self.held_controls.take()];
             let mut fillings: Vec<_> = waiting.into_iter().flatten().collect();
             fillings.extend(std::iter::from_fn(|| queue.take_records()));
+            if self.held_local.is_some() || self.outbox_blocked {
+                // The part of the reserve that they may use is used up.
+                fillings.extend(self.held_local.take());
+                fillings.extend(std::iter::from_fn(|| queue.take_local()));
+            }
             if self.outbox_blocked && self.flush.is_idle() {
                 // Nor can a trim be written, nor what the engine had to say itself.
                 fillings.extend(std::iter::from_fn(|| queue.take_controls()));
@@ -78,7 +83,8 @@ impl ShardLoop {
                 filling.into_ticket().complete(Err(CommitError::Closed));
             }
         }
-        let waiting = self.held_records.is_some() || self.held_controls.is_some();
+        let held = [&self.held_controls, &self.held_local, &self.held_records];
+        let waiting = held.into_iter().any(Option::is_some);
         if !waiting && self.is_drained() && self.shared.queue().is_empty() {
             self.ending = Ending::Checkpoint;
             self.push_checkpoint(Vec::new());

@@ -9,13 +9,25 @@ use crate::open_segment::OpenSegment;
 use crate::queue::QueueState;
 use crate::segments::Prepared;
 
+/// The part of a segment's length that records of the node's own streams may take of the reserve.
+const LOCAL_SHARE: u64 = 4;
+
 /// Where a filling batch came from, and so where it goes back to.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 enum Lane {
     /// The engine's own records.
     Outbox,
     Controls,
+    /// Records of the node's own streams.
+    Local,
     Records,
+}
+
+impl Lane {
+    /// What the shard must be able to write: the reserve is for that.
+    fn is_own(self) -> bool {
+        matches!(self, Self::Outbox | Self::Controls)
+    }
 }
 
 impl ShardLoop {
@@ -23,25 +35,48 @@ impl ShardLoop {
     pub(super) fn fill_slots(&mut self, now_ns: u64) {
         while self.poisoned.is_none() && self.flush.has_slot() {
             let Some((filling, lane)) = self.next_filling(now_ns) else { break };
-            if lane == Lane::Records && !self.open_takes_records {
-                self.open_takes_records = self.segments.reserve_is_safe();
-                if !self.open_takes_records {
-                    self.put_back(filling, lane);
-                    break;
-                }
-            }
-            if !self.open.fits(filling.padded_length(), filling.frames()) {
+            let bytes = filling.padded_length();
+            if !self.may_take(lane, bytes) {
                 self.put_back(filling, lane);
-                let rolled = self.roll(lane != Lane::Records);
+                break;
+            }
+            if !self.open.fits(bytes, filling.frames()) {
+                self.put_back(filling, lane);
+                let rolled = self.roll(lane, bytes);
                 self.outbox_blocked = lane == Lane::Outbox && !rolled;
                 if !rolled {
                     break;
                 }
                 continue;
             }
+            if lane == Lane::Local && !self.open_takes_records {
+                self.local_borrowed_bytes += bytes as u64;
+            }
+            if !lane.is_own() {
+                self.local_was_last = lane == Lane::Local;
+            }
             self.seal(filling, now_ns);
         }
         self.note_space();
+    }
+
+    /// Whether the open segment may take a batch. One of the reserve takes no records until that is
+    /// whole again, but for a few of the node's own streams.
+    fn may_take(&mut self, lane: Lane, bytes: usize) -> bool {
+        if lane.is_own() {
+            return true;
+        }
+        self.open_takes_records = self.open_takes_records || self.segments.reserve_is_safe();
+        if self.open_takes_records {
+            self.local_borrowed_bytes = 0;
+            return true;
+        }
+        lane == Lane::Local && self.may_borrow(bytes)
+    }
+
+    /// A full disk must not keep a node from promising, nor its promises the shard from trimming.
+    fn may_borrow(&self, bytes: usize) -> bool {
+        self.local_borrowed_bytes + bytes as u64 <= self.shared.segment_bytes / LOCAL_SHARE
     }
 
     fn next_filling(&mut self, now_ns: u64) -> Option<(Filling, Lane)> {
@@ -52,12 +87,21 @@ impl ShardLoop {
         if let Some(filling) = controls {
             return Some((filling, Lane::Controls));
         }
+        let mut queue = self.shared.queue();
+        let is_open = matches!(queue.state, QueueState::Open);
+        let oldest = queue.oldest_records();
+        let ready = oldest.is_some_and(|oldest| !is_open || now_ns >= self.ready_at(oldest));
+        // In turn, so that neither starves; but what waits for space lets the others pass.
+        let local_waits = self.local_was_last && ready && self.held_records.is_none();
+        if !local_waits {
+            let local = self.held_local.take().or_else(|| queue.take_local());
+            if let Some(filling) = local {
+                return Some((filling, Lane::Local));
+            }
+        }
         if let Some(filling) = self.held_records.take() {
             return Some((filling, Lane::Records));
         }
-        let mut queue = self.shared.queue();
-        let oldest = queue.oldest_records()?;
-        let ready = now_ns >= self.ready_at(oldest) || !matches!(queue.state, QueueState::Open);
         ready.then(|| queue.take_records()).flatten().map(|filling| (filling, Lane::Records))
     }
 
@@ -65,26 +109,34 @@ impl ShardLoop {
         match lane {
             Lane::Outbox => self.outbox.push_front(filling),
             Lane::Controls => self.held_controls = Some(filling),
+            Lane::Local => self.held_local = Some(filling),
             Lane::Records => self.held_records = Some(filling),
         }
     }
 
     /// Tells callers whether records wait for space that cannot be had.
     fn note_space(&mut self) {
-        let cause = match (&self.held_records, self.segments.failure()) {
-            (Some(_), Some(cause)) => Some(cause.to_owned()),
-            _ => None,
+        let cause = |held: &Option<Filling>| {
+            held.as_ref().and_then(|_| self.segments.failure()).map(str::to_owned)
         };
+        let (records, local) = (cause(&self.held_records), cause(&self.held_local));
         let mut queue = self.shared.queue();
-        if queue.no_space != cause {
-            queue.no_space = cause;
+        if queue.no_space != records || queue.no_space_local != local {
+            (queue.no_space, queue.no_space_local) = (records, local);
             self.shared.notify_room(queue);
         }
     }
 
-    /// Goes on in the next prepared segment. False when there is none.
-    fn roll(&mut self, own: bool) -> bool {
-        let Some(next) = self.segments.take(own) else { return false };
+    /// Goes on in the next prepared segment. False when there is none for a batch of this lane.
+    fn roll(&mut self, lane: Lane, bytes: usize) -> bool {
+        let mut own = lane.is_own();
+        let mut next = self.segments.take(own);
+        let borrows = lane == Lane::Local && self.segments.failure().is_some();
+        if next.is_none() && borrows && self.may_borrow(bytes) {
+            next = self.segments.take_but_last();
+            own = true;
+        }
+        let Some(next) = next else { return false };
         let facts = self.open.seal_facts(Some((next.number, next.generation)));
         if let Some(closed) = self.live.get_mut(&facts.generation) {
             closed.last_crc = facts.last_crc;

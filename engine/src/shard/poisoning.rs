@@ -41,8 +41,10 @@ impl ShardLoop {
         }
         let mut waiting: Vec<_> = self.outbox.drain(..).collect();
         waiting.extend(self.held_records.take());
+        waiting.extend(self.held_local.take());
         waiting.extend(self.held_controls.take());
         waiting.extend(std::iter::from_fn(|| queue.take_records()));
+        waiting.extend(std::iter::from_fn(|| queue.take_local()));
         waiting.extend(std::iter::from_fn(|| queue.take_controls()));
         self.shared.notify_room(queue);
         for batch in self.flush.take_unknown() {

@@ -51,13 +51,18 @@ impl ShardLoop {
             && queue.oldest_records().is_some_and(|oldest| now_ns >= self.ready_at(oldest));
         let controls_ready =
             !self.outbox_blocked && self.held_controls.is_none() && queue.has_controls();
+        let local_ready = !self.outbox_blocked
+            && self.held_controls.is_none()
+            && self.held_local.is_none()
+            && queue.has_local();
         let outbox_ready = !self.outbox_blocked && !self.outbox.is_empty();
         let room = queue.is_worth_waking();
-        closing || records_ready || controls_ready || outbox_ready || room
+        closing || records_ready || local_ready || controls_ready || outbox_ready || room
     }
 
     fn waits_for_segment(&self) -> bool {
-        self.outbox_blocked || self.held_controls.is_some() || self.held_records.is_some()
+        let held = [&self.held_controls, &self.held_local, &self.held_records];
+        self.outbox_blocked || held.into_iter().any(Option::is_some)
     }
 
     /// When waiting records are sealed: at once when they fill a batch, else after the linger and

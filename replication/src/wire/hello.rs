@@ -176,18 +176,19 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Every one.
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Version,
+        Self::Cluster,
+        Self::Node,
+        Self::Epoch,
+        Self::NotAMember,
+        Self::NotNow,
+        Self::Kind,
+    ];
+
     fn from_status(status: u16) -> Option<Self> {
-        [
-            Self::Version,
-            Self::Cluster,
-            Self::Node,
-            Self::Epoch,
-            Self::NotAMember,
-            Self::NotNow,
-            Self::Kind,
-        ]
-        .into_iter()
-        .find(|refusal| *refusal as u16 == status)
+        Self::ALL.into_iter().find(|refusal| *refusal as u16 == status)
     }
 
     /// The name under which it is counted.

@@ -54,7 +54,7 @@ fn told(orphan: &Orphan, facts: &OrphanFacts, engine_id: &[u8; 16]) -> String {
         false => format!(", of another engine ({})", hex(&facts.engine_id)),
     };
     format!(
-        ", stream {stream}, offsets {base_offset}..{end_offset}, {}, epochs {}{more}, cut {} for node \
+        ", stream {stream}, offsets {base_offset}..{end_offset}, {}, epochs {}{more}, kept {} for node \
          {leader} in epoch {epoch}{other}",
         count(orphan.records(), "record", "records"),
         epochs.join(" "),
@@ -100,7 +100,7 @@ pub fn json(orphan: &Orphan) -> Value {
     });
     json!({
         "file": orphan.file, "bytes": orphan.bytes, "state": orphan.state.word(),
-        "cut": facts,
+        "kept": facts,
         "records": orphan.records(), "unreadable_records": orphan.unreadable_records,
         "frames": orphan.frames.frames,
         "epochs": orphan.epochs.iter().map(|entry| json!({

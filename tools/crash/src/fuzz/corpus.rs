@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use ringwal_engine::format::{
-    BatchHeader, DATA_START, EngineHeader, FooterHeader, FrameKind, SegmentHeader, verify_frames,
+    BatchHeader, DATA_START, EngineHeader, FooterHeader, FrameHeader, FrameKind, OrphanFacts,
+    OrphanFrames, OrphanHeader, OrphanTrailer, SegmentHeader, verify_frames,
 };
 use ringwal_engine::{Append, Engine, Io, Options, Shard, StreamId};
+use zerocopy::IntoBytes;
 
 use super::disk::Image;
 use super::mutate::Life;
@@ -39,6 +41,8 @@ pub enum Kind {
     Index,
     /// The batches that a segment starts with.
     Start,
+    /// A whole file.
+    Orphan,
 }
 
 /// A part of a file.
@@ -87,6 +91,11 @@ impl Corpus {
         for (name, archive) in ARCHIVES {
             let files = unpack(archive).with_context(|| format!("corpus/{name}.rwd"))?;
             corpus.take(files).with_context(|| format!("corpus/{name}.rwd"))?;
+        }
+        let life = Life { engine_id: [7; 16], ..Life::default() };
+        for bytes in [orphan(1), orphan(4)] {
+            let sample = Sample { bytes, life, offset: 0, segment_bytes: 0, footer: None };
+            corpus.put(Kind::Orphan, sample);
         }
         Ok(corpus)
     }
@@ -186,6 +195,32 @@ impl Directory {
     fn spot(&mut self, kind: Kind, file: &str, life: Life, offset: usize, length: usize) {
         self.spots.push(Spot { kind, file: file.to_owned(), life, offset, length });
     }
+}
+
+/// An orphan file of so many frames, as replication writes it.
+fn orphan(frames: u64) -> Vec<u8> {
+    let facts = OrphanFacts {
+        engine_id: [7; 16],
+        stream: 7,
+        base_offset: 10,
+        end_offset: 10 + 2 * frames,
+        time_ns: 1,
+        leader: 2,
+        epoch: 9,
+        run: [1; 16],
+    };
+    let header = OrphanHeader::new(&facts);
+    let (mut bytes, mut counted) = (header.as_bytes().to_vec(), OrphanFrames::default());
+    for frame in 0..frames {
+        let payload = [5u32.to_le_bytes().as_slice(), b"bytes", &0u32.to_le_bytes()].concat();
+        let (epoch, base) = (3 + frame / 2, 10 + 2 * frame);
+        let frame = FrameHeader::new(FrameKind::Data, 7, epoch, base, 2, 1, &payload);
+        counted.add(&frame);
+        bytes.extend_from_slice(frame.as_bytes());
+        bytes.extend_from_slice(&payload);
+    }
+    bytes.extend_from_slice(OrphanTrailer::new(&header, &counted).as_bytes());
+    bytes
 }
 
 /// Writes the archives anew; each is a directory that this version has really written.

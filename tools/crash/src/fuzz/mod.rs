@@ -209,7 +209,8 @@ mod tests {
         let request = Request { seed: 7, count: Some(200_000) };
         run(request, None, &mut report).unwrap();
         assert_eq!(report.failed(), 0);
-        for (kind, least) in [("Batch", 100), ("Controls", 100), ("Recovery", 10)] {
+        for (kind, least) in [("Batch", 100), ("Controls", 100), ("Orphan", 100), ("Recovery", 10)]
+        {
             assert!(report.covered(&format!("{kind}: accepted")) > least, "{kind}");
         }
     }

@@ -1,6 +1,9 @@
 //! Mutations of bytes, and the checksums afterwards.
 
-use ringwal_engine::format::{BATCH_HEADER_BYTES, FRAME_HEADER_BYTES};
+use ringwal_engine::format::{
+    BATCH_HEADER_BYTES, FRAME_HEADER_BYTES, FrameHeader, ORPHAN_HEADER_BYTES, ORPHAN_TRAILER_BYTES,
+    OrphanFrames,
+};
 
 use crate::random::Random;
 
@@ -140,6 +143,29 @@ pub fn fix_frame(bytes: &mut [u8]) -> Option<usize> {
     let crc = crc32c::crc32c_append(crc32c::crc32c(&header[8..]), &header[..4]);
     header[4..8].copy_from_slice(&crc.to_le_bytes());
     Some(length)
+}
+
+/// All checksums of an orphan file, and the counts in its trailer, as far as its lengths lead.
+pub fn fix_orphan(bytes: &mut [u8]) {
+    fix_block(bytes, ORPHAN_HEADER_BYTES, 0);
+    let until = bytes.len().saturating_sub(ORPHAN_TRAILER_BYTES);
+    let (mut at, mut counted) = (ORPHAN_HEADER_BYTES, OrphanFrames::default());
+    while let Some(frame) = bytes.get_mut(at..until).filter(|rest| !rest.is_empty()) {
+        let Some(length) = fix_frame(frame) else { break };
+        let Ok((header, _)) = FrameHeader::verify(frame) else { break };
+        counted.add(&header);
+        at = at.saturating_add(length);
+    }
+    if at != until {
+        return;
+    }
+    let (before, trailer) = bytes.split_at_mut(until);
+    trailer[12..16].copy_from_slice(&counted.crc.to_le_bytes());
+    for (at, count) in [(16, counted.frames), (24, counted.records), (32, counted.bytes)] {
+        trailer[at..at + 8].copy_from_slice(&count.to_le_bytes());
+    }
+    let seed = u32::from_le_bytes([before[8], before[9], before[10], before[11]]);
+    fix_block(trailer, ORPHAN_TRAILER_BYTES, seed);
 }
 
 /// All checksums of a batch, as far as its lengths lead.

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use ringwal_engine::disk::Pool;
 use ringwal_engine::format::{
     AnchorHeader, BatchHeader, EngineHeader, FRAME_HEADER_BYTES, FooterHeader, FrameHeader,
-    FrameKind, RUN_BYTES, SegmentHeader, SegmentSeed, VerifiedFrame,
+    FrameKind, ORPHAN_HEADER_BYTES, ORPHAN_TRAILER_BYTES, RUN_BYTES, SegmentHeader, SegmentSeed,
+    VerifiedFrame,
 };
-use ringwal_engine::offline::{self, RepairOptions};
+use ringwal_engine::offline::{self, OrphanState, RepairOptions};
 use ringwal_engine::{Clock, Engine, Io, Options, Shard, StreamId, fuzzing};
 
 use super::corpus::{Corpus, Directory, Kind, Sample, Spot};
 use super::disk::{Image, MemoryDisk};
-use super::mutate::{fix_batch, fix_block, fix_frame, mutate, mutate_in_place};
+use super::mutate::{fix_batch, fix_block, fix_frame, fix_orphan, mutate, mutate_in_place};
 use crate::random::Random;
 
 /// What is fed.
@@ -28,6 +29,7 @@ pub enum Target {
     Footer,
     Index,
     FirstCheckpoint,
+    Orphan,
     Text,
     /// The recovery of a shard on a disk in memory, reading, writing on, and the recovery of that.
     Recovery,
@@ -36,7 +38,7 @@ pub enum Target {
 }
 
 /// How often each target comes, against the others.
-const WEIGHTS: [(Target, u64); 13] = [
+const WEIGHTS: [(Target, u64); 14] = [
     (Target::EngineHeader, 200),
     (Target::AnchorHeader, 200),
     (Target::SegmentHeader, 300),
@@ -47,6 +49,7 @@ const WEIGHTS: [(Target, u64); 13] = [
     (Target::Footer, 400),
     (Target::Index, 1200),
     (Target::FirstCheckpoint, 1000),
+    (Target::Orphan, 800),
     (Target::Text, 200),
     (Target::Recovery, 300),
     (Target::Offline, 2),
@@ -135,6 +138,7 @@ pub fn input(target: Target, corpus: &Corpus, random: &mut Random) -> Input {
         Target::Footer => Kind::Footer,
         Target::Index => Kind::Index,
         Target::FirstCheckpoint => Kind::Start,
+        Target::Orphan => Kind::Orphan,
         Target::Recovery | Target::Offline => {
             let at = random.below(corpus.directories.len() as u64) as usize;
             let mut directory = corpus.directories[at].clone();
@@ -165,6 +169,7 @@ fn fix(kind: Kind, sample: &mut Sample) {
         Kind::Batch => fix_batch(bytes, place),
         Kind::Frame => drop(fix_frame(bytes)),
         Kind::Controls => {}
+        Kind::Orphan => fix_orphan(bytes),
         Kind::Index => {
             if let Some(footer) = &mut sample.footer {
                 let from = (footer.runs_offset.get() - footer.entries_offset.get()) as usize;
@@ -450,6 +455,7 @@ fn decode(target: Target, sample: &Sample) -> Outcome {
             let _ = fuzzing::first_checkpoint(bytes, false, seed, life.generation);
             Ok(if listed.is_some() { Accepted } else { Refused })
         }
+        Target::Orphan => read_orphan(bytes),
         Target::Text => {
             let text = String::from_utf8_lossy(&bytes[..bytes.len().min(40)]);
             let number = fuzzing::segment_number(&format!("segment-{text}"));
@@ -462,6 +468,26 @@ fn decode(target: Target, sample: &Sample) -> Outcome {
         }
         Target::Recovery | Target::Offline => Ok(Refused),
     }
+}
+
+/// What is given is the continuation of what was given before; a whole file has all of it.
+fn read_orphan(bytes: &[u8]) -> Outcome {
+    let (mut next, mut records) = (None, 0);
+    let mut is_in_order = true;
+    let (state, facts, frames) = fuzzing::orphan(bytes, |frame| {
+        let base = frame.header.base_offset.get();
+        is_in_order &= next.is_none_or(|next| next <= base);
+        next = Some(frame.header.end_offset());
+        records += frame.records().count() as u64;
+    });
+    if !is_in_order || frames.bytes > bytes.len() as u64 || records > frames.records {
+        return Err("an orphan gives more than it holds".into());
+    }
+    let (OrphanState::Whole, Some(facts)) = (state, facts) else { return Ok(Refused) };
+    let is_all = facts.end_offset - facts.base_offset == records
+        && next == Some(facts.end_offset)
+        && frames.bytes as usize + ORPHAN_HEADER_BYTES + ORPHAN_TRAILER_BYTES == bytes.len();
+    if is_all { Ok(Accepted) } else { Err("an orphan is whole and lacks something".into()) }
 }
 
 fn check_frame(bytes: &[u8], frame: &VerifiedFrame<'_>) -> Outcome {

@@ -470,7 +470,7 @@ impl World {
             [one] => self.shard().append(id, one).map(Token::One),
             many => self.shard().append_batch(id, many).map(Token::Many),
         };
-        let epoch = if self.reference.closed {
+        let epoch = if self.reference.closed && !id.is_local() {
             Carries::Never
         } else {
             self.lead_again();
@@ -483,7 +483,7 @@ impl World {
     /// append.
     fn lead_again(&mut self) {
         let own = self.reference.own_epoch();
-        if own > 0 && own < self.epoch_max {
+        if own > 0 && own < self.epoch_max && !self.reference.closed {
             self.give_epoch(self.epoch_max);
         }
     }

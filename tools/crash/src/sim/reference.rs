@@ -190,6 +190,8 @@ pub struct Reference {
     /// Length of each record by its number.
     lengths: Vec<u32>,
     records: Lane,
+    /// Of the node's own streams.
+    local: Lane,
     controls: Lane,
     pub acknowledged: u64,
     pub refused: u64,
@@ -200,7 +202,7 @@ pub struct Reference {
 impl Reference {
     pub fn new(seed: u64, wild: bool, ids: Vec<StreamId>) -> Self {
         let streams = vec![Facts::default(); ids.len()];
-        let (records, controls) = (Lane::default(), Lane::default());
+        let (records, local, controls) = Default::default();
         let lengths = Vec::new();
         Self {
             seed,
@@ -211,6 +213,7 @@ impl Reference {
             streams,
             lengths,
             records,
+            local,
             controls,
             acknowledged: 0,
             refused: 0,
@@ -262,6 +265,7 @@ impl Reference {
             streams: self.streams.clone(),
             lengths: self.lengths.clone(),
             records: lane(&self.records),
+            local: lane(&self.local),
             controls: lane(&self.controls),
             acknowledged: 0,
             refused: 0,
@@ -291,6 +295,7 @@ impl Reference {
     /// A command was taken.
     pub fn begin(&mut self, command: Command, token: Token) {
         let lane = match command {
+            Command::Append { stream, .. } if self.ids[stream].is_local() => &mut self.local,
             Command::Append { .. } => &mut self.records,
             _ => &mut self.controls,
         };
@@ -301,17 +306,17 @@ impl Reference {
     pub fn busy(&self, stream: usize) -> (bool, bool) {
         let waits =
             |lane: &Lane| lane.waiting.iter().any(|(command, _)| command.stream() == stream);
-        (waits(&self.records), waits(&self.controls))
+        (waits(&self.records) || waits(&self.local), waits(&self.controls))
     }
 
     /// Whether anything is under way.
     pub fn is_settled(&self) -> bool {
-        self.records.waiting.is_empty() && self.controls.waiting.is_empty()
+        [&self.records, &self.local, &self.controls].iter().all(|lane| lane.waiting.is_empty())
     }
 
     /// Whether nothing is under way, nor of unknown outcome.
     pub fn is_certain(&self) -> bool {
-        let lanes = [&self.records, &self.controls];
+        let lanes = [&self.records, &self.local, &self.controls];
         self.is_settled() && lanes.iter().all(|lane| lane.doubtful.is_empty())
     }
 
@@ -323,7 +328,7 @@ impl Reference {
     /// Takes the outcomes that have come.
     pub fn settle(&mut self) {
         let mut outcomes = Vec::new();
-        for lane in [&mut self.controls, &mut self.records] {
+        for lane in [&mut self.controls, &mut self.local, &mut self.records] {
             while let Some((_, token)) = lane.waiting.front()
                 && let Some(outcome) = token.outcome()
             {
@@ -394,7 +399,7 @@ impl Reference {
     /// The shard has died: what waits is doubtful.
     pub fn die(&mut self) {
         self.settle();
-        for lane in [&mut self.controls, &mut self.records] {
+        for lane in [&mut self.controls, &mut self.local, &mut self.records] {
             let waiting = lane.waiting.drain(..).map(|(command, _)| command);
             lane.doubtful.extend(waiting.filter(|command| !command.is_refused()));
         }
@@ -522,11 +527,12 @@ impl Reference {
     /// Checks what a recovery shows and believes it. Returns how many doubtful commands it kept.
     pub fn recover(&mut self, shown: &[Shown]) -> usize {
         let records = std::mem::take(&mut self.records.doubtful);
+        let local = std::mem::take(&mut self.local.doubtful);
         let controls = std::mem::take(&mut self.controls.doubtful);
         let kept = if self.wild {
-            self.recover_wild(shown, &records, &controls)
+            self.recover_wild(shown, &[records, local].concat(), &controls)
         } else {
-            self.recover_exactly(shown, &records, &controls)
+            self.recover_exactly(shown, &[records, local], &controls)
         };
         for (stream, (facts, shown)) in self.streams.iter_mut().zip(shown).enumerate() {
             facts.cuts.clear();
@@ -540,11 +546,11 @@ impl Reference {
         kept
     }
 
-    /// One state per pair of prefixes of the two lanes: the shown one must be among them.
+    /// One state for each choice of prefixes of the lanes: the shown one must be among them.
     fn recover_exactly(
         &mut self,
         shown: &[Shown],
-        records: &[Command],
+        records: &[Vec<Command>],
         controls: &[Command],
     ) -> usize {
         let mut expected = self.streams.clone();
@@ -553,17 +559,19 @@ impl Reference {
             *left = left.saturating_sub(facts.end());
         }
         let mut kept = 0;
-        for command in records {
-            let Command::Append { stream, ids, epoch: carries } = command else { continue };
-            let count = ids.end - ids.start;
-            if appended[*stream] < count {
-                break;
+        for lane in records {
+            for command in lane {
+                let Command::Append { stream, ids, epoch: carries } = command else { continue };
+                let count = ids.end - ids.start;
+                if appended[*stream] < count {
+                    break;
+                }
+                appended[*stream] -= count;
+                let facts = &mut expected[*stream];
+                let epoch = self.epoch_shown(facts, &shown[*stream], *carries);
+                ids.clone().for_each(|id| facts.append(facts.end(), Written { epoch, id }));
+                kept += 1;
             }
-            appended[*stream] -= count;
-            let facts = &mut expected[*stream];
-            let epoch = self.epoch_shown(facts, &shown[*stream], *carries);
-            ids.clone().for_each(|id| facts.append(facts.end(), Written { epoch, id }));
-            kept += 1;
         }
         let heads = |streams: &[Facts]| -> Vec<_> {
             streams.iter().map(|facts| (facts.trimmed, facts.end(), facts.epoch)).collect()

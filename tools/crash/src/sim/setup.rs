@@ -37,7 +37,7 @@ impl Setup {
             slot_bytes: batch_bytes,
             ..SimOptions::default()
         };
-        let streams = [4, 5, 7, 900, u64::MAX - 1, 12];
+        let streams = [4, 5, 3, 7, 900, u64::MAX - 1, 12];
         let count = random.within(1..=streams.len() as u64) as usize;
         let mut engine_id = [0; 16];
         engine_id[..8].copy_from_slice(&random.next().to_le_bytes());

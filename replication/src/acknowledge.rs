@@ -1,0 +1,283 @@
+//! What an append through a leader promises, and the token that waits for it.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use ringwal_engine::{
+    Append, AppendBatch, AppendError, CommitError, Receipt, Receipts, Refusal, StreamId,
+};
+
+use crate::term::Term;
+
+/// Where a record is durable when its receipt comes.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
+pub enum Ack {
+    /// On this node's device. It has been sent to the followers, and none is waited for: it can be
+    /// lost if this node dies, is deposed, or is cut off before a follower has it.
+    #[default]
+    Local,
+    /// On the devices of a majority of the members, this node among them: it survives the loss of
+    /// any minority.
+    Quorum,
+}
+
+/// Why a leader does not take a record. Nothing of it was written.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LedAppendError {
+    /// This node leads no more.
+    #[error("this node does not lead in epoch {epoch} any more ({why}); append on the new leader")]
+    NotLeading {
+        /// In which epoch it led.
+        epoch: u64,
+        /// What ended it.
+        why: String,
+    },
+    /// The stream is one of the node's own, which are not replicated.
+    #[error("stream {0} is a node's own (ids 1 to 3) and is not replicated; use another id")]
+    OwnStream(StreamId),
+    /// The engine did not take it.
+    #[error(transparent)]
+    Engine(#[from] AppendError),
+}
+
+/// Why there is no receipt as it was asked for.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LedCommitError {
+    /// It may be durable, here or elsewhere, or not: the term ended first.
+    #[error(
+        "outcome unknown: epoch {epoch} ended ({why}) before the record was acknowledged; look \
+         for it with the new leader"
+    )]
+    Unknown {
+        /// In which epoch it was appended.
+        epoch: u64,
+        /// What ended it.
+        why: String,
+    },
+    /// It is not acknowledged in time; that may still come.
+    #[error(
+        "outcome unknown: not acknowledged within {waited:?} ({}); wait on, or look for it later",
+        if *.is_durable_here { "durable here, and no majority has it: look at the followers' lag" }
+        else { "not known to be durable here" }
+    )]
+    Late {
+        /// How long it was waited for.
+        waited: Duration,
+        /// It is durable on this node, and waits for a majority.
+        is_durable_here: bool,
+    },
+    /// It certainly is not there: this node does not lead.
+    #[error(
+        "not written: this node does not lead in epoch {epoch} any more; append on the new leader"
+    )]
+    NotLeading {
+        /// In which epoch it led.
+        epoch: u64,
+    },
+    /// The engine has no receipt for it.
+    #[error(transparent)]
+    Engine(CommitError),
+}
+
+/// Says where records of a batch are: their stream, epoch and end.
+pub trait Placed {
+    /// Whose.
+    fn stream(&self) -> StreamId;
+    /// Offset after the last.
+    fn end(&self) -> u64;
+}
+
+impl Placed for Receipt {
+    fn stream(&self) -> StreamId {
+        Receipt::stream(self)
+    }
+
+    fn end(&self) -> u64 {
+        self.offset() + 1
+    }
+}
+
+impl Placed for Receipts {
+    fn stream(&self) -> StreamId {
+        Receipts::stream(self)
+    }
+
+    fn end(&self) -> u64 {
+        self.offsets().end
+    }
+}
+
+/// The receipt of a record or of a batch of them, and where they are durable.
+#[derive(Clone, Debug)]
+pub struct Acknowledged<R> {
+    /// Stream, epoch and offset.
+    pub receipt: R,
+    /// Where it is durable.
+    pub durable: Ack,
+}
+
+/// A token of the engine: what [`Pending`] waits for first.
+pub trait Token: Future<Output = Result<Self::Receipt, CommitError>> + Unpin {
+    /// What it becomes.
+    type Receipt: Placed + Clone + std::fmt::Debug + Unpin;
+
+    /// Blocks the thread until the outcome is known.
+    ///
+    /// # Errors
+    /// As the engine's.
+    fn wait(self) -> Result<Self::Receipt, CommitError>;
+}
+
+impl Token for Append {
+    type Receipt = Receipt;
+
+    fn wait(self) -> Result<Receipt, CommitError> {
+        Append::wait(self)
+    }
+}
+
+impl Token for AppendBatch {
+    type Receipt = Receipts;
+
+    fn wait(self) -> Result<Receipts, CommitError> {
+        AppendBatch::wait(self)
+    }
+}
+
+/// A record, or a batch of them, that a leader has taken. [`Pending::wait`], or a future on any
+/// runtime; dropping it only detaches.
+#[derive(Debug)]
+#[must_use = "the record is durable only when its receipt has come; drop(..) to ignore it"]
+pub struct Pending<T: Token> {
+    stage: Stage<T>,
+    term: Arc<Term>,
+    ack: Ack,
+}
+
+#[derive(Debug)]
+enum Stage<T: Token> {
+    /// Not known to be durable here.
+    Local(T),
+    /// Durable here.
+    Durable(T::Receipt),
+}
+
+impl<T: Token> Pending<T> {
+    pub(crate) fn new(token: T, term: Arc<Term>, ack: Ack) -> Self {
+        Self { stage: Stage::Local(token), term, ack }
+    }
+
+    /// Blocks the thread until the outcome is known.
+    ///
+    /// # Errors
+    /// When there is no receipt: see [`LedCommitError`] for what is certain then.
+    pub fn wait(self) -> Result<Acknowledged<T::Receipt>, LedCommitError> {
+        let Self { stage, term, ack } = self;
+        let receipt = match stage {
+            // The engine wakes all threads of a batch at once.
+            Stage::Local(token) => token.wait().map_err(|error| failed(&term, error))?,
+            Stage::Durable(receipt) => receipt,
+        };
+        let mut pending = Self { stage: Stage::Durable(receipt), term, ack };
+        loop {
+            if let Some(outcome) = pending.wait_until(None) {
+                return outcome;
+            }
+        }
+    }
+
+    /// As [`Pending::wait`], but no longer than `limit`; it can be waited for again.
+    ///
+    /// # Errors
+    /// As [`Pending::wait`]; [`LedCommitError::Late`] when it is not acknowledged by then.
+    pub fn wait_timeout(
+        &mut self,
+        limit: Duration,
+    ) -> Result<Acknowledged<T::Receipt>, LedCommitError> {
+        let deadline = Instant::now().checked_add(limit);
+        self.wait_until(deadline).unwrap_or_else(|| {
+            let is_durable_here = matches!(self.stage, Stage::Durable(_));
+            Err(LedCommitError::Late { waited: limit, is_durable_here })
+        })
+    }
+
+    /// `None` when the time is over, or nothing is known.
+    fn wait_until(
+        &mut self,
+        deadline: Option<Instant>,
+    ) -> Option<Result<Acknowledged<T::Receipt>, LedCommitError>> {
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut context = Context::from_waker(&waker);
+        loop {
+            if let Poll::Ready(outcome) = Pin::new(&mut *self).poll(&mut context) {
+                return Some(outcome);
+            }
+            let Some(deadline) = deadline else {
+                std::thread::park();
+                continue;
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            std::thread::park_timeout(left);
+        }
+    }
+}
+
+fn failed(term: &Term, error: CommitError) -> LedCommitError {
+    let epoch = term.epoch();
+    match error {
+        CommitError::Refused(Refusal::EpochClosed { .. }) => LedCommitError::NotLeading { epoch },
+        error => LedCommitError::Engine(error),
+    }
+}
+
+impl<T: Token> Future for Pending<T> {
+    type Output = Result<Acknowledged<T::Receipt>, LedCommitError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Stage::Local(token) = &mut self.stage {
+            match Pin::new(token).poll(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(failed(&self.term, error))),
+                Poll::Ready(Ok(receipt)) => self.stage = Stage::Durable(receipt),
+            }
+        }
+        let Stage::Durable(receipt) = &self.stage else { return Poll::Pending };
+        let outcome = match self.ack {
+            // Released only while the epoch lasts: what comes later may be cut.
+            Ack::Local => match self.term.ended() {
+                None => Ok(()),
+                Some(why) => Err(why.to_owned()),
+            },
+            Ack::Quorum => {
+                let (stream, end) = (receipt.stream(), receipt.end());
+                match self.term.poll_majority(stream, end, context.waker()) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(outcome) => outcome,
+                }
+            }
+        };
+        let receipt = receipt.clone();
+        Poll::Ready(match outcome {
+            Ok(()) => Ok(Acknowledged { receipt, durable: self.ack }),
+            Err(why) => Err(LedCommitError::Unknown { epoch: self.term.epoch(), why }),
+        })
+    }
+}
+
+/// Wakes a thread that is parked.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}

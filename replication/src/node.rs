@@ -1,0 +1,337 @@
+//! The handle of a node that replicates: start, lead, append, wait, close.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use crossbeam_channel::{Sender, bounded};
+use ringwal_engine::{Append, AppendBatch, Engine, ReadError, StreamId, Tail};
+
+use crate::acknowledge::{Ack, LedAppendError, Pending};
+use crate::config::{Config, ConfigError};
+use crate::link::tls::{Tls, TlsError};
+use crate::link::{LinkError, Listener};
+use crate::node_id::RunId;
+use crate::promise::is_replicated;
+use crate::stats::{Counters, NodeStats};
+use crate::term::Term;
+use crate::thread::{self, Command, LeadError, Setup};
+use crate::wake::Wake;
+use crate::worker::{self, BeginAnew, Snapshots, Worker};
+
+/// Commands that wait for the thread.
+const COMMANDS_MAX: usize = 256;
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The configuration contradicts itself.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Certificates or keys cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Its port cannot be opened.
+    #[error(transparent)]
+    Listen(#[from] LinkError),
+    /// What it has promised cannot be read.
+    #[error("what this node has promised cannot be read: {0}")]
+    Facts(#[from] ReadError),
+    /// A thread cannot be started, or no random number be had.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// A node of a cluster: it follows whoever leads with a later epoch, until it is told to lead itself.
+///
+/// From its start on, records of replicated streams (all but 1 to 3) are appended through a
+/// [`Leadership`] only: the engine refuses its own. Reads and tails of the engine go on.
+///
+/// Dropping it closes it without waiting for followers.
+#[derive(Debug)]
+pub struct Node {
+    inner: Arc<Inner>,
+    thread: Option<JoinHandle<()>>,
+    address: std::net::SocketAddr,
+}
+
+struct Inner {
+    engine: Engine,
+    commands: Sender<Command>,
+    wake: Arc<Wake>,
+    picture: Arc<Mutex<NodeStats>>,
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner").field("stats", &self.picture).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn send(&self, command: Command) -> bool {
+        let is_sent = self.commands.send(command).is_ok();
+        self.wake.wake();
+        is_sent
+    }
+}
+
+impl Node {
+    /// Opens the port and starts the threads. A stream whose beginning its leader has trimmed
+    /// begins where the leader's does.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start(engine: Engine, config: Config) -> Result<Self, StartError> {
+        Self::start_with_snapshots(engine, config, Arc::new(|anew: &BeginAnew| Some(anew.trimmed)))
+    }
+
+    /// As [`Node::start`], for an embedder whose snapshots hold what leaders have trimmed:
+    /// `snapshots` puts one in and says where the stream goes on. It runs on a thread that may wait.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start_with_snapshots(
+        engine: Engine,
+        config: Config,
+        snapshots: Arc<Snapshots>,
+    ) -> Result<Self, StartError> {
+        config.check()?;
+        let system = |what| move |source| StartError::System { what, source };
+        let tls = config.tls.as_ref().map(Tls::load).transpose()?.map(Arc::new);
+        let listener = Listener::bind(&config.listen)?;
+        let address = listener.local_address();
+        let (promised, committed) = worker::load(&engine)?;
+        // Nobody leads yet.
+        engine.close_epoch();
+        let run = random_run().map_err(system("draw a random number"))?;
+        let wake = Arc::new(Wake::default());
+        let worker = Worker::start(engine.clone(), snapshots, wake.clone());
+        let worker = worker.map_err(system("start the worker's thread"))?;
+        let (commands, to_do) = bounded(COMMANDS_MAX);
+        let picture = Arc::new(Mutex::new(NodeStats::default()));
+        let setup = Setup {
+            engine: engine.clone(),
+            config: Arc::new(config),
+            run,
+            listener,
+            tls,
+            worker,
+            wake: wake.clone(),
+            commands: to_do,
+            promised,
+            committed,
+            counters: Arc::new(Counters::default()),
+            picture: picture.clone(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("ringwal-replica".into())
+            .spawn(move || thread::run(setup))
+            .map_err(system("start the replication thread"))?;
+        let inner = Arc::new(Inner { engine, commands, wake, picture });
+        Ok(Self { inner, thread: Some(thread), address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> std::net::SocketAddr {
+        self.address
+    }
+
+    /// Its engine, to read from.
+    pub fn engine(&self) -> &Engine {
+        &self.inner.engine
+    }
+
+    /// Leads in an epoch that is greater than every one that this node has seen, and that no other
+    /// run of any process uses. Returns when that is promised durably.
+    ///
+    /// # Errors
+    /// See [`LeadError`].
+    pub fn lead(&self, epoch: u64) -> Result<Leadership, LeadError> {
+        let (reply, replied) = bounded(1);
+        if !self.inner.send(Command::Lead { epoch, reply }) {
+            return Err(LeadError::Closed);
+        }
+        let term = replied.recv().map_err(|_| LeadError::Closed)??;
+        Ok(Leadership { inner: self.inner.clone(), term })
+    }
+
+    /// The durable records of a stream from `offset` on, as they come, on a leader or a follower.
+    /// A record may be cut again here as long as it is not committed; a tail that stood behind it
+    /// then gives what took its place.
+    pub fn subscribe(&self, stream: StreamId, offset: u64) -> Tail {
+        self.inner.engine.stream(stream).tail(offset)
+    }
+
+    /// Waits until the record at `offset` is durable here, at most until `deadline`; whether it is.
+    ///
+    /// # Errors
+    /// When it is trimmed, cannot be read, or the engine is closed.
+    pub fn wait_durable(
+        &self,
+        stream: StreamId,
+        offset: u64,
+        deadline: Instant,
+    ) -> Result<bool, ReadError> {
+        if self.inner.engine.stream(stream).end() > offset {
+            return Ok(true);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let record = self.subscribe(stream, offset).next_timeout(left)?;
+        Ok(record.is_some())
+    }
+
+    /// As [`Node::wait_durable`], without blocking the thread, and without a deadline.
+    ///
+    /// # Errors
+    /// As [`Node::wait_durable`].
+    pub async fn wait_durable_async(&self, stream: StreamId, offset: u64) -> Result<(), ReadError> {
+        self.subscribe(stream, offset).next().await.map(|_| ())
+    }
+
+    /// Drops the records of a stream below `before`. A leader keeps what a connected follower has
+    /// not, as long as the journal is shorter than [`Config::retain_bytes_max`].
+    pub fn trim(&self, stream: StreamId, before: u64) {
+        self.inner.send(Command::Trim { stream, before });
+    }
+
+    /// Everything that is counted, as it was at most a tenth of a second ago.
+    pub fn stats(&self) -> NodeStats {
+        self.inner.picture.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sends what is sealed to the followers that are connected, within
+    /// [`Config::drain_timeout`], and ends the threads. The engine stays open.
+    pub fn close(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.inner.send(Command::Close);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the replication thread has panicked");
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn random_run() -> std::io::Result<RunId> {
+    use std::io::Read as _;
+    let mut run = [0; 16];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut run)?;
+    Ok(RunId::new(run))
+}
+
+/// The right to append in one epoch. Clones share it; it ends when a greater epoch is seen, by
+/// [`Leadership::retire`], or with the node.
+#[derive(Clone, Debug)]
+pub struct Leadership {
+    inner: Arc<Inner>,
+    term: Arc<Term>,
+}
+
+impl Leadership {
+    /// In which epoch.
+    pub fn epoch(&self) -> u64 {
+        self.term.epoch()
+    }
+
+    /// Why it is over, if it is.
+    pub fn ended(&self) -> Option<String> {
+        self.term.ended().map(str::to_owned)
+    }
+
+    /// Copies a record into the next batch and fixes its order; waits for room when the queue is
+    /// full. It leaves for the followers when the batch is sealed; the token tells when it is
+    /// durable as `ack` asks.
+    ///
+    /// # Errors
+    /// See [`LedAppendError`].
+    pub fn append(
+        &self,
+        stream: StreamId,
+        record: impl AsRef<[u8]>,
+        ack: Ack,
+    ) -> Result<Pending<Append>, LedAppendError> {
+        self.check(stream)?;
+        let token = self.inner.engine.stream(stream).append(record)?;
+        Ok(Pending::new(token, self.term.clone(), ack))
+    }
+
+    /// As [`Leadership::append`], but never waits.
+    ///
+    /// # Errors
+    /// See [`LedAppendError`].
+    pub fn try_append(
+        &self,
+        stream: StreamId,
+        record: impl AsRef<[u8]>,
+        ack: Ack,
+    ) -> Result<Pending<Append>, LedAppendError> {
+        self.check(stream)?;
+        let token = self.inner.engine.stream(stream).try_append(record)?;
+        Ok(Pending::new(token, self.term.clone(), ack))
+    }
+
+    /// As [`Leadership::append`], but waits for room without blocking the thread.
+    ///
+    /// # Errors
+    /// See [`LedAppendError`].
+    pub async fn append_async(
+        &self,
+        stream: StreamId,
+        record: impl AsRef<[u8]>,
+        ack: Ack,
+    ) -> Result<Pending<Append>, LedAppendError> {
+        self.check(stream)?;
+        let token = self.inner.engine.stream(stream).append_async(record).await?;
+        Ok(Pending::new(token, self.term.clone(), ack))
+    }
+
+    /// Appends records that follow one another, and of which a crash of this node keeps all or none.
+    ///
+    /// # Errors
+    /// See [`LedAppendError`].
+    pub fn append_batch<I>(
+        &self,
+        stream: StreamId,
+        records: I,
+        ack: Ack,
+    ) -> Result<Pending<AppendBatch>, LedAppendError>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<[u8]>,
+    {
+        self.check(stream)?;
+        let token = self.inner.engine.stream(stream).append_batch(records)?;
+        Ok(Pending::new(token, self.term.clone(), ack))
+    }
+
+    /// Leads no more: records that wait get their outcome as *unknown*.
+    pub fn retire(&self, why: &str) {
+        let epoch = self.term.epoch();
+        self.inner.send(Command::Retire { epoch, why: why.to_owned() });
+    }
+
+    fn check(&self, stream: StreamId) -> Result<(), LedAppendError> {
+        if let Some(why) = self.term.ended() {
+            let epoch = self.term.epoch();
+            return Err(LedAppendError::NotLeading { epoch, why: why.to_owned() });
+        }
+        if is_replicated(stream) { Ok(()) } else { Err(LedAppendError::OwnStream(stream)) }
+    }
+}

@@ -1,0 +1,304 @@
+//! This node follows: frames from the leader go through the core into this node's engine, and what
+//! is durable goes back.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Poll, Waker};
+use std::time::Instant;
+
+use bytes::Bytes;
+use ringwal_engine::format::FrameHeader;
+use ringwal_engine::{AppendBatch, AppendError, CommitError, Refusal, StreamId};
+
+use super::Context;
+use super::accept::Place;
+use super::connection::Connection;
+use crate::follower::{Act, Follower, Refused, Worth};
+use crate::link::Received;
+use crate::orphans::Reason;
+use crate::promise::Promise;
+use crate::wire::Message;
+use crate::worker::{BeginAnew, Job, Outcome};
+
+/// Items that are taken in one turn, so that receipts get their time.
+const ITEMS_PER_TURN: usize = 512;
+/// Messages that wait for the connection; beyond it nothing more is done.
+const OUTGOING_MAX: usize = 64;
+
+/// Frames on their way into this node's engine. They outlive the session that they came by.
+#[derive(Default)]
+pub(crate) struct Appends {
+    /// By shard: their receipts come in this order.
+    under_way: Vec<VecDeque<Appending>>,
+    waiting: Option<Waiting>,
+}
+
+struct Appending {
+    token: AppendBatch,
+    stream: StreamId,
+    end: u64,
+    came: Instant,
+}
+
+/// A frame that waits for room in the engine.
+struct Waiting {
+    room: Pin<Box<dyn Future<Output = Result<AppendBatch, AppendError>>>>,
+    stream: StreamId,
+    end: u64,
+    came: Instant,
+    shard: usize,
+}
+
+/// A frame has its outcome.
+type Appended = (StreamId, u64, Instant, Result<(), CommitError>);
+
+impl Appends {
+    /// Everything has its outcome.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_none() && self.under_way.iter().all(VecDeque::is_empty)
+    }
+
+    fn push(&mut self, shard: usize, appending: Appending) {
+        while self.under_way.len() <= shard {
+            self.under_way.push(VecDeque::new());
+        }
+        self.under_way[shard].push_back(appending);
+    }
+
+    /// Goes on with the frame that waits for room; `waker` is called when there is some.
+    pub(crate) fn poll_waiting(&mut self, waker: &Waker) -> Result<(), AppendError> {
+        let Some(waiting) = &mut self.waiting else { return Ok(()) };
+        let mut context = std::task::Context::from_waker(waker);
+        let Poll::Ready(taken) = waiting.room.as_mut().poll(&mut context) else { return Ok(()) };
+        let Waiting { stream, end, came, shard, .. } =
+            self.waiting.take().expect("it has just been looked at");
+        self.push(shard, Appending { token: taken?, stream, end, came });
+        Ok(())
+    }
+
+    /// The next outcome; `waker` is called when there is another.
+    pub(crate) fn poll_appended(&mut self, waker: &Waker) -> Option<Appended> {
+        let mut context = std::task::Context::from_waker(waker);
+        for shard in &mut self.under_way {
+            let Some(first) = shard.front_mut() else { continue };
+            if let Poll::Ready(outcome) = Pin::new(&mut first.token).poll(&mut context) {
+                let Appending { stream, end, came, .. } =
+                    shard.pop_front().expect("it has just been looked at");
+                return Some((stream, end, came, outcome.map(|_| ())));
+            }
+        }
+        None
+    }
+}
+
+/// See the module.
+pub(crate) struct Following {
+    pub(crate) promise: Promise,
+    core: Follower,
+    connection: Connection,
+    _place: Place,
+    outgoing: VecDeque<Bytes>,
+    jobs: VecDeque<Job>,
+}
+
+/// What a turn has come to.
+pub(crate) enum Turn {
+    /// It goes on; whether there is more to do at once.
+    Goes(bool),
+    /// The session is over.
+    Ends(String),
+}
+
+impl Following {
+    pub(crate) fn new(
+        promise: Promise,
+        core: Follower,
+        connection: Connection,
+        place: Place,
+        answer: Bytes,
+    ) -> Self {
+        let (outgoing, jobs) = (VecDeque::from([answer]), VecDeque::new());
+        Self { promise, core, connection, _place: place, outgoing, jobs }
+    }
+
+    pub(crate) fn core(&self) -> &Follower {
+        &self.core
+    }
+
+    /// One turn of everything that can be done now.
+    pub(crate) fn turn(&mut self, context: &mut Context, appends: &mut Appends) -> Turn {
+        match self.try_turn(context, appends) {
+            Ok(is_busy) => Turn::Goes(is_busy),
+            Err(why) => Turn::Ends(why),
+        }
+    }
+
+    fn try_turn(&mut self, context: &mut Context, appends: &mut Appends) -> Result<bool, String> {
+        self.take_appended(context, appends)?;
+        let mut is_busy = false;
+        if self.outgoing.len() < OUTGOING_MAX {
+            is_busy = self.take_received(context, appends)?;
+            self.act(context)?;
+        }
+        while context.worker.has_room()
+            && let Some(job) = self.jobs.pop_front()
+        {
+            context.worker.give(job);
+        }
+        let _ = self.connection.take_sent();
+        if !self.outgoing.is_empty() && self.connection.is_free() {
+            self.connection.send(self.outgoing.drain(..).collect());
+        }
+        if let Some(why) = self.connection.ended() {
+            return Err(why);
+        }
+        Ok(is_busy)
+    }
+
+    fn take_appended(
+        &mut self,
+        context: &mut Context,
+        appends: &mut Appends,
+    ) -> Result<(), String> {
+        appends.poll_waiting(&context.waker).map_err(|error| error.to_string())?;
+        while let Some((stream, end, came, outcome)) = appends.poll_appended(&context.waker) {
+            let end_here = || context.engine.stream(stream).end();
+            match outcome {
+                Ok(()) => self.core.handle_durable(stream, end, came.elapsed().as_nanos() as u64),
+                Err(CommitError::Refused(Refusal::TooManyStreams { .. })) => {
+                    self.core.handle_refused(stream, end_here(), Refused::TooManyStreams);
+                }
+                // The continuation of one that was refused.
+                Err(CommitError::Refused(Refusal::NotContinuation { .. })) => {
+                    self.core.handle_refused(stream, end_here(), Refused::Discontinuous);
+                }
+                Err(error) => {
+                    if matches!(error, CommitError::Unknown(_) | CommitError::NotWritten(_)) {
+                        context.failed = Some(error.to_string());
+                    }
+                    return Err(format!("the engine does not take stream {stream}: {error}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take_received(
+        &mut self,
+        context: &mut Context,
+        appends: &mut Appends,
+    ) -> Result<bool, String> {
+        for _ in 0..ITEMS_PER_TURN {
+            if appends.waiting.is_some() {
+                return Ok(false);
+            }
+            let Some((item, came)) = self.connection.take_received() else { return Ok(false) };
+            match item {
+                Received::Frame(frame) => self.take_frame(frame, came, context, appends)?,
+                Received::Message(Message::Leaving { epoch, reason }) => {
+                    return Err(format!("the leader of epoch {epoch} leaves: {reason}"));
+                }
+                Received::Message(message) => self.core.handle_message(message),
+            }
+        }
+        Ok(true)
+    }
+
+    fn take_frame(
+        &mut self,
+        frame: Bytes,
+        came: Instant,
+        context: &mut Context,
+        appends: &mut Appends,
+    ) -> Result<(), String> {
+        let (header, _) = FrameHeader::verify(&frame).map_err(|error| error.to_string())?;
+        context.counters.frames_received.add(1);
+        context.counters.bytes_received.add(frame.len() as u64);
+        if self.core.handle_frame(&header) == Worth::Ignore {
+            return Ok(());
+        }
+        let stream = context.engine.stream(StreamId::new(header.stream.get()));
+        let (id, end, shard) = (stream.id(), header.end_offset(), stream.shard() as usize);
+        match stream.try_append_frame(&frame) {
+            Ok(token) => {
+                appends.push(shard, Appending { token, stream: id, end, came });
+                Ok(())
+            }
+            Err(AppendError::Full { .. }) => {
+                let room = Box::pin(stream.append_frame_async(frame));
+                appends.waiting = Some(Waiting { room, stream: id, end, came, shard });
+                appends.poll_waiting(&context.waker).map_err(|error| error.to_string())
+            }
+            Err(AppendError::BadFrame(error)) => {
+                context.counters.violations.add(1);
+                Err(format!("the leader has sent a damaged frame of stream {id}: {error}"))
+            }
+            Err(error) => {
+                if let AppendError::Poisoned(cause) = &error {
+                    context.failed = Some(cause.to_string());
+                }
+                Err(format!("the engine does not take stream {id}: {error}"))
+            }
+        }
+    }
+
+    fn act(&mut self, context: &mut Context) -> Result<(), String> {
+        let Promise { epoch, leader, run } = self.promise;
+        let reason = Reason { epoch, leader, run };
+        while self.outgoing.len() < OUTGOING_MAX
+            && let Some(act) = self.core.poll_act()
+        {
+            match act {
+                Act::Send(message) => self.outgoing.push_back(Bytes::from(message.encode())),
+                Act::Cut { stream, from, end, epoch } => {
+                    context.counters.records_cut.add(end - from);
+                    self.jobs.push_back(Job::Cut { stream, from, end, epoch, reason });
+                }
+                Act::BeginAnew { stream, trimmed, held, epochs } => {
+                    let anew = BeginAnew { stream, trimmed, held };
+                    self.jobs.push_back(Job::BeginAnew { anew, epochs, reason });
+                }
+                Act::Trim { stream, before } => {
+                    self.jobs.push_back(Job::Trim { stream, before });
+                }
+                Act::Leave(why) => {
+                    context.counters.violations.add(1);
+                    return Err(why.to_string());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A job that this session gave is done.
+    pub(crate) fn handle_outcome(
+        &mut self,
+        outcome: Outcome,
+        context: &Context,
+    ) -> Result<(), String> {
+        match outcome {
+            Outcome::Cut { stream, at, outcome } => {
+                outcome.map_err(|error| format!("cannot cut stream {stream}: {error}"))?;
+                self.core.handle_cut(stream, at);
+            }
+            Outcome::BegunAnew { stream, outcome } => {
+                let at = outcome.map_err(|e| format!("cannot begin stream {stream} anew: {e}"))?;
+                context.counters.begun_anew.add(1);
+                self.core.handle_begun_anew(stream, at);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Now and then: a leader that is silent is gone.
+    pub(crate) fn tick(&mut self, context: &Context) -> Result<(), String> {
+        self.core.handle_time(context.clock.now_ns());
+        let silent = self.connection.heard().elapsed();
+        if silent > context.config.session_timeout {
+            return Err(format!("the leader has been silent for {silent:?}"));
+        }
+        Ok(())
+    }
+}

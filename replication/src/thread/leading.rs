@@ -1,0 +1,377 @@
+//! This node leads: sealed frames go to the core, slices from it to the connections, reports of
+//! the followers to whoever waits for a majority.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use ringwal_engine::{Engine, SealedFrames, StreamId, Subscription};
+
+use super::connection::Connection;
+use super::dial::{Dialled, Dialler, Refused};
+use super::{Clock, Context};
+use crate::history::Held;
+use crate::leader::{Leader, Limits, ReadOutcome, ReadRequest};
+use crate::link::Received;
+use crate::stats::{FollowerCounters, FollowerStats, LeaderTimes, StageTimes};
+use crate::term::Term;
+use crate::wire::Message;
+use crate::worker::Job;
+
+/// Messages from shards that wait.
+const SEALED_MAX: usize = 1024;
+/// Slices of one hand-over to a connection.
+const SLICES_MAX: usize = 1024;
+/// Messages from shards that are taken in one turn, so that the rest of it gets its time.
+const SEALED_PER_TURN: usize = 256;
+/// Items of one follower that are taken in one turn.
+const ITEMS_PER_TURN: usize = 256;
+/// Between two looks at everything that is durable, for what nothing else has shown.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// See the module.
+pub(crate) struct Leading {
+    pub(crate) term: Arc<Term>,
+    core: Leader,
+    subscription: Subscription,
+    followers: Vec<Follower>,
+    /// Of each stream that enough followers have more of than was told to be committed: how much.
+    risen: BTreeMap<StreamId, u64>,
+    /// Trims that wait for followers, by stream.
+    trims: BTreeMap<StreamId, u64>,
+    times: LeaderTimes,
+    looked: Instant,
+    /// The engine hands nothing over any more.
+    is_cut_off: bool,
+}
+
+/// One follower.
+struct Follower {
+    dialler: Dialler,
+    session: Option<Session>,
+    counters: FollowerCounters,
+}
+
+struct Session {
+    number: u64,
+    connection: Connection,
+    began: Instant,
+}
+
+/// What a turn has come to.
+pub(crate) enum Turn {
+    /// It goes on.
+    Goes,
+    /// Somebody has a greater epoch.
+    Deposed(String),
+}
+
+impl Leading {
+    /// Begins to lead in a term that is promised; nothing is being appended.
+    pub(crate) fn new(
+        context: &Context,
+        term: Arc<Term>,
+        held: impl IntoIterator<Item = (StreamId, Held)>,
+    ) -> Self {
+        let engine = &context.engine;
+        // Before the first record of the epoch.
+        let subscription = engine.subscribe(SEALED_MAX);
+        let limits = Limits {
+            window_bytes: context.config.window_bytes,
+            // Records wait in the others.
+            window_buffers: (engine.batch_buffers() / 4).max(1),
+            read_bytes: (context.config.window_bytes / 4).clamp(64 << 10, 1 << 20),
+            heartbeat_ns: context.config.heartbeat.as_nanos() as u64,
+        };
+        let shards: BTreeMap<StreamId, u16> =
+            engine.streams().into_iter().map(|summary| (summary.stream, summary.shard)).collect();
+        let shard = |stream| shards.get(&stream).copied().unwrap_or(0);
+        let streams = held.into_iter().map(|(stream, held)| (stream, shard(stream), held));
+        let others = context.config.members.iter().filter(|m| m.node != context.me.node);
+        let followers: Vec<Follower> = others
+            .map(|member| Follower {
+                dialler: Dialler::start(context, member.clone(), term.epoch()),
+                session: None,
+                counters: FollowerCounters::new(member),
+            })
+            .collect();
+        let core = Leader::new(term.epoch(), followers.len(), limits, streams);
+        engine.set_epoch(term.epoch());
+        Self {
+            term,
+            core,
+            subscription,
+            followers,
+            risen: BTreeMap::new(),
+            trims: BTreeMap::new(),
+            times: LeaderTimes::default(),
+            looked: Instant::now(),
+            is_cut_off: false,
+        }
+    }
+
+    /// One turn of everything that can be done now. True when there is more to do at once.
+    pub(crate) fn turn(&mut self, context: &mut Context) -> (Turn, bool) {
+        let mut is_busy = self.take_sealed(context);
+        for follower in 0..self.followers.len() {
+            match self.take_dialled(follower, context) {
+                Turn::Goes => {}
+                deposed => return (deposed, false),
+            }
+            let (turn, more) = self.take_received(follower, context);
+            if let Turn::Deposed(_) = turn {
+                return (turn, false);
+            }
+            is_busy |= more;
+        }
+        self.raise(&context.engine, &mut context.committed);
+        self.core.handle_time(context.clock.now_ns());
+        while context.worker.has_room()
+            && let Some(request) = self.core.poll_read()
+        {
+            context.worker.give(Job::Read(request));
+        }
+        self.send(&context.clock);
+        (Turn::Goes, is_busy)
+    }
+
+    /// Now and then: sessions that are silent, streams that nothing has shown, trims that waited.
+    pub(crate) fn tick(&mut self, context: &mut Context) {
+        let limit = context.config.session_timeout;
+        for follower in 0..self.followers.len() {
+            let silent = self.followers[follower]
+                .session
+                .as_ref()
+                .map(|session| session.connection.heard().elapsed())
+                .filter(|silent| *silent > limit);
+            if let Some(silent) = silent {
+                self.end_session(follower, &format!("silent for {silent:?}"), context);
+            }
+        }
+        if self.looked.elapsed() >= LOOK {
+            self.looked = Instant::now();
+            for summary in context.engine.streams() {
+                self.core.handle_durable_end(summary.stream, summary.shard, summary.end);
+            }
+        }
+        self.trim(context);
+    }
+
+    /// Takes what shards have sealed.
+    fn take_sealed(&mut self, context: &Context) -> bool {
+        for _ in 0..SEALED_PER_TURN {
+            match self.subscription.try_next() {
+                Poll::Ready(Some(SealedFrames::Batch { shard, frames })) => {
+                    self.times.note_sealed(&frames, self.followers.len());
+                    self.core.handle_sealed(shard, &frames);
+                }
+                Poll::Ready(Some(SealedFrames::Lagged { shard })) => {
+                    context.counters.lagged.add(1);
+                    self.core.handle_lagged(shard);
+                }
+                Poll::Ready(None) => {
+                    // Every shard is closed or poisoned. What is durable still goes out.
+                    self.is_cut_off = true;
+                    return false;
+                }
+                Poll::Pending => return false,
+            }
+        }
+        true
+    }
+
+    /// Asks to be woken for sealed frames; false when there are some.
+    pub(crate) fn park(&self, waker: &Waker) -> bool {
+        self.is_cut_off || self.subscription.park(waker)
+    }
+
+    fn take_dialled(&mut self, index: usize, context: &mut Context) -> Turn {
+        let follower = &mut self.followers[index];
+        match follower.dialler.take() {
+            None => Turn::Goes,
+            Some(Dialled::Answered { reader, writer, version }) => {
+                let wake = context.wake.clone();
+                let connection = Connection::start(reader, writer, context.frame_bytes_max, wake);
+                let number = self.core.handle_connected(index, context.clock.now_ns());
+                follower.session = Some(Session { number, connection, began: Instant::now() });
+                follower.counters.connects += 1;
+                let (node, version) = (follower.dialler.member().node, version);
+                tracing::info!(%node, version, epoch = self.term.epoch(), "follower connected");
+                Turn::Goes
+            }
+            Some(Dialled::Failed(why)) => {
+                follower.counters.note_failure(&why);
+                Turn::Goes
+            }
+            Some(Dialled::Refused(Refused { refusal, epoch, why })) => {
+                follower.counters.note_refused(refusal, &why);
+                if epoch > self.term.epoch() {
+                    let node = follower.dialler.member().node;
+                    return Turn::Deposed(format!("node {node} has promised epoch {epoch}"));
+                }
+                Turn::Goes
+            }
+        }
+    }
+
+    fn take_received(&mut self, index: usize, context: &mut Context) -> (Turn, bool) {
+        for _ in 0..ITEMS_PER_TURN {
+            let Some(session) = &self.followers[index].session else { break };
+            if session.connection.take_sent() {
+                self.core.handle_sent(index, session.number);
+                self.times.note_sent(index);
+            }
+            let Some((item, _)) = session.connection.take_received() else {
+                if let Some(why) = session.connection.ended() {
+                    self.end_session(index, &why, context);
+                }
+                return (Turn::Goes, false);
+            };
+            let number = session.number;
+            let Received::Message(message) = item else {
+                self.end_session(index, "a follower sends frames", context);
+                return (Turn::Goes, false);
+            };
+            if let Message::Leaving { epoch, reason } = &message
+                && *epoch > self.term.epoch()
+            {
+                return (Turn::Deposed(reason.clone()), false);
+            }
+            if let Message::Durable { took_ns, ends } = &message {
+                self.times.note_reported(index, *took_ns, ends);
+            }
+            let now_ns = context.clock.now_ns();
+            if let Err(violation) = self.core.handle_message(index, number, message, now_ns) {
+                context.counters.violations.add(1);
+                self.followers[index].dialler.punish();
+                self.end_session(index, &violation.to_string(), context);
+                return (Turn::Goes, false);
+            }
+        }
+        (Turn::Goes, true)
+    }
+
+    fn end_session(&mut self, index: usize, why: &str, context: &Context) {
+        let follower = &mut self.followers[index];
+        let Some(session) = follower.session.take() else { return };
+        let counts = self.core.handle_disconnected(index, session.number);
+        follower.counters.add(&counts);
+        follower.dialler.again(session.began.elapsed());
+        let (node, epoch) = (follower.dialler.member().node, self.term.epoch());
+        context.counters.sessions_ended.add(1);
+        tracing::info!(%node, epoch, why, "follower disconnected");
+    }
+
+    /// What followers have reported reaches those who wait, and what is committed the followers.
+    fn raise(&mut self, engine: &Engine, committed: &mut BTreeMap<StreamId, u64>) {
+        while let Some((stream, enough)) = self.core.poll_risen() {
+            self.term.raise(stream, enough);
+            self.times.note_enough(stream, enough);
+            let risen = self.risen.entry(stream).or_default();
+            *risen = enough.max(*risen);
+        }
+        if self.risen.is_empty() {
+            return;
+        }
+        // Of what followers had first, this node has a part only by now.
+        let mut told = Vec::new();
+        self.risen.retain(|stream, enough| {
+            let end = engine.stream(*stream).end().min(*enough);
+            let known = committed.entry(*stream).or_default();
+            if end > *known {
+                *known = end;
+                told.push((*stream, end));
+            }
+            end < *enough
+        });
+        self.core.tell_committed(&told);
+    }
+
+    fn send(&mut self, clock: &Clock) {
+        for (index, follower) in self.followers.iter_mut().enumerate() {
+            let Some(session) = &follower.session else { continue };
+            if !session.connection.is_free() {
+                continue;
+            }
+            let slices = self.core.poll_send(index, SLICES_MAX, clock.now_ns());
+            if !slices.is_empty() {
+                self.times.note_handed(index, &slices);
+                session.connection.send(slices);
+            }
+        }
+    }
+
+    /// A read has ended.
+    pub(crate) fn handle_read(&mut self, request: ReadRequest, outcome: ReadOutcome) {
+        self.core.handle_read(request, outcome);
+    }
+
+    /// Trims when no connected follower needs the records any more, or the journal is too long.
+    pub(crate) fn handle_trim(&mut self, stream: StreamId, before: u64) {
+        let wanted = self.trims.entry(stream).or_default();
+        *wanted = before.max(*wanted);
+    }
+
+    fn trim(&mut self, context: &mut Context) {
+        if self.trims.is_empty() {
+            return;
+        }
+        let is_long = context.journal_bytes() > context.config.retain_bytes_max;
+        let (core, followers) = (&mut self.core, &self.followers);
+        self.trims.retain(|stream, before| {
+            let connected = followers.iter().enumerate().filter(|(_, f)| f.session.is_some());
+            let needed = connected.map(|(index, _)| core.progress().end(index, *stream)).min();
+            let allowed = if is_long { *before } else { needed.unwrap_or(*before).min(*before) };
+            let handle = context.engine.stream(*stream);
+            // What is not durable yet waits for a later turn, as what has no place with the worker.
+            let allowed = allowed.min(handle.end());
+            if allowed > handle.trimmed() {
+                if !context.worker.has_room() {
+                    return true;
+                }
+                context.worker.give(Job::Trim { stream: *stream, before: allowed });
+                core.handle_trimmed(*stream, allowed);
+            }
+            allowed < *before
+        });
+    }
+
+    /// Everything that was sealed has been sent to every follower that is connected.
+    pub(crate) fn is_drained(&self) -> bool {
+        (0..self.followers.len()).all(|index| {
+            let state = self.core.session(index);
+            let free = |follower: &Follower| {
+                follower.session.as_ref().is_none_or(|session| session.connection.is_free())
+            };
+            state.is_none_or(|state| state.queued_bytes == 0 && state.behind == 0)
+                && free(&self.followers[index])
+        })
+    }
+
+    /// Leads no more: whoever waits learns why, followers are told.
+    pub(crate) fn end(&mut self, why: &str) {
+        self.term.end(why);
+        self.followers.iter_mut().for_each(|follower| follower.session = None);
+    }
+
+    /// What is counted of each follower.
+    pub(crate) fn follower_stats(&self, clock: &Clock) -> Vec<FollowerStats> {
+        let stats = self.followers.iter().enumerate().map(|(index, follower)| {
+            let calls = follower.session.as_ref().map_or(0, |s| s.connection.calls());
+            follower.counters.stats(self.core.session(index), calls, clock.now_ns())
+        });
+        stats.collect()
+    }
+
+    /// Latencies of the stages.
+    pub(crate) fn times(&self) -> &StageTimes {
+        self.times.times()
+    }
+}
+
+impl Drop for Leading {
+    fn drop(&mut self) {
+        self.term.end("the node has stopped to lead");
+    }
+}

@@ -1,0 +1,319 @@
+//! The thread beside the replication thread that waits for disks: it reads segments for followers
+//! that are behind, keeps and cuts what is of another history, and makes facts durable. One job at
+//! a time, in order.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use ringwal_engine::mutants::{self, Mutant};
+use ringwal_engine::{CommitError, Engine, EpochTable, Frames, ReadError, StreamId};
+
+use crate::history::Held;
+use crate::leader::{ReadOutcome, ReadRequest};
+use crate::link::tls::{Tls, TlsError};
+use crate::orphans::{self, Reason};
+use crate::promise::{FACTS_STREAM, Fact, Promise, is_replicated};
+use crate::wake::Wake;
+
+/// Jobs that wait; their owner holds back more.
+const JOBS_MAX: usize = 64;
+/// How long a read waits for records that are sealed and not durable yet.
+const DURABLE_WAIT: Duration = Duration::from_millis(20);
+/// Bytes of one record of facts.
+const FACT_BYTES_MAX: usize = 32 << 10;
+
+/// What it is asked to do.
+#[derive(Debug)]
+pub(crate) enum Job {
+    /// Read segments for a follower.
+    Read(ReadRequest),
+    /// Close this node's epoch, wait for what is in flight, and make a promise durable.
+    Promise { promise: Promise, committed: BTreeMap<StreamId, u64> },
+    /// Make durable what is known to be committed.
+    SaveCommitted { promise: Option<Promise>, committed: BTreeMap<StreamId, u64> },
+    /// Drop a prefix of a stream.
+    Trim { stream: StreamId, before: u64 },
+    /// Load certificates again if their files have changed.
+    Reload(Arc<Tls>),
+    /// Keep records as an orphan, then cut them and begin an epoch there.
+    Cut { stream: StreamId, from: u64, end: u64, epoch: u64, reason: Reason },
+    /// Keep what is held as an orphan, then begin a stream anew.
+    BeginAnew { anew: BeginAnew, epochs: EpochTable, reason: Reason },
+}
+
+/// A stream whose leader has trimmed what is missing here.
+#[derive(Clone, Eq, PartialEq, Debug)]
+pub struct BeginAnew {
+    /// Which stream.
+    pub stream: StreamId,
+    /// What the leader has trimmed.
+    pub trimmed: u64,
+    /// What is held here; it is kept as an orphan.
+    pub held: std::ops::Range<u64>,
+}
+
+/// Puts in what the leader has trimmed, from a snapshot, and says where the stream goes on: at
+/// [`BeginAnew::trimmed`] or later. `None` when it cannot now; the leader is then asked again later.
+pub type Snapshots = dyn Fn(&BeginAnew) -> Option<u64> + Send + Sync;
+
+/// What came of a job.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Read(ReadRequest, ReadOutcome),
+    Promised(Promise, Result<BTreeMap<StreamId, Held>, String>),
+    Saved(Result<(), String>),
+    Trimmed(Result<(), String>),
+    Reloaded(Result<bool, TlsError>),
+    Cut { stream: StreamId, at: u64, outcome: Result<(), String> },
+    BegunAnew { stream: StreamId, outcome: Result<u64, String> },
+}
+
+/// Its owner's end. Dropping it ends the thread when its job is done.
+pub(crate) struct Worker {
+    jobs: Option<Sender<Job>>,
+    outcomes: Receiver<Outcome>,
+    thread: Option<JoinHandle<()>>,
+    /// Jobs without an outcome.
+    under_way: usize,
+}
+
+impl Worker {
+    pub(crate) fn start(
+        engine: Engine,
+        snapshots: Arc<Snapshots>,
+        wake: Arc<Wake>,
+    ) -> std::io::Result<Self> {
+        let (jobs, to_do) = bounded::<Job>(JOBS_MAX);
+        let (done, outcomes) = bounded(JOBS_MAX);
+        let thread =
+            std::thread::Builder::new().name("ringwal-worker".into()).spawn(move || {
+                let mut work = Work { engine, snapshots, readers: HashMap::new() };
+                for job in to_do {
+                    if done.send(work.outcome(job)).is_err() {
+                        return;
+                    }
+                    wake.wake();
+                }
+            })?;
+        Ok(Self { jobs: Some(jobs), outcomes, thread: Some(thread), under_way: 0 })
+    }
+
+    /// Whether nothing is under way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.under_way == 0
+    }
+
+    /// Whether it takes a job now.
+    pub(crate) fn has_room(&self) -> bool {
+        self.under_way < JOBS_MAX
+    }
+
+    /// Gives it a job; [`Worker::has_room`] has said that it can.
+    pub(crate) fn give(&mut self, job: Job) {
+        let Some(jobs) = &self.jobs else { return };
+        match jobs.try_send(job) {
+            Ok(()) => self.under_way += 1,
+            Err(TrySendError::Full(job)) => panic!("no room was asked for before {job:?}"),
+            Err(TrySendError::Disconnected(_)) => {}
+        }
+    }
+
+    /// What is done.
+    pub(crate) fn take(&mut self) -> Option<Outcome> {
+        let outcome = self.outcomes.try_recv().ok()?;
+        self.under_way -= 1;
+        Some(outcome)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // It never blocks on a full queue of outcomes: there are no more of them than jobs.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Work {
+    engine: Engine,
+    snapshots: Arc<Snapshots>,
+    /// Where the last read of each follower ended: the next one goes on there.
+    readers: HashMap<usize, (StreamId, Frames)>,
+}
+
+impl Work {
+    fn outcome(&mut self, job: Job) -> Outcome {
+        match job {
+            Job::Read(request) => Outcome::Read(request, self.read(&request)),
+            Job::Promise { promise, committed } => {
+                let held = self.promise(promise, &committed).map_err(|error| error.to_string());
+                Outcome::Promised(promise, held)
+            }
+            Job::SaveCommitted { promise, committed } => {
+                let saved = save(&self.engine, promise, &committed);
+                Outcome::Saved(saved.map_err(|error| error.to_string()))
+            }
+            Job::Trim { stream, before } => {
+                let trimmed = self.engine.stream(stream).trim_async(before).map(drop);
+                Outcome::Trimmed(trimmed.map_err(|error| error.to_string()))
+            }
+            Job::Reload(tls) => Outcome::Reloaded(tls.reload_if_changed()),
+            Job::Cut { stream, from, end, epoch, reason } => {
+                let outcome = self.cut(stream, from, end, epoch, reason);
+                Outcome::Cut { stream, at: from, outcome: outcome.map_err(|e| e.to_string()) }
+            }
+            Job::BeginAnew { anew, epochs, reason } => {
+                let stream = anew.stream;
+                Outcome::BegunAnew { stream, outcome: self.begin_anew(&anew, &epochs, reason) }
+            }
+        }
+    }
+
+    fn read(&mut self, request: &ReadRequest) -> ReadOutcome {
+        let stream = self.engine.stream(request.stream);
+        if request.is_sealed && stream.end() <= request.from {
+            // It is about to be durable; an answer without anything would be asked again at once.
+            let _ = stream.tail(request.from).next_timeout(DURABLE_WAIT);
+        }
+        let goes_on = self.readers.remove(&request.follower);
+        let mut frames = match goes_on {
+            Some((of, frames)) if of == request.stream && frames.offset() == request.from => frames,
+            _ => stream.frames(request.from),
+        };
+        match frames.next_batch(request.bytes_max) {
+            Ok(batch) => {
+                let last = batch.last();
+                let end =
+                    last.map_or(request.from, |last| last.base_offset + u64::from(last.count));
+                let at_end = end >= stream.end();
+                if !at_end {
+                    self.readers.insert(request.follower, (request.stream, frames));
+                }
+                ReadOutcome::Frames { frames: batch, at_end }
+            }
+            Err(ReadError::Trimmed { trimmed, .. }) => ReadOutcome::Trimmed { trimmed },
+            Err(error) => {
+                tracing::error!(%error, stream = %request.stream, "cannot read for a follower");
+                ReadOutcome::Failed
+            }
+        }
+    }
+
+    /// Everything that this node has under way in an older epoch has its outcome before the promise
+    /// is made, and nothing of it can come after.
+    fn promise(
+        &self,
+        promise: Promise,
+        committed: &BTreeMap<StreamId, u64>,
+    ) -> Result<BTreeMap<StreamId, Held>, CommitError> {
+        self.engine.close_epoch();
+        self.engine.barrier().map_err(refused)?.wait()?;
+        save(&self.engine, Some(promise), committed)?;
+        Ok(held(&self.engine))
+    }
+
+    fn cut(
+        &self,
+        stream: StreamId,
+        from: u64,
+        end: u64,
+        epoch: u64,
+        reason: Reason,
+    ) -> Result<(), Box<dyn std::error::Error>> {
+        orphans::keep(&self.engine, stream, from, end, reason)?;
+        self.engine.stream(stream).truncate(from, epoch)?.wait()?;
+        Ok(())
+    }
+
+    fn begin_anew(
+        &self,
+        anew: &BeginAnew,
+        epochs: &EpochTable,
+        reason: Reason,
+    ) -> Result<u64, String> {
+        let at = (self.snapshots)(anew)
+            .ok_or_else(|| format!("no snapshot of stream {} to begin anew from", anew.stream))?;
+        if at < anew.trimmed {
+            let (stream, trimmed) = (anew.stream, anew.trimmed);
+            return Err(format!("a snapshot of stream {stream} ends at {at}, below {trimmed}"));
+        }
+        let begun = || -> Result<(), Box<dyn std::error::Error>> {
+            orphans::keep(&self.engine, anew.stream, anew.held.start, anew.held.end, reason)?;
+            self.engine.stream(anew.stream).begin_anew(at, epochs.epoch_at(at))?.wait()?;
+            Ok(())
+        };
+        begun().map(|()| at).map_err(|error| error.to_string())
+    }
+}
+
+fn refused(error: ringwal_engine::AppendError) -> CommitError {
+    match error {
+        ringwal_engine::AppendError::Poisoned(cause) => CommitError::NotWritten(cause),
+        _ => CommitError::Closed,
+    }
+}
+
+/// Writes all facts anew and drops the older ones.
+fn save(
+    engine: &Engine,
+    promise: Option<Promise>,
+    committed: &BTreeMap<StreamId, u64>,
+) -> Result<(), CommitError> {
+    let ends: Vec<_> = committed.iter().map(|(stream, end)| (*stream, *end)).collect();
+    let mut facts: Vec<Vec<u8>> = ends
+        .chunks(FACT_BYTES_MAX / 16)
+        .map(|ends| Fact::Committed(ends.to_vec()).encode())
+        .collect();
+    facts.extend(promise.map(|promise| Fact::Promise(promise).encode()));
+    let stream = engine.stream(FACTS_STREAM);
+    let mut base = None;
+    for fact in facts {
+        let receipt = stream.append(&fact).map_err(refused)?.wait()?;
+        base.get_or_insert(receipt.offset());
+    }
+    // The last of each kind counts: what is older goes only when all of it is there anew.
+    if let Some(base) = base
+        && promise.is_some()
+        && !mutants::is(Mutant::PromiseNotPersisted)
+    {
+        let _ = stream.trim_async(base);
+    }
+    Ok(())
+}
+
+/// What the facts stream says.
+pub(crate) fn load(
+    engine: &Engine,
+) -> Result<(Option<Promise>, BTreeMap<StreamId, u64>), ReadError> {
+    let (mut promised, mut committed) = (None, BTreeMap::<StreamId, u64>::new());
+    for record in engine.stream(FACTS_STREAM).read(..)? {
+        match Fact::decode(record?.payload()) {
+            Some(Fact::Promise(promise)) => promised = Some(promise),
+            Some(Fact::Committed(ends)) => {
+                for (stream, end) in ends {
+                    let known = committed.entry(stream).or_default();
+                    *known = end.max(*known);
+                }
+            }
+            None => tracing::warn!("a fact of a newer version is left alone"),
+        }
+    }
+    Ok((promised, committed))
+}
+
+/// What every replicated stream holds durably.
+pub(crate) fn held(engine: &Engine) -> BTreeMap<StreamId, Held> {
+    let streams = engine.streams().into_iter().filter(|summary| is_replicated(summary.stream));
+    streams
+        .map(|summary| {
+            let entries = engine.stream(summary.stream).epochs();
+            let epochs = EpochTable::from_entries(entries).expect("a stream's epochs are in order");
+            (summary.stream, Held { trimmed: summary.trimmed, end: summary.end, epochs })
+        })
+        .collect()
+}
