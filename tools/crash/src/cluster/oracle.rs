@@ -133,6 +133,14 @@ impl Oracle {
         self.promised.insert(node, promise);
     }
 
+    /// A node that starts again knows what it had promised.
+    pub fn check_promise(&self, node: NodeId, promised: Option<Promise>) {
+        let Some(before) = self.promised.get(&node) else { return };
+        let is_known =
+            promised.is_some_and(|promised| promised.epoch > before.epoch || promised == *before);
+        assert!(is_known, "node {node} had promised {before:?}, and starts with {promised:?}");
+    }
+
     /// A local receipt.
     pub fn note_local(&mut self, stream: StreamId, epoch: u64, offset: u64, record: u64) {
         self.counts.local += 1;

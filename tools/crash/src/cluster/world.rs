@@ -151,8 +151,8 @@ impl World {
                     self.drop_link(link);
                 }
             }
-            976..979 => self.part_network(),
-            979..990 => self.hears.iter_mut().for_each(|hears| hears.fill(true)),
+            976..980 => self.part_network(),
+            980..990 => self.hears.iter_mut().for_each(|hears| hears.fill(true)),
             990..992 => {
                 let node = self.any_node();
                 self.crash(node);
@@ -329,6 +329,7 @@ impl World {
         let node = &mut self.nodes[number];
         node.start().unwrap_or_else(|error| panic!("node {}: {error}", node.id));
         self.oracle.check_node(node.id, node.store.as_ref().expect("it is up"));
+        self.oracle.check_promise(node.id, node.promised);
         // Whoever has lost its disks asks which epoch there is before it follows anybody: what it
         // had promised is gone too.
         if let Some(promise) = self.newest_promise.filter(|_| node.is_learner)
