@@ -1,21 +1,26 @@
 //! A node's part as leader: what it appends, sends and reads for its followers.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::task::Poll;
 
-use ringwal_engine::{AppendBatch, ReadError, SealedFrames, Shard, StreamId, Subscription};
+use ringwal_engine::{
+    AppendBatch, CommitError, FrameSlice, ReadError, SealedFrames, StreamId, Subscription,
+};
 use ringwal_replication::leader::{Leader, Limits, ReadOutcome, ReadRequest};
 
-use super::oracle::{Oracle, all_held, held, payload};
+use super::oracle::{Oracle, payload};
+use super::store::Store;
 use crate::random::Random;
-
-/// Messages that wait for the replication thread.
-const SUBSCRIBED: usize = 8;
 
 /// See the module.
 pub struct Leading {
     pub core: Leader,
-    subscription: Subscription,
+    /// One for each shard.
+    subscriptions: Vec<Subscription>,
+    /// Which of them is looked at next.
+    turn: usize,
+    /// Streams of which this leader was handed frames, or that it began with.
+    seen: BTreeSet<StreamId>,
     /// Reads that are under way.
     pub reads: VecDeque<ReadRequest>,
     waiting: Vec<Waiting>,
@@ -35,18 +40,29 @@ struct Waiting {
 
 impl Leading {
     /// Begins an epoch that is promised.
-    pub fn new(shard: &mut Shard, epoch: u64, followers: usize, random: &mut Random) -> Self {
-        shard.set_epoch(epoch);
-        let streams = all_held(shard).into_iter().map(|(stream, held)| (stream, 0, held));
+    pub fn new(store: &mut Store, epoch: u64, followers: usize, random: &mut Random) -> Self {
+        let held = store.all_held();
+        let seen = held.keys().copied().collect();
+        let number_of = |stream| store.number_of(stream);
+        let streams: Vec<_> =
+            held.into_iter().map(|(stream, held)| (stream, number_of(stream), held)).collect();
         let limits = Limits {
             window_bytes: random.within(4..=64) as usize * 1024,
             window_buffers: random.within(2..=8) as usize,
             read_bytes: random.within(1..=16) as usize * 1024,
             heartbeat_ns: 50_000_000,
         };
+        // Messages that wait for the replication thread.
+        let subscribed = random.pick(&[1, 2, 8, 8]) as usize;
+        let begin = |shard: &mut ringwal_engine::Shard| {
+            shard.set_epoch(epoch);
+            shard.subscribe(subscribed)
+        };
         Self {
             core: Leader::new(epoch, followers, limits, streams),
-            subscription: shard.subscribe(SUBSCRIBED),
+            subscriptions: store.shards().iter_mut().map(begin).collect(),
+            turn: 0,
+            seen,
             reads: VecDeque::new(),
             waiting: Vec::new(),
             told: BTreeMap::new(),
@@ -56,7 +72,7 @@ impl Leading {
     /// Appends some records; whether there was room.
     pub fn append(
         &mut self,
-        shard: &mut Shard,
+        store: &mut Store,
         stream: StreamId,
         random: &mut Random,
         oracle: &mut Oracle,
@@ -67,7 +83,7 @@ impl Leading {
             .iter()
             .map(|number| payload(*number, random.within(8..=900) as usize))
             .collect();
-        if let Ok(token) = shard.append_batch(stream, &records) {
+        if let Ok(token) = store.of(stream).append_batch(stream, &records) {
             oracle.counts.appends += count;
             let quorum = random.chance(500);
             self.waiting.push(Waiting { stream, numbers, token, quorum, placed: None });
@@ -76,16 +92,20 @@ impl Leading {
 
     /// Takes some of what was sealed.
     pub fn pump(&mut self, messages: u64, oracle: &mut Oracle) {
-        for _ in 0..messages {
-            match self.subscription.try_next() {
-                Poll::Ready(Some(SealedFrames::Batch { shard, frames })) => {
-                    self.core.handle_sealed(shard, &frames);
+        let shards = self.subscriptions.len();
+        for _ in 0..messages * shards as u64 {
+            let shard = self.turn % shards;
+            self.turn += 1;
+            match self.subscriptions[shard].try_next() {
+                Poll::Ready(Some(SealedFrames::Batch { frames, .. })) => {
+                    self.seen.extend(frames.iter().map(|frame| frame.stream));
+                    self.core.handle_sealed(shard as u16, &frames);
                 }
-                Poll::Ready(Some(SealedFrames::Lagged { shard })) => {
+                Poll::Ready(Some(SealedFrames::Lagged { .. })) => {
                     oracle.counts.lagged += 1;
-                    self.core.handle_lagged(shard);
+                    self.core.handle_lagged(shard as u16);
                 }
-                _ => return,
+                _ => {}
             }
         }
     }
@@ -97,7 +117,15 @@ impl Leading {
             if waiting.placed.is_none()
                 && let Some(receipts) = waiting.token.try_receipt()
             {
-                let receipts = receipts.expect("the disk is sound");
+                let receipts = match receipts {
+                    Ok(receipts) => receipts,
+                    Err(CommitError::Refused(_)) => {
+                        // The epoch was over before it was sealed.
+                        oracle.counts.refused_late += 1;
+                        return false;
+                    }
+                    Err(error) => panic!("{error}"),
+                };
                 let epoch = receipts.epoch();
                 let base = receipts.offsets().start;
                 for (offset, number) in receipts.offsets().zip(&waiting.numbers) {
@@ -155,17 +183,16 @@ impl Leading {
         }
     }
 
-    /// Ends the oldest read.
-    pub fn finish_read(&mut self, shard: &Shard) {
+    /// Ends the oldest read; `fails` when the disk cannot read now.
+    pub fn finish_read(&mut self, store: &Store, fails: bool) {
         let Some(request) = self.reads.pop_front() else { return };
-        let outcome = match shard.frames(request.stream, request.from).next_batch(request.bytes_max)
-        {
+        let ReadRequest { stream, from, bytes_max, .. } = request;
+        let outcome = match store.at(stream).frames(stream, from).next_batch(bytes_max) {
+            _ if fails => ReadOutcome::Failed,
             Ok(frames) => {
-                let end = frames
-                    .last()
-                    .map_or(request.from, |frame| frame.base_offset + u64::from(frame.count));
-                let at_end = end >= held(shard, request.stream).end;
-                ReadOutcome::Frames { frames, at_end }
+                let end = |frame: &FrameSlice| frame.base_offset + u64::from(frame.count);
+                let end = frames.last().map_or(from, end);
+                ReadOutcome::Frames { frames, at_end: end >= store.at(stream).end(stream) }
             }
             Err(ReadError::Trimmed { trimmed, .. }) => ReadOutcome::Trimmed { trimmed },
             Err(error) => panic!("{error}"),
@@ -174,11 +201,11 @@ impl Leading {
     }
 
     /// Tells the followers what is committed by now.
-    pub fn tell_committed(&mut self, shard: &Shard, oracle: &mut Oracle) {
+    pub fn tell_committed(&mut self, store: &Store, oracle: &mut Oracle) {
         let mut told = Vec::new();
         while let Some((stream, enough)) = self.core.poll_risen() {
-            let end = enough.min(held(shard, stream).end);
-            oracle.note_committed(shard, stream, end);
+            let end = enough.min(store.at(stream).end(stream));
+            oracle.note_committed(store, stream, end);
             told.push((stream, end));
             self.told.insert(stream, end);
         }
@@ -186,9 +213,20 @@ impl Leading {
     }
 
     /// What is durable and was missed is found.
-    pub fn check_ends(&mut self, shard: &Shard) {
-        for (stream, held) in all_held(shard) {
-            self.core.handle_durable_end(stream, 0, held.end);
+    pub fn check_ends(&mut self, store: &Store, oracle: &mut Oracle) {
+        for (stream, held) in store.all_held() {
+            if held.end > 0 && self.seen.insert(stream) {
+                oracle.counts.found_late += 1;
+            }
+            self.core.handle_durable_end(stream, store.number_of(stream), held.end);
         }
+    }
+
+    /// Whether every follower has a session, and nobody is behind.
+    pub fn is_followed(&self, followers: usize) -> bool {
+        (0..followers).all(|follower| {
+            let state = self.core.session(follower);
+            state.is_some_and(|state| state.behind == 0 && state.lag_records == 0)
+        })
     }
 }

@@ -1,18 +1,27 @@
-//! Seeded runs of several nodes: the cores of leader and followers, each over the real shard on a
-//! simulated disk, with connections that stall and break, partitions in one direction or both,
-//! power cuts, kills and changes of the leader.
+//! Seeded runs of several nodes: the cores of leader and followers, each over the real shards on
+//! simulated disks, with connections that stall and break, partitions in one direction or both,
+//! power cuts, kills, lost disks, peers that lie, and changes of the leader.
 //!
 //! - [`world`] lets one thing happen after another, whichever the seed says.
-//! - [`node`] is one node: its disk, its shard, its part as leader or follower.
+//! - [`sessions`] are the connections: hellos, items, and what a follower's core asks for.
+//! - [`lies`] are what no peer says.
+//! - [`healing`] is the end of a run: everybody must come to hold the same.
+//! - [`node`] is one node: its disks, what it has promised, its part as leader or follower;
+//!   [`store`] its shards, [`orphans`] what it keeps of what it cuts.
 //! - [`election`] is the embedder that gives epochs: it asks a majority and brings the new leader up
 //!   to the best of it.
 //! - [`oracle`] knows what was promised and compares.
 
 mod election;
 mod following;
+mod healing;
 mod leading;
+mod lies;
 mod node;
 mod oracle;
+mod orphans;
+mod sessions;
+mod store;
 mod world;
 
 use std::sync::atomic::{AtomicBool, Ordering};

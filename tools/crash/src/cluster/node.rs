@@ -1,23 +1,21 @@
-//! One node: its disk, its shard, what it has promised, and its part as leader or follower.
+//! One node: its disks, its shards, what it has promised, and its part as leader or follower.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use ringwal_engine::disk::sim::{SimDisk, SimHandle, SimOptions};
-use ringwal_engine::{Append, Clock, EpochStart, OpenError, Options, Shard, StreamId};
+use ringwal_engine::disk::sim::SimHandle;
+use ringwal_engine::{Append, OpenError, StreamId};
 use ringwal_replication::node_id::{ClusterId, NodeId, RunId};
 use ringwal_replication::promise::{FACTS_STREAM, Fact, Identity, Promise};
+use ringwal_replication::wire::Hello;
 
 use super::following::Following;
 use super::leading::Leading;
-use super::oracle::{Oracle, records};
+use super::oracle::Oracle;
+use super::orphans::Keeping;
+use super::store::{Store, blank_disks};
 use crate::random::Random;
 
-const SEGMENT_BYTES: u64 = 64 << 10;
-const BATCH_BYTES: usize = 8 << 10;
 pub const CLUSTER: ClusterId = ClusterId::new([7; 16]);
-/// The time that one turn of a shard may wait.
-const TURN: Duration = Duration::from_micros(300);
 /// Turns in which a healthy shard does what it was asked for.
 const TURNS_MAX: usize = 20_000;
 
@@ -29,46 +27,52 @@ pub enum Part {
     Following(Box<Following>),
 }
 
+/// A node died while it was at something: whoever notices takes it down.
+#[derive(Debug)]
+pub struct Died;
+
 /// See the module.
 pub struct Node {
     pub id: NodeId,
-    pub sim: SimHandle,
-    pub shard: Option<Shard>,
+    pub disks: Vec<SimHandle>,
+    pub store: Option<Store>,
     pub run: RunId,
     pub part: Part,
     pub promised: Option<Promise>,
     /// What it knows to be committed.
     pub committed: BTreeMap<StreamId, u64>,
-    /// The files of what was cut here, which outlive every crash: stream, offset, epoch, number.
-    pub orphans: Vec<(StreamId, u64, u64, u64)>,
+    /// A hello that is answered when its promise is durable and nothing is under way.
+    pub admitting: Option<(usize, Hello)>,
+    /// It has lost its disks, and does not vote until it holds everything again (I-15).
+    pub is_learner: bool,
+    /// It dies after so many turns more, when it is waited for.
+    pub dies_in: Option<u64>,
     /// Facts under way.
     saving: Vec<Append>,
+    seed: u64,
     runs: u8,
-    engine: [u8; 16],
+    disks_lost: u8,
 }
 
 impl Node {
-    pub fn new(number: u64, seed: u64) -> Self {
-        let sim = SimOptions {
-            seed: seed ^ number,
-            pool_bytes: 24 * BATCH_BYTES,
-            slot_bytes: BATCH_BYTES,
-            ..SimOptions::default()
-        };
+    pub fn new(number: u64, shards: u64, seed: u64) -> Self {
         let mut node = Self {
             id: NodeId::new(number),
-            sim: SimHandle::with_options(sim),
-            shard: None,
+            disks: blank_disks(shards, seed ^ number),
+            store: None,
             run: RunId::new([0; 16]),
             part: Part::Idle,
             promised: None,
             committed: BTreeMap::new(),
-            orphans: Vec::new(),
+            admitting: None,
+            is_learner: false,
+            dies_in: None,
             saving: Vec::new(),
+            seed: seed ^ number,
             runs: 0,
-            engine: [number as u8; 16],
+            disks_lost: 0,
         };
-        node.start().expect("a new disk");
+        node.start().expect("new disks");
         node
     }
 
@@ -76,66 +80,87 @@ impl Node {
         Identity { cluster: CLUSTER, node: self.id }
     }
 
+    /// Other disks have another engine.
     pub fn engine(&self) -> [u8; 16] {
-        self.engine
+        let mut engine = [self.id.get() as u8; 16];
+        engine[15] = self.disks_lost;
+        engine
     }
 
     pub fn is_up(&self) -> bool {
-        self.shard.is_some()
+        self.store.is_some()
     }
 
-    pub fn shard(&mut self) -> &mut Shard {
-        self.shard.as_mut().expect("the node is up")
+    pub fn store(&mut self) -> &mut Store {
+        self.store.as_mut().expect("the node is up")
     }
 
-    /// Opens the shard again, and reads what was promised.
+    /// Opens the shards again, and reads what was promised.
     pub fn start(&mut self) -> Result<(), OpenError> {
-        let options = Options::new().batch_bytes_max(BATCH_BYTES);
-        let disk = Box::new(SimDisk::new(self.sim.clone()));
-        let clock = Clock::Manual(self.sim.clock());
-        let shard = options.open_on(disk, self.engine, SEGMENT_BYTES, clock)?;
+        let store = Store::open(&self.disks, self.engine())?;
         self.runs += 1;
-        self.run =
-            RunId::new([self.runs, self.id.get() as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let mut run = [0; 16];
+        run[..2].copy_from_slice(&[self.runs, self.id.get() as u8]);
+        self.run = RunId::new(run);
         self.promised = None;
         self.committed.clear();
-        for record in shard.read(FACTS_STREAM, ..).expect("from its start") {
+        for record in store.at(FACTS_STREAM).read(FACTS_STREAM, ..).expect("from its start") {
             let record = record.expect("sound");
             match Fact::decode(record.payload()).expect("a fact") {
                 Fact::Promise(promise) => self.promised = Some(promise),
                 Fact::Committed(ends) => self.committed.extend(ends),
             }
         }
-        self.part = Part::Idle;
-        self.saving.clear();
-        self.shard = Some(shard);
+        self.store = Some(store);
         Ok(())
     }
 
-    /// The machine loses its power, or the process dies.
-    pub fn crash(&mut self, power: bool) {
-        let Some(shard) = self.shard.take() else { return };
-        if power {
-            self.sim.crash();
-        } else {
-            self.sim.kill();
-        }
-        shard.abandon();
-        self.part = Part::Idle;
+    /// While it is down, somebody puts in blank disks.
+    pub fn lose_disks(&mut self) {
+        assert!(!self.is_up(), "it is down");
+        self.disks_lost += 1;
+        let seed = self.seed ^ (u64::from(self.disks_lost) << 48);
+        self.disks = blank_disks(self.disks.len() as u64, seed);
+        self.is_learner = true;
     }
 
-    /// One turn of the shard's loop.
+    /// The machine loses its power, or the process dies. What it did, if it led.
+    pub fn crash(&mut self, power: bool) -> Option<Box<Leading>> {
+        let store = self.store.take()?;
+        for disk in &self.disks {
+            if power {
+                disk.crash();
+            } else {
+                disk.kill();
+            }
+        }
+        store.abandon();
+        self.saving.clear();
+        self.admitting = None;
+        self.dies_in = None;
+        match std::mem::replace(&mut self.part, Part::Idle) {
+            Part::Leading(leading) => Some(leading),
+            _ => None,
+        }
+    }
+
+    /// One turn of the shards' loops.
     pub fn turn(&mut self) {
-        if let Some(shard) = &mut self.shard {
-            shard.run_once(Some(TURN)).expect("the disk is sound");
+        if let Some(store) = &mut self.store {
+            store.turn();
         }
     }
 
-    /// Turns until `done`.
-    pub fn turn_until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
+    /// Turns until `done`, or until it dies.
+    pub fn turn_until(&mut self, mut done: impl FnMut(&mut Self) -> bool) -> Result<(), Died> {
         for _ in 0..TURNS_MAX {
+            match &mut self.dies_in {
+                Some(0) => return Err(Died),
+                Some(turns) => *turns -= 1,
+                None => {}
+            }
             if done(self) {
-                return;
+                return Ok(());
             }
             self.turn();
         }
@@ -146,7 +171,7 @@ impl Node {
     pub fn save(&mut self, fact: &Fact) {
         let bytes = fact.encode();
         loop {
-            match self.shard().append(FACTS_STREAM, &bytes) {
+            match self.store().of(FACTS_STREAM).append(FACTS_STREAM, &bytes) {
                 Ok(token) => return self.saving.push(token),
                 Err(_) => self.turn(),
             }
@@ -173,45 +198,62 @@ impl Node {
             }
     }
 
+    /// Whether a stream is being cut or begun anew, as a follower.
+    pub fn is_changing(&self) -> bool {
+        matches!(&self.part, Part::Following(following) if following.is_changing())
+    }
+
     /// Keeps records as orphans, then cuts them and begins an epoch there; waits for all of it.
-    pub fn cut(&mut self, stream: StreamId, from: u64, epoch: u64, oracle: &mut Oracle) {
-        let end = super::oracle::held(self.shard(), stream).end;
-        let cut = records(self.shard(), stream, from, end);
-        oracle.note_cut(stream, &cut);
-        for (offset, (epoch, number)) in cut {
-            self.orphans.push((stream, offset, epoch, number));
-        }
-        let start = EpochStart { epoch, start: from };
-        let token = self.shard().truncate(stream, start.start, start.epoch).expect("room");
-        let mut outcome = None;
-        self.turn_until(|_| {
-            outcome = token.try_receipt();
-            outcome.is_some()
-        });
-        outcome.expect("it came").expect("the cut is allowed");
+    pub fn cut(
+        &mut self,
+        stream: StreamId,
+        from: u64,
+        epoch: u64,
+        oracle: &mut Oracle,
+    ) -> Result<(), Died> {
+        self.keep(stream, from, from, oracle)?;
+        let cut = self.store().of(stream).truncate(stream, from, epoch).expect("room");
+        self.turn_until(|_| cut.try_receipt().is_some())?;
+        cut.try_receipt().expect("it came").expect("the cut is allowed");
+        Ok(())
     }
 
     /// Begins a stream anew at an offset, as from a snapshot; waits for it.
-    pub fn begin_anew(&mut self, stream: StreamId, at: u64, epoch: u64, oracle: &mut Oracle) {
+    pub fn begin_anew(
+        &mut self,
+        stream: StreamId,
+        at: u64,
+        epoch: u64,
+        oracle: &mut Oracle,
+    ) -> Result<(), Died> {
         oracle.counts.anew += 1;
-        let held = super::oracle::held(self.shard(), stream);
-        for (offset, (epoch, number)) in records(self.shard(), stream, held.trimmed, held.end) {
-            self.orphans.push((stream, offset, epoch, number));
-        }
-        let skipped = self.shard().skip_to(stream, at).expect("room");
-        let begun = self.shard().truncate(stream, at, epoch).expect("room");
-        let mut outcome = None;
-        self.turn_until(|_| {
-            outcome = begun.try_receipt();
-            outcome.is_some()
-        });
-        skipped.try_receipt().expect("it came first").expect("anything may be skipped");
-        outcome.expect("it came").expect("nothing is left of an older epoch");
+        let trimmed = self.store().held(stream).trimmed;
+        self.keep(stream, trimmed, at, oracle)?;
+        let begun = self.store().of(stream).begin_anew(stream, at, epoch).expect("room");
+        self.turn_until(|_| begun.try_receipt().is_some())?;
+        begun.try_receipt().expect("it came").expect("anything may be begun anew");
+        Ok(())
+    }
+
+    /// Keeps what is held of a stream from an offset on; waits for it. From `lost` on, nothing else
+    /// has it.
+    fn keep(
+        &mut self,
+        stream: StreamId,
+        from: u64,
+        lost: u64,
+        oracle: &mut Oracle,
+    ) -> Result<(), Died> {
+        let end = self.store().held(stream).end;
+        let records = self.store().records(stream, from, end);
+        oracle.note_cut(self.id, stream, &records, lost);
+        let mut keeping = Keeping::new(stream, &records);
+        self.turn_until(|node| keeping.advance(node.store()))
     }
 
     /// Appends a frame of another node; waits for room only.
-    pub fn append_frame(&mut self, frame: &[u8]) {
-        while self.shard().append_frame(frame).is_err() {
+    pub fn append_frame(&mut self, stream: StreamId, frame: &[u8]) {
+        while self.store().of(stream).append_frame(frame).is_err() {
             self.turn();
         }
     }

@@ -1,13 +1,14 @@
 //! What was promised, and what must hold of every node at every moment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use ringwal_engine::{EpochTable, Shard, StreamId};
-use ringwal_replication::history::Held;
+use ringwal_engine::StreamId;
 use ringwal_replication::node_id::NodeId;
 use ringwal_replication::promise::Promise;
 
 use super::node::Node;
+use super::orphans;
+use super::store::Store;
 
 macro_rules! counts {
     ($($name:ident $text:literal)*) => {
@@ -30,6 +31,7 @@ counts! {
     local "receipts: durable at the leader"
     quorum "receipts: durable on a majority"
     unknown "appends whose outcome is unknown"
+    refused_late "appends refused because the epoch was over"
     epochs "epochs begun"
     elections_failed "epochs given up for want of a majority"
     deposed "leaders that learnt of a greater epoch"
@@ -39,6 +41,20 @@ counts! {
     partitions "partitions"
     power_cuts "power cuts"
     kills "kills"
+    died_promising "crashes inside a promise"
+    died_changing "crashes inside a cut or a new beginning"
+    died_electing "crashes inside an election"
+    disks_lost "disks lost"
+    disks_of_leaders_lost "disks of leaders lost"
+    readmitted "nodes that vote again with new disks"
+    several_shards "runs with several shards on each node"
+    late_streams "streams made in the middle of a run"
+    found_late "streams found by their durable end"
+    read_errors "reads for followers that failed"
+    lies_found "lies that ended a session"
+    lies_ignored "lies that were ignored"
+    old_messages "messages of a session that was over"
+    healed "runs healed without a new epoch"
     sent "frames handed to connections"
     frames "frames taken by followers"
     no_room "frames that a follower had no space for"
@@ -67,6 +83,8 @@ pub struct Oracle {
     committed_ends: BTreeMap<StreamId, u64>,
     /// What each node has ever promised.
     promised: BTreeMap<NodeId, Promise>,
+    /// What each node has kept as orphans, or was about to, when it began to cut.
+    dropped: BTreeMap<NodeId, BTreeSet<orphans::Orphan>>,
     /// Quorum receipts that have not been compared with the disks yet: stream and offset.
     receipts: Vec<(StreamId, u64)>,
     records: u64,
@@ -93,11 +111,13 @@ impl Oracle {
         self.receipts.push((stream, offset));
     }
 
-    /// What has a quorum receipt is durable on a majority now. A node that is down may have it.
+    /// What has a quorum receipt is durable on a majority now. A node that is down may have it, and
+    /// one that has lost its disks may have had it when it said so.
     pub fn check_receipts(&mut self, nodes: &[Node]) {
         for (stream, offset) in std::mem::take(&mut self.receipts) {
             let may_have = |node: &&Node| {
-                node.shard.as_ref().is_none_or(|shard| held(shard, stream).end > offset)
+                let has = |store: &Store| store.at(stream).end(stream) > offset;
+                node.is_learner || node.store.as_ref().is_none_or(has)
             };
             let having = nodes.iter().filter(may_have).count();
             assert!(having > nodes.len() / 2, "offset {offset} of stream {stream} is on {having}");
@@ -111,6 +131,14 @@ impl Oracle {
         let is_right = before.epoch < promise.epoch || before == promise;
         assert!(is_right, "node {node} has promised {before:?}, and now {promise:?}");
         self.promised.insert(node, promise);
+    }
+
+    /// A node that starts again knows what it had promised.
+    pub fn check_promise(&self, node: NodeId, promised: Option<Promise>) {
+        let Some(before) = self.promised.get(&node) else { return };
+        let is_known =
+            promised.is_some_and(|promised| promised.epoch > before.epoch || promised == *before);
+        assert!(is_known, "node {node} had promised {before:?}, and starts with {promised:?}");
     }
 
     /// A local receipt.
@@ -127,107 +155,93 @@ impl Oracle {
     }
 
     /// A leader says what is committed.
-    pub fn note_committed(&mut self, shard: &Shard, stream: StreamId, end: u64) {
+    pub fn note_committed(&mut self, store: &Store, stream: StreamId, end: u64) {
         self.counts.committed += 1;
         let from = self.committed_ends.get(&stream).copied().unwrap_or(0);
-        let from = from.max(held(shard, stream).trimmed);
-        for (offset, written) in records(shard, stream, from, end) {
+        let from = from.max(store.at(stream).trimmed(stream));
+        for (offset, written) in store.records(stream, from, end) {
             self.commit(stream, offset, written);
         }
     }
 
-    /// A node cuts records of a stream: never what is committed (I-14).
-    pub fn note_cut(&mut self, stream: StreamId, cut: &[(u64, Written)]) {
+    /// A node drops records of a stream, that nothing else has from `lost` on: never what is
+    /// committed (I-14), and nothing without a trace (I-12).
+    pub fn note_cut(&mut self, node: NodeId, stream: StreamId, cut: &[(u64, Written)], lost: u64) {
         self.counts.cuts += 1;
         self.counts.orphans += cut.len() as u64;
+        let dropped = self.dropped.entry(node).or_default();
         for (offset, written) in cut {
-            let committed = self.committed.get(&(stream, *offset));
+            let committed = self.committed.get(&(stream, *offset)).filter(|_| *offset >= lost);
             assert_ne!(committed, Some(written), "offset {offset} of stream {stream} is cut");
+            dropped.insert((stream, *offset, written.0, written.1));
         }
     }
 
-    /// Every record of a node is one that was written there.
-    pub fn check_node(&mut self, shard: &Shard) {
-        for summary in shard.streams() {
-            if !ringwal_replication::promise::is_replicated(summary.stream) {
-                continue;
-            }
-            let stream = summary.stream;
-            for (offset, (epoch, record)) in records(shard, stream, summary.trimmed, summary.end) {
+    /// A node has lost its disks, and with them what it promised and kept.
+    pub fn note_lost(&mut self, node: NodeId) {
+        self.promised.remove(&node);
+        self.dropped.remove(&node);
+    }
+
+    /// Every record of a node is one that was written there, and what it has ever begun to drop is
+    /// held or kept.
+    pub fn check_node(&mut self, node: NodeId, store: &Store) {
+        let mut all = orphans::all(store);
+        for (stream, held) in store.all_held() {
+            for (offset, (epoch, record)) in store.records(stream, held.trimmed, held.end) {
                 self.see(stream, epoch, offset, record);
+                all.insert((stream, offset, epoch, record));
             }
+        }
+        for dropped in self.dropped.get(&node).into_iter().flatten() {
+            let (stream, offset, epoch, number) = *dropped;
+            // It was not cut after all, and what is committed is in a snapshot when it is trimmed.
+            let is_covered = self.committed.get(&(stream, offset)) == Some(&(epoch, number))
+                && offset < store.at(stream).trimmed(stream);
+            assert!(
+                is_covered || all.contains(dropped),
+                "node {node} has lost {dropped:?} without a trace"
+            );
         }
     }
 
     /// A new leader has everything that was ever committed.
-    pub fn check_leader(&mut self, shard: &Shard) {
-        self.check_node(shard);
+    pub fn check_leader(&mut self, node: NodeId, store: &Store) {
+        self.check_node(node, store);
         for (stream, end) in self.committed_ends.clone() {
-            let held = held(shard, stream);
+            let held = store.held(stream);
             assert!(held.end >= end, "stream {stream} ends at {}, {end} is committed", held.end);
-            for (offset, written) in records(shard, stream, held.trimmed, end) {
+            for (offset, written) in store.records(stream, held.trimmed, end) {
                 self.commit(stream, offset, written);
             }
         }
     }
 
+    /// Whether a node holds everything that was ever committed.
+    pub fn has_everything(&self, store: &Store) -> bool {
+        self.committed_ends.iter().all(|(stream, end)| {
+            let held = store.held(*stream);
+            let last = || store.records(*stream, end - 1, *end)[0].1;
+            held.end >= *end
+                && (held.trimmed >= *end
+                    || Some(&last()) == self.committed.get(&(*stream, end - 1)))
+        })
+    }
+
     /// Two nodes hold the same, as far as neither has trimmed it.
-    pub fn check_equal(&self, one: &Shard, other: &Shard) {
-        let streams = |shard: &Shard| -> Vec<StreamId> {
-            let all = shard.streams().into_iter();
-            all.filter(|summary| {
-                ringwal_replication::promise::is_replicated(summary.stream) && summary.end > 0
-            })
-            .map(|summary| summary.stream)
-            .collect()
-        };
-        assert_eq!(streams(one), streams(other));
-        for stream in streams(one) {
-            let (mine, theirs) = (held(one, stream), held(other, stream));
+    pub fn check_equal(&self, one: &Store, other: &Store) {
+        let (mut mine, mut theirs) = (one.all_held(), other.all_held());
+        mine.retain(|_, held| held.end > 0);
+        theirs.retain(|_, held| held.end > 0);
+        assert!(mine.keys().eq(theirs.keys()), "they have other streams");
+        for (stream, mine) in mine {
+            let theirs = &theirs[&stream];
             assert_eq!(mine.end, theirs.end, "stream {stream} ends elsewhere");
             let from = mine.trimmed.max(theirs.trimmed);
-            let (mine, theirs) =
-                (records(one, stream, from, mine.end), records(other, stream, from, theirs.end));
-            assert_eq!(mine, theirs, "stream {stream} differs");
+            let of = |store: &Store| store.records(stream, from, mine.end);
+            assert_eq!(of(one), of(other), "stream {stream} differs");
         }
     }
-}
-
-/// What a node holds of a stream.
-pub fn held(shard: &Shard, stream: StreamId) -> Held {
-    let summary = shard.streams().into_iter().find(|summary| summary.stream == stream);
-    let Some(summary) = summary else { return Held::default() };
-    let epochs = EpochTable::from_entries(shard.epochs(stream)).expect("the engine's own table");
-    Held { trimmed: summary.trimmed, end: summary.end, epochs }
-}
-
-/// Everything that a node holds, by stream.
-pub fn all_held(shard: &Shard) -> BTreeMap<StreamId, Held> {
-    shard
-        .streams()
-        .into_iter()
-        .filter(|summary| ringwal_replication::promise::is_replicated(summary.stream))
-        .map(|summary| (summary.stream, held(shard, summary.stream)))
-        .collect()
-}
-
-/// Offsets with epoch and number of a range of records; each is as it was made.
-pub fn records(shard: &Shard, stream: StreamId, from: u64, end: u64) -> Vec<(u64, Written)> {
-    if from >= end {
-        return Vec::new();
-    }
-    let records = shard.read(stream, from..end).expect("it is not trimmed");
-    let all: Vec<_> = records
-        .map(|record| {
-            let record = record.unwrap_or_else(|error| panic!("stream {stream}: {error}"));
-            let bytes: &[u8] = record.payload();
-            let number = u64::from_le_bytes(*bytes.first_chunk().expect("a number"));
-            assert_eq!(*bytes, *payload(number, bytes.len()), "record {number} is damaged");
-            (record.offset(), (record.epoch(), number))
-        })
-        .collect();
-    assert_eq!(all.len() as u64, end - from, "stream {stream} {from}..{end} has a hole");
-    all
 }
 
 /// The bytes of a record.
