@@ -21,7 +21,7 @@ pub enum Ack {
     #[default]
     Local,
     /// On the devices of a majority of the members, this node among them: it survives the loss of
-    /// any minority.
+    /// any minority, as long as only nodes that hold it are made leaders (see [`crate::Node::lead`]).
     Quorum,
 }
 
@@ -158,6 +158,8 @@ pub struct Pending<T: Token> {
     stage: Stage<T>,
     term: Arc<Term>,
     ack: Ack,
+    /// Where it is registered with the term.
+    number: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -166,25 +168,28 @@ enum Stage<T: Token> {
     Local(T),
     /// Durable here.
     Durable(T::Receipt),
+    /// Being taken apart.
+    Over,
 }
 
 impl<T: Token> Pending<T> {
     pub(crate) fn new(token: T, term: Arc<Term>, ack: Ack) -> Self {
-        Self { stage: Stage::Local(token), term, ack }
+        Self { stage: Stage::Local(token), term, ack, number: None }
     }
 
     /// Blocks the thread until the outcome is known.
     ///
     /// # Errors
     /// When there is no receipt: see [`LedCommitError`] for what is certain then.
-    pub fn wait(self) -> Result<Acknowledged<T::Receipt>, LedCommitError> {
-        let Self { stage, term, ack } = self;
-        let receipt = match stage {
+    pub fn wait(mut self) -> Result<Acknowledged<T::Receipt>, LedCommitError> {
+        let receipt = match std::mem::replace(&mut self.stage, Stage::Over) {
             // The engine wakes all threads of a batch at once.
-            Stage::Local(token) => token.wait().map_err(|error| failed(&term, error))?,
+            Stage::Local(token) => token.wait().map_err(|error| failed(&self.term, error))?,
             Stage::Durable(receipt) => receipt,
+            Stage::Over => unreachable!("it is waited for once"),
         };
-        let mut pending = Self { stage: Stage::Durable(receipt), term, ack };
+        self.stage = Stage::Durable(receipt);
+        let mut pending = self;
         loop {
             if let Some(outcome) = pending.wait_until(None) {
                 return outcome;
@@ -212,7 +217,7 @@ impl<T: Token> Pending<T> {
         &mut self,
         deadline: Option<Instant>,
     ) -> Option<Result<Acknowledged<T::Receipt>, LedCommitError>> {
-        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let waker = UNPARK.with(Waker::clone);
         let mut context = Context::from_waker(&waker);
         loop {
             if let Poll::Ready(outcome) = Pin::new(&mut *self).poll(&mut context) {
@@ -250,16 +255,17 @@ impl<T: Token> Future for Pending<T> {
                 Poll::Ready(Ok(receipt)) => self.stage = Stage::Durable(receipt),
             }
         }
-        let Stage::Durable(receipt) = &self.stage else { return Poll::Pending };
-        let outcome = match self.ack {
+        let Self { stage, term, ack, number } = &mut *self;
+        let Stage::Durable(receipt) = stage else { return Poll::Pending };
+        let outcome = match ack {
             // Released only while the epoch lasts: what comes later may be cut.
-            Ack::Local => match self.term.ended() {
+            Ack::Local => match term.ended() {
                 None => Ok(()),
                 Some(why) => Err(why.to_owned()),
             },
             Ack::Quorum => {
                 let (stream, end) = (receipt.stream(), receipt.end());
-                match self.term.poll_majority(stream, end, context.waker()) {
+                match term.poll_majority(stream, end, number, context.waker()) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(outcome) => outcome,
                 }
@@ -267,10 +273,22 @@ impl<T: Token> Future for Pending<T> {
         };
         let receipt = receipt.clone();
         Poll::Ready(match outcome {
-            Ok(()) => Ok(Acknowledged { receipt, durable: self.ack }),
-            Err(why) => Err(LedCommitError::Unknown { epoch: self.term.epoch(), why }),
+            Ok(()) => Ok(Acknowledged { receipt, durable: *ack }),
+            Err(why) => Err(LedCommitError::Unknown { epoch: term.epoch(), why }),
         })
     }
+}
+
+impl<T: Token> Drop for Pending<T> {
+    fn drop(&mut self) {
+        if let (Some(number), Stage::Durable(receipt)) = (self.number, &self.stage) {
+            self.term.forget(receipt.stream(), receipt.end(), number);
+        }
+    }
+}
+
+thread_local! {
+    static UNPARK: Waker = Waker::from(Arc::new(Unpark(std::thread::current())));
 }
 
 /// Wakes a thread that is parked.

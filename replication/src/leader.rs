@@ -85,7 +85,7 @@ pub struct Leader {
     sessions_begun: u64,
     progress: Progress,
     /// Streams of which enough followers have more, until they are polled.
-    risen: BTreeMap<StreamId, u64>,
+    enough: BTreeMap<StreamId, u64>,
     batches: u64,
 }
 
@@ -165,7 +165,7 @@ impl Leader {
             followers: std::iter::repeat_with(|| None).take(followers).collect(),
             sessions_begun: 0,
             progress: Progress::new(followers),
-            risen: BTreeMap::new(),
+            enough: BTreeMap::new(),
             batches: 0,
         }
     }
@@ -180,10 +180,14 @@ impl Leader {
         &self.progress
     }
 
-    /// A session with a follower begins: it is told what there is. Its number.
-    pub fn handle_connected(&mut self, follower: usize, now_ns: u64) -> u64 {
+    /// A session with a follower begins: it is told what there is. What it reports counts for a
+    /// majority if its disk is the one that it had, or when [`Leader::handle_counted`] says so. The
+    /// number of the session.
+    pub fn handle_connected(&mut self, follower: usize, counts: bool, now_ns: u64) -> u64 {
         self.sessions_begun += 1;
-        self.progress.forget(follower);
+        let mut changed = self.progress.forget(follower);
+        changed.extend(self.progress.set_counted(follower, counts));
+        self.note_enough(changed);
         let streams = self.streams.iter();
         let committed = streams
             .filter(|(_, led)| led.committed > 0)
@@ -193,6 +197,20 @@ impl Leader {
         let session = Session::new(number, self.limits, streams, committed, now_ns);
         self.followers[follower] = Some(session);
         number
+    }
+
+    /// What a follower reports counts from now on.
+    pub fn handle_counted(&mut self, follower: usize) {
+        let changed = self.progress.set_counted(follower, true);
+        self.note_enough(changed);
+    }
+
+    fn note_enough(&mut self, changed: impl IntoIterator<Item = (StreamId, u64)>) {
+        for (stream, enough) in changed {
+            if let Some(led) = self.streams.get(&stream) {
+                self.enough.insert(stream, led.countable(enough).unwrap_or(0));
+            }
+        }
     }
 
     /// A session has ended, one way or another: what it has counted. Nothing when it is not the
@@ -337,11 +355,8 @@ impl Leader {
 
     /// A follower has this much of a stream on its device.
     fn count(&mut self, follower: usize, stream: StreamId, end: u64) {
-        if let (Some(enough), Some(led)) =
-            (self.progress.report(follower, stream, end), self.streams.get(&stream))
-        {
-            self.risen.extend(led.countable(enough).map(|enough| (stream, enough)));
-        }
+        let enough = self.progress.report(follower, stream, end);
+        self.note_enough(enough.map(|enough| (stream, enough)));
     }
 
     /// The end of a read.
@@ -406,9 +421,9 @@ impl Leader {
         }
     }
 
-    /// A stream of which enough followers have more than before, and how much.
-    pub fn poll_risen(&mut self) -> Option<(StreamId, u64)> {
-        self.risen.pop_first()
+    /// A stream of which enough followers have more than before, or less, and how much.
+    pub fn poll_enough(&mut self) -> Option<(StreamId, u64)> {
+        self.enough.pop_first()
     }
 
     /// What a follower's session is like; `None` when there is none. Looks at every stream.

@@ -27,4 +27,4 @@ mod worker;
 pub use acknowledge::{Ack, Acknowledged, LedAppendError, LedCommitError, Pending, Placed, Token};
 pub use node::{Leadership, Node, StartError};
 pub use thread::LeadError;
-pub use worker::{BeginAnew, Snapshots};
+pub use worker::{BeginAnew, FactsError, Snapshots};

@@ -12,13 +12,13 @@ use crate::acknowledge::{Ack, LedAppendError, Pending};
 use crate::config::{Config, ConfigError};
 use crate::link::tls::{Tls, TlsError};
 use crate::link::{LinkError, Listener};
-use crate::node_id::RunId;
+use crate::node_id::{NodeId, RunId};
 use crate::promise::is_replicated;
 use crate::stats::{Counters, NodeStats};
 use crate::term::Term;
 use crate::thread::{self, Command, LeadError, Setup};
 use crate::wake::Wake;
-use crate::worker::{self, BeginAnew, Snapshots, Worker};
+use crate::worker::{BeginAnew, Facts, FactsError, Snapshots, Worker};
 
 /// Commands that wait for the thread.
 const COMMANDS_MAX: usize = 256;
@@ -36,9 +36,9 @@ pub enum StartError {
     /// Its port cannot be opened.
     #[error(transparent)]
     Listen(#[from] LinkError),
-    /// What it has promised cannot be read.
-    #[error("what this node has promised cannot be read: {0}")]
-    Facts(#[from] ReadError),
+    /// What it has promised is not known.
+    #[error(transparent)]
+    Facts(#[from] FactsError),
     /// A thread cannot be started, or no random number be had.
     #[error("cannot {what}: {source}")]
     System {
@@ -108,7 +108,7 @@ impl Node {
         let tls = config.tls.as_ref().map(Tls::load).transpose()?.map(Arc::new);
         let listener = Listener::bind(&config.listen)?;
         let address = listener.local_address();
-        let (promised, committed) = worker::load(&engine)?;
+        let facts = Facts::load(&engine)?;
         // Nobody leads yet.
         engine.close_epoch();
         let run = random_run().map_err(system("draw a random number"))?;
@@ -126,8 +126,7 @@ impl Node {
             worker,
             wake: wake.clone(),
             commands: to_do,
-            promised,
-            committed,
+            facts,
             counters: Arc::new(Counters::default()),
             picture: picture.clone(),
         };
@@ -151,6 +150,12 @@ impl Node {
 
     /// Leads in an epoch that is greater than every one that this node has seen, and that no other
     /// run of any process uses. Returns when that is promised durably.
+    ///
+    /// Who leads is the embedder's to decide, and with it whether [`Ack::Quorum`] keeps its word: the
+    /// new leader must hold, in every stream, the greatest (epoch of the last record, durable end) of
+    /// a majority of the members, none of which takes frames of an earlier epoch any more when that is
+    /// looked at. A node that lacks a record that a majority has makes the others cut it (and keep it
+    /// as an orphan), unless they know already that it is committed: then they refuse to follow.
     ///
     /// # Errors
     /// See [`LeadError`].
@@ -200,6 +205,13 @@ impl Node {
     /// not, as long as the journal is shorter than [`Config::retain_bytes_max`].
     pub fn trim(&self, stream: StreamId, before: u64) {
         self.inner.send(Command::Trim { stream, before });
+    }
+
+    /// A member has lost its disk, has a new one, and follows again: from now on it counts for a
+    /// majority. Only when it has caught up, and when what it had promised with its old disk is no
+    /// danger any more: no other node leads, or will, with a majority that counts the old one.
+    pub fn readmit(&self, member: NodeId) {
+        self.inner.send(Command::Readmit(member));
     }
 
     /// Everything that is counted, as it was at most a tenth of a second ago.

@@ -10,47 +10,74 @@ use ringwal_engine::StreamId;
 pub struct Progress {
     /// How many followers make a majority with the leader.
     needed: usize,
-    followers: usize,
+    /// Followers that count for a majority: those whose disk is the one that they had.
+    counted: Vec<bool>,
     streams: BTreeMap<StreamId, Ends>,
 }
 
 #[derive(Debug)]
 struct Ends {
     by_follower: Vec<u64>,
-    /// What as many followers as are needed have had; never falls.
+    /// What as many followers as are needed have. It falls when one of them is forgotten: it may come
+    /// back with less. What is committed does not fall.
     enough: u64,
+}
+
+impl Ends {
+    /// Whether `enough` is another one by now.
+    fn count(&mut self, counted: &[bool], needed: usize) -> bool {
+        let ends = self.by_follower.iter().zip(counted);
+        let mut sorted: Vec<u64> =
+            ends.map(|(end, counts)| if *counts { *end } else { 0 }).collect();
+        sorted.sort_unstable_by(|one, other| other.cmp(one));
+        let enough = sorted[needed - 1];
+        std::mem::replace(&mut self.enough, enough) != enough
+    }
 }
 
 impl Progress {
     /// Of a leader with so many followers: all other members that are configured, whether they are
     /// connected or not.
     pub fn new(followers: usize) -> Self {
-        Self { needed: followers.div_ceil(2), followers, streams: BTreeMap::new() }
+        let counted = vec![false; followers];
+        Self { needed: followers.div_ceil(2), counted, streams: BTreeMap::new() }
     }
 
     /// A follower has this much of a stream on its device. The new value of
-    /// [`Progress::enough`], when it has risen.
+    /// [`Progress::enough`], when it has changed.
     pub fn report(&mut self, follower: usize, stream: StreamId, end: u64) -> Option<u64> {
         let ends = self
             .streams
             .entry(stream)
-            .or_insert_with(|| Ends { by_follower: vec![0; self.followers], enough: 0 });
+            .or_insert_with(|| Ends { by_follower: vec![0; self.counted.len()], enough: 0 });
         ends.by_follower[follower] = end;
-        if self.needed == 0 {
-            return None;
-        }
-        let mut sorted = ends.by_follower.clone();
-        sorted.sort_unstable_by(|one, other| other.cmp(one));
-        let enough = sorted[self.needed - 1];
-        (enough > ends.enough).then(|| {
-            ends.enough = enough;
-            enough
-        })
+        let has_changed = self.needed > 0 && ends.count(&self.counted, self.needed);
+        has_changed.then_some(ends.enough)
     }
 
-    /// A follower begins anew: what it said before may be gone with its disk.
-    pub fn forget(&mut self, follower: usize) {
+    /// A follower begins anew: what it said before may be gone with its disk. The streams whose
+    /// [`Progress::enough`] has changed, and the new values.
+    pub fn forget(&mut self, follower: usize) -> Vec<(StreamId, u64)> {
         self.streams.values_mut().for_each(|ends| ends.by_follower[follower] = 0);
+        self.count()
+    }
+
+    /// Whether what a follower reports counts from now on: not while its disk is another one than
+    /// it had (I-15). As [`Progress::forget`].
+    pub fn set_counted(&mut self, follower: usize, counts: bool) -> Vec<(StreamId, u64)> {
+        self.counted[follower] = counts;
+        self.count()
+    }
+
+    fn count(&mut self) -> Vec<(StreamId, u64)> {
+        if self.needed == 0 {
+            return Vec::new();
+        }
+        let (counted, needed) = (&self.counted, self.needed);
+        let changed = self.streams.iter_mut().filter_map(|(stream, ends)| {
+            ends.count(counted, needed).then_some((*stream, ends.enough))
+        });
+        changed.collect()
     }
 
     /// The offset up to which enough followers have a stream, for a majority with the leader.
@@ -73,12 +100,18 @@ mod tests {
 
     const STREAM: StreamId = StreamId::new(9);
 
+    fn counting(followers: usize) -> Progress {
+        let mut progress = Progress::new(followers);
+        (0..followers).for_each(|follower| drop(progress.set_counted(follower, true)));
+        progress
+    }
+
     #[test]
     fn a_majority_counts_the_leader_once() {
         for (followers, needed) in [(0, 0), (1, 1), (2, 1), (3, 2), (4, 2), (7, 4)] {
             assert_eq!(Progress::new(followers).needed, needed, "{followers} followers");
         }
-        let mut progress = Progress::new(4);
+        let mut progress = counting(4);
         assert_eq!(progress.report(0, STREAM, 10), None);
         assert_eq!(progress.report(3, STREAM, 7), Some(7));
         assert_eq!(progress.report(1, STREAM, 9), Some(9));
@@ -95,17 +128,27 @@ mod tests {
             assert!(2 * with_leader > members, "{with_leader} of {members} are no majority");
             assert!(2 * (with_leader - 1) <= members, "{with_leader} of {members} are too many");
         }
-        let mut progress = Progress::new(3);
+        let mut progress = counting(3);
         assert_eq!(progress.report(0, STREAM, 10), None, "two of four members");
         assert_eq!(progress.report(2, STREAM, 9), Some(9));
     }
 
     #[test]
-    fn it_never_falls() {
-        let mut progress = Progress::new(2);
+    fn a_follower_that_begins_anew_counts_with_what_it_has_now() {
+        let mut progress = counting(2);
         assert_eq!(progress.report(0, STREAM, 10), Some(10));
-        progress.forget(0);
-        assert_eq!(progress.report(1, STREAM, 4), None);
-        assert_eq!((progress.enough(STREAM), progress.end(0, STREAM)), (10, 0));
+        assert_eq!(progress.forget(0), [(STREAM, 0)]);
+        assert_eq!(progress.report(1, STREAM, 4), Some(4));
+        assert_eq!((progress.enough(STREAM), progress.end(0, STREAM)), (4, 0));
     }
+
+    #[test]
+    fn another_disk_does_not_count_until_it_may() {
+        let mut progress = Progress::new(2);
+        assert_eq!(progress.report(0, STREAM, 10), None);
+        assert_eq!((progress.enough(STREAM), progress.end(0, STREAM)), (0, 10));
+        assert_eq!(progress.set_counted(0, true), [(STREAM, 10)]);
+        assert_eq!(progress.set_counted(0, false), [(STREAM, 0)]);
+    }
+
 }

@@ -33,10 +33,14 @@ pub enum Fact {
     Promise(Promise),
     /// Offsets up to which streams are known to be committed: all that are.
     Committed(Vec<(StreamId, u64)>),
+    /// The engine that another member had: with another one it has lost what it promised, and does not
+    /// count for a majority until it is re-admitted (I-15).
+    Member(NodeId, [u8; 16]),
 }
 
 const PROMISE: u8 = 1;
 const COMMITTED: u8 = 2;
+const MEMBER: u8 = 3;
 
 impl Fact {
     /// The bytes of its record.
@@ -48,6 +52,12 @@ impl Fact {
                 bytes.extend_from_slice(&promise.epoch.to_le_bytes());
                 bytes.extend_from_slice(&promise.leader.get().to_le_bytes());
                 bytes.extend_from_slice(&promise.run.bytes());
+                bytes
+            }
+            Self::Member(node, engine) => {
+                let mut bytes = vec![MEMBER];
+                bytes.extend_from_slice(&node.get().to_le_bytes());
+                bytes.extend_from_slice(engine);
                 bytes
             }
             Self::Committed(ends) => {
@@ -73,6 +83,10 @@ impl Fact {
                 let run: [u8; 16] = rest.get(16..32)?.try_into().ok()?;
                 let (leader, run) = (NodeId::new(word(8)?), RunId::new(run));
                 Some(Self::Promise(Promise { epoch: word(0)?, leader, run }))
+            }
+            MEMBER => {
+                let engine = rest.get(8..24)?.try_into().ok()?;
+                Some(Self::Member(NodeId::new(word(0)?), engine))
             }
             COMMITTED if rest.len().is_multiple_of(16) => {
                 let pair = |at| Some((StreamId::new(word(at)?), word(at + 8)?));
@@ -234,7 +248,7 @@ mod tests {
     #[test]
     fn facts_come_back_as_they_were() {
         let ends = vec![(StreamId::new(4), 9), (StreamId::new(0), u64::MAX)];
-        for fact in [Fact::Promise(promise(7, 8)), Fact::Committed(ends), Fact::Committed(vec![])] {
+        for fact in [Fact::Promise(promise(7, 8)), Fact::Committed(ends), Fact::Committed(vec![]), Fact::Member(NodeId::new(2), [7; 16])] {
             assert_eq!(Fact::decode(&fact.encode()), Some(fact));
         }
         for bytes in [&[][..], &[1, 2], &[2, 0], &[9; 33]] {

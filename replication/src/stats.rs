@@ -126,6 +126,8 @@ pub struct FollowerStats {
     pub address: String,
     /// It is connected.
     pub is_connected: bool,
+    /// Its disk is another one than it had: it does not count for a majority.
+    pub is_other_disk: bool,
     /// Sessions that began.
     pub connects: u64,
     /// Attempts that did not reach it.
@@ -186,6 +188,7 @@ pub(crate) struct FollowerCounters {
     node: NodeId,
     address: String,
     pub(crate) connects: u64,
+    pub(crate) is_other_disk: bool,
     failures: u64,
     last_failure: Option<String>,
     refused: u64,
@@ -199,6 +202,7 @@ impl FollowerCounters {
             node: member.node,
             address: member.address.clone(),
             connects: 0,
+            is_other_disk: false,
             failures: 0,
             last_failure: None,
             refused: 0,
@@ -246,6 +250,7 @@ impl FollowerCounters {
             node: self.node,
             address: self.address.clone(),
             is_connected: session.is_some(),
+            is_other_disk: self.is_other_disk,
             connects: self.connects,
             failures: self.failures,
             last_failure: self.last_failure.clone(),

@@ -21,19 +21,21 @@ struct Majority {
     /// No follower is needed for one.
     is_alone: bool,
     streams: HashMap<StreamId, Watermark>,
+    /// Numbers given to those who wait.
+    numbers: u64,
 }
 
 #[derive(Debug, Default)]
 struct Watermark {
     /// Enough followers have everything below this on their devices.
     enough: u64,
-    /// Who waits for more, by what for.
-    waiting: BTreeMap<u64, Vec<Waker>>,
+    /// Who waits for more, by what for and by number.
+    waiting: BTreeMap<(u64, u64), Waker>,
 }
 
 impl Term {
     pub(crate) fn new(epoch: u64, is_alone: bool) -> Self {
-        let majority = Majority { is_alone, streams: HashMap::new() };
+        let majority = Majority { is_alone, streams: HashMap::new(), numbers: 0 };
         Self {
             epoch,
             is_over: AtomicBool::new(false),
@@ -62,26 +64,29 @@ impl Term {
         self.is_over.store(true, Ordering::Release);
         let streams = std::mem::take(&mut self.majority().streams);
         let waiting = streams.into_values().flat_map(|watermark| watermark.waiting.into_values());
-        waiting.flatten().for_each(Waker::wake);
+        waiting.for_each(Waker::wake);
     }
 
-    /// Enough followers have a stream up to `enough`.
-    pub(crate) fn raise(&self, stream: StreamId, enough: u64) {
+    /// Enough followers have a stream up to `enough`: more than before, or less, when one of them
+    /// begins anew.
+    pub(crate) fn set(&self, stream: StreamId, enough: u64) {
         let mut majority = self.majority();
         let watermark = majority.streams.entry(stream).or_default();
-        watermark.enough = watermark.enough.max(enough);
-        let later = watermark.waiting.split_off(&(watermark.enough + 1));
+        watermark.enough = enough;
+        let later = watermark.waiting.split_off(&(watermark.enough + 1, 0));
         let reached = std::mem::replace(&mut watermark.waiting, later);
         drop(majority);
-        reached.into_values().flatten().for_each(Waker::wake);
+        reached.into_values().for_each(Waker::wake);
     }
 
     /// Whether enough followers have everything below `end`; otherwise `waker` is called when that
-    /// may have changed. An error when the term is over.
+    /// may have changed, until [`Term::forget`] with the same `number`, which is given here. An error
+    /// when the term is over.
     pub(crate) fn poll_majority(
         &self,
         stream: StreamId,
         end: u64,
+        number: &mut Option<u64>,
         waker: &Waker,
     ) -> Poll<Result<(), String>> {
         let mut majority = self.majority();
@@ -92,15 +97,27 @@ impl Term {
         if majority.is_alone {
             return Poll::Ready(Ok(()));
         }
+        if number.is_none() {
+            majority.numbers += 1;
+            *number = Some(majority.numbers);
+        }
         let watermark = majority.streams.entry(stream).or_default();
         if watermark.enough >= end {
             return Poll::Ready(Ok(()));
         }
-        let waiting = watermark.waiting.entry(end).or_default();
-        if !waiting.iter().any(|known| known.will_wake(waker)) {
-            waiting.push(waker.clone());
-        }
+        let place = (end, number.unwrap_or(0));
+        watermark.waiting.entry(place).or_insert_with(|| waker.clone()).clone_from(waker);
         Poll::Pending
+    }
+
+    /// Nobody waits under this number any more.
+    pub(crate) fn forget(&self, stream: StreamId, end: u64, number: u64) {
+        let mut majority = self.majority();
+        let watermark = majority.streams.get_mut(&stream);
+        let gone = watermark.and_then(|watermark| watermark.waiting.remove(&(end, number)));
+        drop(majority);
+        // Other people's code, and the lock has been given back.
+        drop(gone);
     }
 }
 
@@ -128,24 +145,29 @@ mod tests {
         let counts: Vec<Arc<Count>> = (0..3).map(|_| Arc::default()).collect();
         for (end, count) in [5, 6, 7].into_iter().zip(&counts) {
             let waker = Waker::from(count.clone());
-            assert!(term.poll_majority(STREAM, end, &waker).is_pending());
-            assert!(term.poll_majority(STREAM, end, &waker).is_pending(), "registered once");
+            let mut number = None;
+            assert!(term.poll_majority(STREAM, end, &mut number, &waker).is_pending());
+            assert!(term.poll_majority(STREAM, end, &mut number, &waker).is_pending());
+            let mut other = None;
+            assert!(term.poll_majority(STREAM, end, &mut other, &waker).is_pending());
+            term.forget(STREAM, end, other.expect("it was given one"));
         }
         let woken =
             || counts.iter().map(|count| count.0.load(Ordering::SeqCst)).collect::<Vec<_>>();
-        term.raise(STREAM, 6);
+        term.set(STREAM, 6);
         assert_eq!(woken(), [1, 1, 0]);
-        term.raise(STREAM, 2);
         let waker = Waker::noop();
-        assert!(term.poll_majority(STREAM, 6, waker).is_ready(), "it never falls");
+        assert!(term.poll_majority(STREAM, 6, &mut None, waker).is_ready());
+        term.set(STREAM, 2);
+        assert!(term.poll_majority(STREAM, 6, &mut None, waker).is_pending(), "a follower has begun anew");
         term.end("deposed");
         assert_eq!(woken(), [1, 1, 1]);
-        let ended = term.poll_majority(STREAM, 6, waker);
+        let ended = term.poll_majority(STREAM, 6, &mut None, waker);
         assert!(matches!(ended, Poll::Ready(Err(why)) if why == "deposed"));
     }
 
     #[test]
     fn a_lone_node_is_a_majority() {
-        assert!(Term::new(1, true).poll_majority(STREAM, 9, Waker::noop()).is_ready());
+        assert!(Term::new(1, true).poll_majority(STREAM, 9, &mut None, Waker::noop()).is_ready());
     }
 }

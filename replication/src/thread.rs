@@ -35,8 +35,8 @@ use crate::promise::{Admission, Identity, Promise, admit};
 use crate::stats::{Counters, NodeStats, Role};
 use crate::term::Term;
 use crate::wake::Wake;
-use crate::wire::{Answer, PROTOCOL_VERSION, Refusal};
-use crate::worker::{self, Job, Outcome, Worker};
+use crate::wire::{Answer, EPOCH_MAX, PROTOCOL_VERSION, Refusal};
+use crate::worker::{self, Facts, Job, Outcome, Worker};
 
 use accept::{Arrivals, Arrived};
 use connection::Connection;
@@ -45,6 +45,8 @@ use leading::Leading;
 
 /// What a node knows to be committed is made durable so often, when it has changed.
 const SAVE: Duration = Duration::from_secs(2);
+/// Connections are ended within this.
+const LAST_WORDS: Duration = Duration::from_millis(300);
 /// A picture of the counts is made so often, at most.
 const PICTURE: Duration = Duration::from_millis(100);
 
@@ -52,6 +54,8 @@ const PICTURE: Duration = Duration::from_millis(100);
 pub(crate) enum Command {
     /// Lead in this epoch.
     Lead { epoch: u64, reply: Sender<Result<Arc<Term>, LeadError>> },
+    /// A member counts with the disk that it has now.
+    Readmit(NodeId),
     /// Lead no more, if it is in this epoch.
     Retire { epoch: u64, why: String },
     /// Drop a prefix of a stream as soon as followers allow it.
@@ -78,7 +82,7 @@ pub enum LeadError {
         leader: NodeId,
     },
     /// Epochs begin with 1, and have a bound.
-    #[error("epoch {0} is none: epochs are from 1 to 2^62")]
+    #[error("epoch {0} is none: epochs are from 1 to {EPOCH_MAX}; milliseconds since 1970 are small enough")]
     NoEpoch(u64),
     /// A greater epoch came while it was about to.
     #[error("epoch {asked} was overtaken: {why}")]
@@ -101,9 +105,6 @@ pub enum LeadError {
     Closed,
 }
 
-/// Greatest epoch; the engine keeps a bit for itself.
-const EPOCH_MAX: u64 = 1 << 62;
-
 /// What all parts share.
 pub(crate) struct Context {
     pub(crate) engine: Engine,
@@ -116,18 +117,12 @@ pub(crate) struct Context {
     pub(crate) waker: Waker,
     pub(crate) counters: Arc<Counters>,
     pub(crate) clock: Clock,
-    /// What is known to be committed.
-    pub(crate) committed: BTreeMap<StreamId, u64>,
+    pub(crate) facts: Facts,
     pub(crate) frame_bytes_max: usize,
     /// Why the engine takes nothing any more.
     pub(crate) failed: Option<String>,
-}
-
-impl Context {
-    /// Bytes of the segments in use.
-    pub(crate) fn journal_bytes(&self) -> u64 {
-        self.engine.stats().shards.iter().map(|shard| shard.segments.bytes).sum()
-    }
+    /// This thread did not run for so long that others only seem to be silent.
+    pub(crate) was_late: bool,
 }
 
 /// Nanoseconds since the thread began, for the cores.
@@ -149,8 +144,7 @@ pub(crate) struct Setup {
     pub(crate) worker: Worker,
     pub(crate) wake: Arc<Wake>,
     pub(crate) commands: Receiver<Command>,
-    pub(crate) promised: Option<Promise>,
-    pub(crate) committed: BTreeMap<StreamId, u64>,
+    pub(crate) facts: Facts,
     pub(crate) counters: Arc<Counters>,
     pub(crate) picture: Arc<Mutex<NodeStats>>,
 }
@@ -159,12 +153,16 @@ pub(crate) struct Setup {
 pub(crate) fn run(setup: Setup) {
     tokio_uring::start(async move {
         let tick = setup.config.heartbeat.min(Duration::from_millis(50));
+        let late = setup.config.session_timeout / 2;
+        let drain_timeout = setup.config.drain_timeout;
+        let fence = Fence { engine: setup.engine.clone(), picture: setup.picture.clone() };
         let wake = setup.wake.clone();
         let mut replica = Replica::new(setup);
         let mut ticked = Instant::now();
         while !replica.is_over() {
             let is_busy = replica.turn();
             if ticked.elapsed() >= tick {
+                replica.context.was_late = ticked.elapsed() >= late;
                 ticked = Instant::now();
                 replica.tick();
             }
@@ -174,9 +172,23 @@ pub(crate) fn run(setup: Setup) {
             wake.wait(tick).await;
         }
         replica.end("the node is closed");
-        // Tasks that write a last message get their turn.
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        drop((replica, fence));
+        // Tasks that write a last message and end their connections get their time.
+        tokio::time::sleep(LAST_WORDS.min(drain_timeout)).await;
     });
+}
+
+/// However the thread ends, nobody appends here any more, and nobody is told that it leads.
+struct Fence {
+    engine: Engine,
+    picture: Arc<Mutex<NodeStats>>,
+}
+
+impl Drop for Fence {
+    fn drop(&mut self) {
+        self.engine.close_epoch();
+        self.picture.lock().unwrap_or_else(PoisonError::into_inner).role = Role::Idle;
+    }
 }
 
 /// See the module.
@@ -185,14 +197,13 @@ struct Replica {
     commands: Receiver<Command>,
     arrivals: Arrivals,
     appends: Appends,
-    promised: Option<Promise>,
     part: Part,
     change: Option<Change>,
     closing: Option<Instant>,
     /// A save is under way, or was last made then.
     is_saving: bool,
     saved: Instant,
-    saved_committed: BTreeMap<StreamId, u64>,
+    saved_facts: Facts,
     picture: Arc<Mutex<NodeStats>>,
     next_picture: Instant,
     tls_looked: Instant,
@@ -236,20 +247,20 @@ impl Replica {
             wake,
             counters,
             clock: Clock(Instant::now()),
-            committed: setup.committed.clone(),
+            was_late: false,
+            facts: setup.facts.clone(),
         };
         Self {
             context,
             commands,
             arrivals,
             appends: Appends::default(),
-            promised: setup.promised,
             part: Part::Idle,
             change: None,
             closing: None,
             is_saving: false,
             saved: Instant::now(),
-            saved_committed: setup.committed,
+            saved_facts: setup.facts,
             picture: setup.picture,
             next_picture: Instant::now(),
             tls_looked: Instant::now(),
@@ -304,7 +315,11 @@ impl Replica {
     fn handle_command(&mut self, command: Command) {
         match command {
             Command::Lead { epoch, reply } => {
-                let refused = match self.promised {
+                // A promise that is about to be made counts too: they never go down.
+                let coming = self.change.as_ref().map(|change| change.promise);
+                let promised =
+                    self.context.facts.promise.into_iter().chain(coming).max_by_key(|p| p.epoch);
+                let refused = match promised {
                     _ if self.closing.is_some() => Some(LeadError::Closed),
                     _ if !(1..=EPOCH_MAX).contains(&epoch) => Some(LeadError::NoEpoch(epoch)),
                     Some(Promise { epoch: promised, leader, .. }) if promised >= epoch => {
@@ -320,6 +335,10 @@ impl Replica {
                     }
                 }
             }
+            Command::Readmit(node) => match &mut self.part {
+                Part::Leading(leading) => leading.readmit(node, &mut self.context.facts),
+                _ => drop(self.context.facts.members.remove(&node)),
+            },
             Command::Retire { epoch, why } => {
                 if let Part::Leading(leading) = &self.part
                     && leading.term.epoch() == epoch
@@ -360,11 +379,11 @@ impl Replica {
                 );
                 Admission::Refuse(Refusal::NotAMember, why)
             }
-            None => admit(self.context.me, &members, self.promised, &arrived.hello),
+            None => admit(self.context.me, &members, self.context.facts.promise, &arrived.hello),
         };
         let promise = match admission {
             Admission::Promise(promise) => promise,
-            Admission::Follow => self.promised.expect("it is promised"),
+            Admission::Follow => self.context.facts.promise.expect("it is promised"),
             Admission::Refuse(refusal, why) => return self.refuse(arrived, refusal, why),
         };
         let is_later = |change: &Change| change.promise.epoch > promise.epoch;
@@ -400,7 +419,7 @@ impl Replica {
             node: self.context.me.node,
             run: self.context.run,
             engine: self.context.engine.id(),
-            epoch: self.promised.map_or(0, |promise| promise.epoch),
+            epoch: self.context.facts.promise.map_or(0, |promise| promise.epoch),
         }
     }
 
@@ -435,23 +454,28 @@ impl Replica {
 
     fn advance_change(&mut self) {
         let is_quiet = self.is_quiet();
+        let promised = self.context.facts.promise.map_or(0, |promise| promise.epoch);
+        if let Some(change) = self.change.take_if(|change| change.promise.epoch < promised) {
+            let why = format!("epoch {promised} has been promised meanwhile");
+            return self.give_up(change, Refusal::Epoch, &why);
+        }
         let Some(change) = &mut self.change else { return };
         if change.is_promising || !is_quiet {
             return;
         }
-        if self.promised == Some(change.promise) && matches!(change.to, To::Follow(_)) {
+        if self.context.facts.promise == Some(change.promise) {
             let promise = change.promise;
             let held = worker::held(&self.context.engine);
             return self.finish_change(promise, Ok(held));
         }
         change.is_promising = true;
-        let (promise, committed) = (change.promise, self.context.committed.clone());
-        self.context.worker.give(Job::Promise { promise, committed });
+        let (promise, facts) = (change.promise, self.context.facts.clone());
+        self.context.worker.give(Job::Promise { promise, facts });
     }
 
     fn finish_change(&mut self, promise: Promise, held: Result<BTreeMap<StreamId, Held>, String>) {
         if held.is_ok() {
-            self.promised = Some(promise);
+            self.context.facts.promise = Some(promise);
         }
         // Another one may have taken its place meanwhile, and makes a promise of its own.
         let Some(change) = self.change.take_if(|change| change.promise == promise) else { return };
@@ -491,7 +515,7 @@ impl Replica {
 
     fn follow(&mut self, promise: Promise, held: BTreeMap<StreamId, Held>, arrived: Arrived) {
         let context = &self.context;
-        let committed = context.committed.clone();
+        let committed = context.facts.committed.clone();
         let follows_trims = context.config.follow_trims;
         let core = Follower::new(promise.epoch, follows_trims, held, committed);
         let answer = Bytes::from(self.answer(None).encode());
@@ -508,15 +532,24 @@ impl Replica {
     fn handle_outcome(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Promised(promise, held) => self.finish_change(promise, held),
-            Outcome::Saved(saved) => {
+            Outcome::Saved(facts, saved) => {
                 self.is_saving = false;
-                if let Err(error) = saved {
-                    tracing::warn!(error, "cannot make durable what is committed");
+                match saved {
+                    Ok(()) => {
+                        if let Part::Leading(leading) = &mut self.part {
+                            leading.handle_saved(&facts);
+                        }
+                        self.saved_facts = facts;
+                    }
+                    Err(error) => tracing::warn!(error, "cannot make durable what is committed"),
                 }
             }
-            Outcome::Trimmed(trimmed) => {
-                if let Err(why) = trimmed {
-                    tracing::warn!(why, "cannot trim");
+            Outcome::Trimmed { stream, before, outcome } => {
+                if let Part::Leading(leading) = &mut self.part {
+                    leading.handle_trimmed(stream, before, outcome.is_ok());
+                }
+                if let Err(why) = outcome {
+                    tracing::warn!(%stream, before, why, "cannot trim");
                 }
             }
             Outcome::Reloaded(outcome) => self.note_reloaded(outcome),
@@ -552,7 +585,7 @@ impl Replica {
 
     fn end_following(&mut self, why: &str) {
         if let Part::Following(following) = std::mem::replace(&mut self.part, Part::Idle) {
-            self.context.committed.clone_from(following.core().committed());
+            self.context.facts.committed.clone_from(following.core().committed());
             self.context.counters.sessions_ended.add(1);
             let Promise { epoch, leader, .. } = following.promise;
             tracing::info!(epoch, %leader, why, "following no more");
@@ -564,37 +597,67 @@ impl Replica {
     fn tick(&mut self) {
         match &mut self.part {
             Part::Idle => {}
-            Part::Leading(leading) => leading.tick(&mut self.context),
+            Part::Leading(leading) => {
+                if let leading::Turn::Deposed(why) = leading.tick(&mut self.context) {
+                    self.end(&why);
+                }
+            }
             Part::Following(following) => {
                 if let Err(why) = following.tick(&self.context) {
                     self.end_following(&why);
                 }
             }
         }
-        self.save_committed();
+        if self.context.worker.has_died() {
+            self.fail("the worker of this node has panicked: see its log");
+        }
+        if self.context.failed.is_none()
+            && let Some(cause) = self.context.engine.poisoned()
+        {
+            self.fail(&format!("this node's engine has failed: {cause}"));
+        }
+        self.save();
         self.reload_certificates();
         if Instant::now() >= self.next_picture {
             self.make_picture();
         }
     }
 
-    /// What is known to be committed survives this process: it is never cut (I-14).
-    fn save_committed(&mut self) {
-        let is_due = self.saved.elapsed() >= SAVE && !self.is_saving && self.change.is_none();
-        if !is_due || !self.context.worker.has_room() || self.promised.is_none() {
+    /// Nothing can be promised, written or followed here any more.
+    fn fail(&mut self, why: &str) {
+        tracing::error!(why, "this node does nothing any more");
+        self.context.failed = Some(why.to_owned());
+        if let Some(change) = self.change.take() {
+            match change.to {
+                To::Follow(arrived) => self.refuse(*arrived, Refusal::NotNow, why.to_owned()),
+                To::Lead(reply) => {
+                    let asked = change.promise.epoch;
+                    let _ = reply.send(Err(LeadError::NotPromised { asked, why: why.to_owned() }));
+                }
+            }
+        }
+        self.end(why);
+    }
+
+    /// What is known to be committed survives this process: it is never cut (I-14). A member counts
+    /// when it is known durably which disk it has: that is saved at once.
+    fn save(&mut self) {
+        let facts = &mut self.context.facts;
+        let is_new = facts.members != self.saved_facts.members;
+        let is_due = is_new || self.saved.elapsed() >= SAVE;
+        let is_free = !self.is_saving && self.change.is_none() && self.context.failed.is_none();
+        if !is_due || !is_free || !self.context.worker.has_room() || facts.promise.is_none() {
             return;
         }
         self.saved = Instant::now();
         if let Part::Following(following) = &self.part {
-            self.context.committed.clone_from(following.core().committed());
+            facts.committed.clone_from(following.core().committed());
         }
-        if self.saved_committed == self.context.committed {
+        if self.saved_facts == *facts {
             return;
         }
-        let committed = self.context.committed.clone();
-        self.saved_committed.clone_from(&committed);
         self.is_saving = true;
-        self.context.worker.give(Job::SaveCommitted { promise: self.promised, committed });
+        self.context.worker.give(Job::Save(facts.clone()));
     }
 
     fn reload_certificates(&mut self) {
@@ -628,7 +691,7 @@ impl Replica {
     fn make_picture(&mut self) {
         let began = Instant::now();
         let mut stats = self.context.counters.stats();
-        stats.promised_epoch = self.promised.map_or(0, |promise| promise.epoch);
+        stats.promised_epoch = self.context.facts.promise.map_or(0, |promise| promise.epoch);
         match &self.part {
             Part::Idle => {}
             Part::Leading(leading) => {
@@ -641,7 +704,10 @@ impl Replica {
                 stats.role = Role::Following { epoch, leader };
             }
         }
-        stats.committed = self.context.committed.clone();
+        stats.committed = match &self.part {
+            Part::Following(following) => following.core().committed().clone(),
+            _ => self.context.facts.committed.clone(),
+        };
         *self.picture.lock().unwrap_or_else(PoisonError::into_inner) = stats;
         // With many streams it takes long: never more than a hundredth of the thread's time.
         self.next_picture = Instant::now() + PICTURE.max(began.elapsed() * 100);

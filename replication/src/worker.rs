@@ -3,6 +3,7 @@
 //! a time, in order.
 
 use std::collections::{BTreeMap, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use crate::history::Held;
 use crate::leader::{ReadOutcome, ReadRequest};
 use crate::link::tls::{Tls, TlsError};
 use crate::orphans::{self, Reason};
+use crate::node_id::NodeId;
 use crate::promise::{FACTS_STREAM, Fact, Promise, is_replicated};
 use crate::wake::Wake;
 
@@ -31,9 +33,9 @@ pub(crate) enum Job {
     /// Read segments for a follower.
     Read(ReadRequest),
     /// Close this node's epoch, wait for what is in flight, and make a promise durable.
-    Promise { promise: Promise, committed: BTreeMap<StreamId, u64> },
-    /// Make durable what is known to be committed.
-    SaveCommitted { promise: Option<Promise>, committed: BTreeMap<StreamId, u64> },
+    Promise { promise: Promise, facts: Facts },
+    /// Make durable what this node knows.
+    Save(Facts),
     /// Drop a prefix of a stream.
     Trim { stream: StreamId, before: u64 },
     /// Load certificates again if their files have changed.
@@ -57,21 +59,24 @@ pub struct BeginAnew {
 
 /// Puts in what the leader has trimmed, from a snapshot, and says where the stream goes on: at
 /// [`BeginAnew::trimmed`] or later. `None` when it cannot now; the leader is then asked again later.
+/// It may wait, but not for the leader or for long: until it returns, this node can follow nobody
+/// else and not lead.
 pub type Snapshots = dyn Fn(&BeginAnew) -> Option<u64> + Send + Sync;
 
 /// What came of a job.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Read(ReadRequest, ReadOutcome),
+    /// Whether it is durable, and what every stream holds then.
     Promised(Promise, Result<BTreeMap<StreamId, Held>, String>),
-    Saved(Result<(), String>),
-    Trimmed(Result<(), String>),
+    Saved(Facts, Result<(), String>),
+    Trimmed { stream: StreamId, before: u64, outcome: Result<(), String> },
     Reloaded(Result<bool, TlsError>),
     Cut { stream: StreamId, at: u64, outcome: Result<(), String> },
     BegunAnew { stream: StreamId, outcome: Result<u64, String> },
 }
 
-/// Its owner's end. Dropping it ends the thread when its job is done.
+/// Its owner's end. Dropping it ends the thread when its job is done, which is not waited for.
 pub(crate) struct Worker {
     jobs: Option<Sender<Job>>,
     outcomes: Receiver<Outcome>,
@@ -106,6 +111,11 @@ impl Worker {
         self.under_way == 0
     }
 
+    /// Whether its thread has panicked: what is under way has no outcome then.
+    pub(crate) fn has_died(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Whether it takes a job now.
     pub(crate) fn has_room(&self) -> bool {
         self.under_way < JOBS_MAX
@@ -117,7 +127,8 @@ impl Worker {
         match jobs.try_send(job) {
             Ok(()) => self.under_way += 1,
             Err(TrySendError::Full(job)) => panic!("no room was asked for before {job:?}"),
-            Err(TrySendError::Disconnected(_)) => {}
+            // Its thread has panicked: see `has_died`.
+            Err(TrySendError::Disconnected(_)) => self.under_way += 1,
         }
     }
 
@@ -131,11 +142,8 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        // It ends when its job does, which may be a disk that stands still: nobody waits for that.
         self.jobs = None;
-        if let Some(thread) = self.thread.take() {
-            // It never blocks on a full queue of outcomes: there are no more of them than jobs.
-            let _ = thread.join();
-        }
     }
 }
 
@@ -150,17 +158,17 @@ impl Work {
     fn outcome(&mut self, job: Job) -> Outcome {
         match job {
             Job::Read(request) => Outcome::Read(request, self.read(&request)),
-            Job::Promise { promise, committed } => {
-                let held = self.promise(promise, &committed).map_err(|error| error.to_string());
+            Job::Promise { promise, facts } => {
+                let held = self.promise(promise, facts).map_err(|error| error.to_string());
                 Outcome::Promised(promise, held)
             }
-            Job::SaveCommitted { promise, committed } => {
-                let saved = save(&self.engine, promise, &committed);
-                Outcome::Saved(saved.map_err(|error| error.to_string()))
+            Job::Save(facts) => {
+                let saved = facts.save(&self.engine).map_err(|error| error.to_string());
+                Outcome::Saved(facts, saved)
             }
             Job::Trim { stream, before } => {
-                let trimmed = self.engine.stream(stream).trim_async(before).map(drop);
-                Outcome::Trimmed(trimmed.map_err(|error| error.to_string()))
+                let trimmed = self.engine.stream(stream).trim(before);
+                Outcome::Trimmed { stream, before, outcome: trimmed.map_err(|e| e.to_string()) }
             }
             Job::Reload(tls) => Outcome::Reloaded(tls.reload_if_changed()),
             Job::Cut { stream, from, end, epoch, reason } => {
@@ -209,11 +217,15 @@ impl Work {
     fn promise(
         &self,
         promise: Promise,
-        committed: &BTreeMap<StreamId, u64>,
+        facts: Facts,
     ) -> Result<BTreeMap<StreamId, Held>, CommitError> {
         self.engine.close_epoch();
         self.engine.barrier().map_err(refused)?.wait()?;
-        save(&self.engine, Some(promise), committed)?;
+        // A promise never goes down.
+        let is_new = facts.promise.is_none_or(|before| before.epoch < promise.epoch);
+        if is_new {
+            Facts { promise: Some(promise), ..facts }.save(&self.engine)?;
+        }
         Ok(held(&self.engine))
     }
 
@@ -236,7 +248,9 @@ impl Work {
         epochs: &EpochTable,
         reason: Reason,
     ) -> Result<u64, String> {
-        let at = (self.snapshots)(anew)
+        // Code of the embedder: its panic must not end this thread.
+        let at = catch_unwind(AssertUnwindSafe(|| (self.snapshots)(anew)))
+            .map_err(|_| format!("the snapshots of stream {} panicked", anew.stream))?
             .ok_or_else(|| format!("no snapshot of stream {} to begin anew from", anew.stream))?;
         if at < anew.trimmed {
             let (stream, trimmed) = (anew.stream, anew.trimmed);
@@ -258,52 +272,81 @@ fn refused(error: ringwal_engine::AppendError) -> CommitError {
     }
 }
 
-/// Writes all facts anew and drops the older ones.
-fn save(
-    engine: &Engine,
-    promise: Option<Promise>,
-    committed: &BTreeMap<StreamId, u64>,
-) -> Result<(), CommitError> {
-    let ends: Vec<_> = committed.iter().map(|(stream, end)| (*stream, *end)).collect();
-    let mut facts: Vec<Vec<u8>> = ends
-        .chunks(FACT_BYTES_MAX / 16)
-        .map(|ends| Fact::Committed(ends.to_vec()).encode())
-        .collect();
-    facts.extend(promise.map(|promise| Fact::Promise(promise).encode()));
-    let stream = engine.stream(FACTS_STREAM);
-    let mut base = None;
-    for fact in facts {
-        let receipt = stream.append(&fact).map_err(refused)?.wait()?;
-        base.get_or_insert(receipt.offset());
-    }
-    // The last of each kind counts: what is older goes only when all of it is there anew.
-    if let Some(base) = base
-        && promise.is_some()
-        && !mutants::is(Mutant::PromiseNotPersisted)
-    {
-        let _ = stream.trim_async(base);
-    }
-    Ok(())
+/// What a node keeps in its facts stream.
+#[derive(Clone, Eq, PartialEq, Debug, Default)]
+pub(crate) struct Facts {
+    pub(crate) promise: Option<Promise>,
+    /// What is known to be committed.
+    pub(crate) committed: BTreeMap<StreamId, u64>,
+    /// The engines of the members that this node has led.
+    pub(crate) members: BTreeMap<NodeId, [u8; 16]>,
 }
 
-/// What the facts stream says.
-pub(crate) fn load(
-    engine: &Engine,
-) -> Result<(Option<Promise>, BTreeMap<StreamId, u64>), ReadError> {
-    let (mut promised, mut committed) = (None, BTreeMap::<StreamId, u64>::new());
-    for record in engine.stream(FACTS_STREAM).read(..)? {
-        match Fact::decode(record?.payload()) {
-            Some(Fact::Promise(promise)) => promised = Some(promise),
-            Some(Fact::Committed(ends)) => {
-                for (stream, end) in ends {
-                    let known = committed.entry(stream).or_default();
-                    *known = end.max(*known);
-                }
-            }
-            None => tracing::warn!("a fact of a newer version is left alone"),
+impl Facts {
+    /// Writes all of them anew, the promise last, and drops the older ones.
+    fn save(&self, engine: &Engine) -> Result<(), CommitError> {
+        let ends: Vec<_> = self.committed.iter().map(|(stream, end)| (*stream, *end)).collect();
+        let committed = ends.chunks(FACT_BYTES_MAX / 16).map(|ends| Fact::Committed(ends.to_vec()));
+        let members = self.members.iter().map(|(node, engine)| Fact::Member(*node, *engine));
+        let facts = committed.chain(members).chain(self.promise.map(Fact::Promise));
+        let stream = engine.stream(FACTS_STREAM);
+        let mut base = None;
+        for fact in facts {
+            let receipt = stream.append(fact.encode()).map_err(refused)?.wait()?;
+            base.get_or_insert(receipt.offset());
         }
+        // The last of each kind counts: what is older goes only when all of it is there anew.
+        if let Some(base) = base
+            && self.promise.is_some()
+            && !mutants::is(Mutant::PromiseNotPersisted)
+        {
+            // Not waited for: what is there twice says the same.
+            let _ = stream.trim_async(base);
+        }
+        Ok(())
     }
-    Ok((promised, committed))
+
+    /// What the facts stream says.
+    ///
+    /// # Errors
+    /// When it cannot be read, or holds a fact that a newer version has written: to go on without it
+    /// would forget it.
+    pub(crate) fn load(engine: &Engine) -> Result<Self, FactsError> {
+        let mut facts = Self::default();
+        for record in engine.stream(FACTS_STREAM).read(..)? {
+            let record = record?;
+            match Fact::decode(record.payload()) {
+                Some(Fact::Promise(promise)) => facts.promise = Some(promise),
+                Some(Fact::Member(node, engine)) => drop(facts.members.insert(node, engine)),
+                Some(Fact::Committed(ends)) => {
+                    for (stream, end) in ends {
+                        let known = facts.committed.entry(stream).or_default();
+                        *known = end.max(*known);
+                    }
+                }
+                None => return Err(FactsError::Newer { offset: record.offset() }),
+            }
+        }
+        Ok(facts)
+    }
+}
+
+/// Why the facts of a node cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FactsError {
+    /// They cannot be read.
+    #[error("what this node has promised cannot be read: {0}")]
+    Read(#[from] ReadError),
+    /// They were written by a newer version.
+    #[error(
+        "record {offset} of stream 3, where this node keeps what it has promised, is of a kind that \
+         this version does not know; use the version that wrote it, or a later one"
+    )]
+    Newer {
+        /// Which record.
+        offset: u64,
+    },
 }
 
 /// What every replicated stream holds durably.

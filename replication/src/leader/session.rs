@@ -350,7 +350,8 @@ impl Session {
                 stream,
                 from: place.next,
                 bytes_max: self.limits.read_bytes,
-                is_sealed: place.next < sealed(stream),
+                // With others to read the time is better used.
+                is_sealed: place.next < sealed(stream) && self.behind.is_empty(),
             });
         }
         None
@@ -375,6 +376,10 @@ impl Session {
             return self.want_read(stream);
         }
         match outcome {
+            ReadOutcome::Frames { frames, .. } if frames.is_empty() && request.is_sealed => {
+                // It was waited for, and is still not durable: the disk is slow, or has failed.
+                self.failed.insert(stream, self.now_ns.saturating_add(self.limits.heartbeat_ns));
+            }
             ReadOutcome::Frames { frames, at_end } => {
                 self.push_read(stream, &frames);
                 self.join(stream, at_end, sealed);

@@ -22,7 +22,7 @@ fn leader_with(limits: Limits) -> Leader {
     let epochs = EpochTable::from_entries(vec![EpochStart { epoch: 1, start: 0 }]).unwrap();
     let held = Held { trimmed: 0, end: 5, epochs };
     let mut leader = Leader::new(3, 1, limits, [(STREAM, 0, held)]);
-    leader.handle_connected(0, 0);
+    leader.handle_connected(0, true, 0);
     assert_eq!(told(&mut leader).len(), 2, "a history, and the end of them");
     want(&mut leader, 5);
     leader
@@ -150,9 +150,9 @@ fn reports_beyond_what_was_sent_are_refused() {
     let mut leader = leader();
     let durable = |end| Message::Durable { took_ns: 1, ends: vec![(STREAM, end)] };
     leader.handle_sealed(0, &[frame(5, 2)]);
-    assert_eq!(leader.poll_risen(), None, "records of older epochs alone do not count");
+    assert_eq!(leader.poll_enough(), None, "records of older epochs alone do not count");
     tell(&mut leader, durable(7)).unwrap();
-    assert_eq!(leader.poll_risen(), Some((STREAM, 7)));
+    assert_eq!(leader.poll_enough(), Some((STREAM, 7)));
     want(&mut leader, 6);
     tell(&mut leader, durable(7)).unwrap();
     assert!(tell(&mut leader, durable(8)).is_err());
@@ -194,7 +194,7 @@ fn what_is_a_nodes_own_is_never_sent() {
     for own in [1, 2, 3].map(StreamId::new) {
         let held = Held { trimmed: 0, end: 5, epochs: EpochTable::default() };
         let mut leader = Leader::new(3, 1, LIMITS, [(own, 0, held)]);
-        leader.handle_connected(0, 0);
+        leader.handle_connected(0, true, 0);
         leader.handle_sealed(0, &[FrameSlice { stream: own, ..frame(5, 1) }]);
         leader.handle_durable_end(own, 0, 9);
         leader.handle_trimmed(own, 2);
@@ -219,7 +219,7 @@ fn what_was_read_may_be_wanted_before_it_is_handed_over() {
     let mut leader = leader();
     want(&mut leader, 2);
     assert_eq!(read(&mut leader, 9, true), 2);
-    leader.handle_connected(0, 0);
+    leader.handle_connected(0, true, 0);
     want(&mut leader, 9);
     leader.handle_sealed(0, &[frame(5, 4)]);
     leader.handle_sealed(0, &[frame(9, 1)]);
@@ -317,7 +317,7 @@ fn what_came_in_an_older_session_is_forgotten() {
     let mut leader = leader();
     let old = leader.session(0).unwrap().number;
     leader.handle_sealed(0, &[frame(5, 2)]);
-    let new = leader.handle_connected(0, 0);
+    let new = leader.handle_connected(0, true, 0);
     assert_ne!(old, new);
     let durable = || Message::Durable { took_ns: 1, ends: vec![(STREAM, 7)] };
     leader.handle_message(0, old, durable(), 0).unwrap();
@@ -334,7 +334,7 @@ fn what_came_in_an_older_session_is_forgotten() {
 fn a_new_session_is_told_what_was_committed_before() {
     let mut leader = leader();
     leader.tell_committed(&[(STREAM, 4)]);
-    leader.handle_connected(0, 0);
+    leader.handle_connected(0, true, 0);
     let told = told(&mut leader);
     assert_eq!(told.last(), Some(&Message::Committed(vec![(STREAM, 4)])));
 }
@@ -376,7 +376,7 @@ fn who_ends_exactly_where_the_leader_has_trimmed_follows() {
     let mut trimmed_later = Leader::new(3, 1, LIMITS, [(STREAM, 0, held(0))]);
     trimmed_later.handle_trimmed(STREAM, 5);
     for leader in [&mut began_so, &mut trimmed_later] {
-        leader.handle_connected(0, 0);
+        leader.handle_connected(0, true, 0);
         let Some(Message::Histories(told)) = told(leader).into_iter().next() else { panic!() };
         assert_eq!(told[0].trimmed, 5);
         assert_eq!(history::part(&held(0), &told[0]), history::Parting::Nowhere);

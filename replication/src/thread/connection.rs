@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -90,9 +90,11 @@ impl Connection {
         Some((item, came))
     }
 
-    /// When the other side was heard last.
-    pub(crate) fn heard(&self) -> Instant {
-        self.line.state.borrow().heard
+    /// For how long the other side has been silent. It is not while this one does not listen.
+    pub(crate) fn silence(&self) -> Duration {
+        let state = self.line.state.borrow();
+        let listens = state.received_bytes < RECEIVED_BYTES_MAX;
+        if listens { state.heard.elapsed() } else { Duration::ZERO }
     }
 
     /// Why it has ended, once everything that came before has been taken.
@@ -150,11 +152,13 @@ impl Line {
     }
 }
 
+/// What an item takes in memory, about.
 fn counted(item: &Received) -> usize {
-    match item {
-        Received::Frame(frame) => frame.len() + ITEM_BYTES,
-        Received::Message(_) => ITEM_BYTES,
-    }
+    ITEM_BYTES
+        + match item {
+            Received::Frame(frame) => frame.len(),
+            Received::Message(message) => message.bytes(),
+        }
 }
 
 async fn read(line: Rc<Line>, mut reader: LinkReader, frame_bytes_max: usize) {

@@ -25,7 +25,7 @@ const ATTEMPT: Duration = Duration::from_secs(10);
 /// What an attempt has come to.
 pub(crate) enum Dialled {
     /// It follows.
-    Answered { reader: LinkReader, writer: LinkWriter, version: u16 },
+    Answered { reader: LinkReader, writer: LinkWriter, version: u16, engine: [u8; 16] },
     /// It does not want to.
     Refused(Refused),
     /// It was not reached.
@@ -164,15 +164,18 @@ async fn hello_and_answer(
     let reason = Answer::reason_length(&bytes)?;
     bytes.extend_from_slice(&reader.read_exact(reason).await?);
     let answer = Answer::decode(&bytes)?;
+    if answer.node != hello.to {
+        // Whatever it says is not said of this cluster's epochs.
+        let (found, expected) = (answer.node, hello.to);
+        let why = answer.refused.map_or(String::new(), |(_, why)| format!(", which says: {why}"));
+        return Err(format!("{address} is node {found}, not node {expected}{why}").into());
+    }
     if let Some((refusal, why)) = answer.refused {
         writer.shutdown().await;
         return Ok(Dialled::Refused(Refused { refusal, epoch: answer.epoch, why }));
     }
-    if answer.node != hello.to {
-        let (found, expected) = (answer.node, hello.to);
-        return Err(format!("{address} is node {found}, not node {expected}").into());
-    }
-    Ok(Dialled::Answered { reader, writer, version: answer.version })
+    let Answer { version, engine, .. } = answer;
+    Ok(Dialled::Answered { reader, writer, version, engine })
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! This node follows: frames from the leader go through the core into this node's engine, and what
 //! is durable goes back.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Poll, Waker};
@@ -59,6 +59,11 @@ impl Appends {
         self.waiting.is_none() && self.under_way.iter().all(VecDeque::is_empty)
     }
 
+    /// Whether something of a stream has no outcome.
+    fn has(&self, stream: StreamId) -> bool {
+        self.under_way.iter().flatten().any(|appending| appending.stream == stream)
+    }
+
     fn push(&mut self, shard: usize, appending: Appending) {
         while self.under_way.len() <= shard {
             self.under_way.push(VecDeque::new());
@@ -100,6 +105,10 @@ pub(crate) struct Following {
     _place: Place,
     outgoing: VecDeque<Bytes>,
     jobs: VecDeque<Job>,
+    /// Trims that wait for the worker; the last of each stream counts.
+    trims: BTreeMap<StreamId, u64>,
+    /// When something was handed to the connection last.
+    spoke: Instant,
 }
 
 /// What a turn has come to.
@@ -118,8 +127,16 @@ impl Following {
         place: Place,
         answer: Bytes,
     ) -> Self {
-        let (outgoing, jobs) = (VecDeque::from([answer]), VecDeque::new());
-        Self { promise, core, connection, _place: place, outgoing, jobs }
+        Self {
+            promise,
+            core,
+            connection,
+            _place: place,
+            outgoing: VecDeque::from([answer]),
+            jobs: VecDeque::new(),
+            trims: BTreeMap::new(),
+            spoke: Instant::now(),
+        }
     }
 
     pub(crate) fn core(&self) -> &Follower {
@@ -145,9 +162,15 @@ impl Following {
         {
             context.worker.give(job);
         }
+        while context.worker.has_room()
+            && let Some((stream, before)) = self.trims.pop_first()
+        {
+            context.worker.give(Job::Trim { stream, before });
+        }
         let _ = self.connection.take_sent();
         if !self.outgoing.is_empty() && self.connection.is_free() {
             self.connection.send(self.outgoing.drain(..).collect());
+            self.spoke = Instant::now();
         }
         if let Some(why) = self.connection.ended() {
             return Err(why);
@@ -233,6 +256,12 @@ impl Following {
                 context.counters.violations.add(1);
                 Err(format!("the leader has sent a damaged frame of stream {id}: {error}"))
             }
+            Err(AppendError::NoSpace { .. }) if !appends.has(id) => {
+                // It is asked for again; the other shards may have space.
+                let end = context.engine.stream(id).end();
+                self.core.handle_refused(id, end, Refused::NoSpace);
+                Ok(())
+            }
             Err(error) => {
                 if let AppendError::Poisoned(cause) = &error {
                     context.failed = Some(cause.to_string());
@@ -259,7 +288,7 @@ impl Following {
                     self.jobs.push_back(Job::BeginAnew { anew, epochs, reason });
                 }
                 Act::Trim { stream, before } => {
-                    self.jobs.push_back(Job::Trim { stream, before });
+                    self.trims.insert(stream, before);
                 }
                 Act::Leave(why) => {
                     context.counters.violations.add(1);
@@ -294,9 +323,15 @@ impl Following {
     /// Now and then: a leader that is silent is gone.
     pub(crate) fn tick(&mut self, context: &Context) -> Result<(), String> {
         self.core.handle_time(context.clock.now_ns());
-        let silent = self.connection.heard().elapsed();
-        if silent > context.config.session_timeout {
+        let silent = self.connection.silence();
+        if silent > context.config.session_timeout && !context.was_late {
             return Err(format!("the leader has been silent for {silent:?}"));
+        }
+        // The leader hears that this node is there also while a long frame comes, or its engine has
+        // no room.
+        if self.spoke.elapsed() >= context.config.heartbeat && self.outgoing.is_empty() {
+            let time_ns = context.clock.now_ns();
+            self.outgoing.push_back(Bytes::from(Message::Heartbeat { time_ns }.encode()));
         }
         Ok(())
     }

@@ -16,8 +16,9 @@ use crate::leader::{Leader, Limits, ReadOutcome, ReadRequest};
 use crate::link::Received;
 use crate::stats::{FollowerCounters, FollowerStats, LeaderTimes, StageTimes};
 use crate::term::Term;
-use crate::wire::Message;
-use crate::worker::Job;
+use crate::node_id::NodeId;
+use crate::wire::{Message, Refusal};
+use crate::worker::{Facts, Job};
 
 /// Messages from shards that wait.
 const SEALED_MAX: usize = 1024;
@@ -40,6 +41,8 @@ pub(crate) struct Leading {
     risen: BTreeMap<StreamId, u64>,
     /// Trims that wait for followers, by stream.
     trims: BTreeMap<StreamId, u64>,
+    /// Trims that the worker has.
+    trimming: BTreeMap<StreamId, u64>,
     times: LeaderTimes,
     looked: Instant,
     /// The engine hands nothing over any more.
@@ -50,6 +53,8 @@ pub(crate) struct Leading {
 struct Follower {
     dialler: Dialler,
     session: Option<Session>,
+    /// The engine that it had last.
+    engine: [u8; 16],
     counters: FollowerCounters,
 }
 
@@ -79,8 +84,8 @@ impl Leading {
         let subscription = engine.subscribe(SEALED_MAX);
         let limits = Limits {
             window_bytes: context.config.window_bytes,
-            // Records wait in the others.
-            window_buffers: (engine.batch_buffers() / 4).max(1),
+            // The engine hands nothing over while half of them are held.
+            window_buffers: (engine.batch_buffers() / 2).saturating_sub(2).max(1),
             read_bytes: (context.config.window_bytes / 4).clamp(64 << 10, 1 << 20),
             heartbeat_ns: context.config.heartbeat.as_nanos() as u64,
         };
@@ -93,6 +98,7 @@ impl Leading {
             .map(|member| Follower {
                 dialler: Dialler::start(context, member.clone(), term.epoch()),
                 session: None,
+                engine: [0; 16],
                 counters: FollowerCounters::new(member),
             })
             .collect();
@@ -105,6 +111,7 @@ impl Leading {
             followers,
             risen: BTreeMap::new(),
             trims: BTreeMap::new(),
+            trimming: BTreeMap::new(),
             times: LeaderTimes::default(),
             looked: Instant::now(),
             is_cut_off: false,
@@ -125,7 +132,7 @@ impl Leading {
             }
             is_busy |= more;
         }
-        self.raise(&context.engine, &mut context.committed);
+        self.raise(&context.engine, &mut context.facts.committed);
         self.core.handle_time(context.clock.now_ns());
         while context.worker.has_room()
             && let Some(request) = self.core.poll_read()
@@ -137,14 +144,16 @@ impl Leading {
     }
 
     /// Now and then: sessions that are silent, streams that nothing has shown, trims that waited.
-    pub(crate) fn tick(&mut self, context: &mut Context) {
+    pub(crate) fn tick(&mut self, context: &mut Context) -> Turn {
+        if let Some(cause) = context.engine.poisoned() {
+            return Turn::Deposed(format!("this node's engine has failed: {cause}"));
+        }
         let limit = context.config.session_timeout;
         for follower in 0..self.followers.len() {
-            let silent = self.followers[follower]
-                .session
-                .as_ref()
-                .map(|session| session.connection.heard().elapsed())
-                .filter(|silent| *silent > limit);
+            let session = self.followers[follower].session.as_ref();
+            let silent = session
+                .map(|session| session.connection.silence())
+                .filter(|silent| *silent > limit && !context.was_late);
             if let Some(silent) = silent {
                 self.end_session(follower, &format!("silent for {silent:?}"), context);
             }
@@ -156,6 +165,7 @@ impl Leading {
             }
         }
         self.trim(context);
+        Turn::Goes
     }
 
     /// Takes what shards have sealed.
@@ -190,13 +200,27 @@ impl Leading {
         let follower = &mut self.followers[index];
         match follower.dialler.take() {
             None => Turn::Goes,
-            Some(Dialled::Answered { reader, writer, version }) => {
+            Some(Dialled::Answered { reader, writer, version, engine }) => {
                 let wake = context.wake.clone();
                 let connection = Connection::start(reader, writer, context.frame_bytes_max, wake);
-                let number = self.core.handle_connected(index, context.clock.now_ns());
+                let node = follower.dialler.member().node;
+                let counts = context.facts.members.get(&node) == Some(&engine);
+                let is_other = !counts && context.facts.members.contains_key(&node);
+                if is_other {
+                    tracing::error!(
+                        %node,
+                        "has another disk than it had: it is fed, and does not count for a majority \
+                         until it is re-admitted"
+                    );
+                } else {
+                    // It counts when that is durable.
+                    context.facts.members.insert(node, engine);
+                }
+                let number = self.core.handle_connected(index, counts, context.clock.now_ns());
+                follower.counters.is_other_disk = is_other;
+                follower.engine = engine;
                 follower.session = Some(Session { number, connection, began: Instant::now() });
                 follower.counters.connects += 1;
-                let (node, version) = (follower.dialler.member().node, version);
                 tracing::info!(%node, version, epoch = self.term.epoch(), "follower connected");
                 Turn::Goes
             }
@@ -206,9 +230,10 @@ impl Leading {
             }
             Some(Dialled::Refused(Refused { refusal, epoch, why })) => {
                 follower.counters.note_refused(refusal, &why);
-                if epoch > self.term.epoch() {
+                // The same epoch is another run's: two nodes must not use one.
+                if refusal == Refusal::Epoch && epoch >= self.term.epoch() {
                     let node = follower.dialler.member().node;
-                    return Turn::Deposed(format!("node {node} has promised epoch {epoch}"));
+                    return Turn::Deposed(format!("node {node} has promised epoch {epoch}: {why}"));
                 }
                 Turn::Goes
             }
@@ -265,11 +290,10 @@ impl Leading {
 
     /// What followers have reported reaches those who wait, and what is committed the followers.
     fn raise(&mut self, engine: &Engine, committed: &mut BTreeMap<StreamId, u64>) {
-        while let Some((stream, enough)) = self.core.poll_risen() {
-            self.term.raise(stream, enough);
+        while let Some((stream, enough)) = self.core.poll_enough() {
+            self.term.set(stream, enough);
             self.times.note_enough(stream, enough);
-            let risen = self.risen.entry(stream).or_default();
-            *risen = enough.max(*risen);
+            self.risen.insert(stream, enough);
         }
         if self.risen.is_empty() {
             return;
@@ -317,24 +341,57 @@ impl Leading {
         if self.trims.is_empty() {
             return;
         }
-        let is_long = context.journal_bytes() > context.config.retain_bytes_max;
-        let (core, followers) = (&mut self.core, &self.followers);
+        let is_long = context.engine.journal_bytes() > context.config.retain_bytes_max;
+        let (core, followers) = (&self.core, &self.followers);
         self.trims.retain(|stream, before| {
             let connected = followers.iter().enumerate().filter(|(_, f)| f.session.is_some());
             let needed = connected.map(|(index, _)| core.progress().end(index, *stream)).min();
             let allowed = if is_long { *before } else { needed.unwrap_or(*before).min(*before) };
             let handle = context.engine.stream(*stream);
-            // What is not durable yet waits for a later turn, as what has no place with the worker.
-            let allowed = allowed.min(handle.end());
-            if allowed > handle.trimmed() {
-                if !context.worker.has_room() {
-                    return true;
-                }
+            // A later leader may lack what is not committed, and would then find a node that it can
+            // not compare itself with. What has no place with the worker waits for a later turn.
+            let committed = context.facts.committed.get(stream).copied().unwrap_or(0);
+            let durable = handle.end();
+            let allowed = allowed.min(if followers.is_empty() { durable } else { committed });
+            let given = self.trimming.get(stream).copied().unwrap_or(0).max(handle.trimmed());
+            if allowed > given && context.worker.has_room() {
                 context.worker.give(Job::Trim { stream: *stream, before: allowed });
-                core.handle_trimmed(*stream, allowed);
+                self.trimming.insert(*stream, allowed);
             }
-            allowed < *before
+            allowed < *before || handle.trimmed() < *before
         });
+    }
+
+    /// A trim is durable, or is not: followers are told of those that are.
+    pub(crate) fn handle_trimmed(&mut self, stream: StreamId, before: u64, is_done: bool) {
+        self.trimming.remove(&stream);
+        if is_done {
+            self.core.handle_trimmed(stream, before);
+        } else {
+            self.trims.remove(&stream);
+        }
+    }
+
+    /// What this node knows of its members is durable: their disks count.
+    pub(crate) fn handle_saved(&mut self, facts: &Facts) {
+        for (index, follower) in self.followers.iter().enumerate() {
+            let saved = facts.members.get(&follower.dialler.member().node);
+            if follower.session.is_some() && saved == Some(&follower.engine) {
+                self.core.handle_counted(index);
+            }
+        }
+    }
+
+    /// A member counts with the disk that it has now, when that is durable.
+    pub(crate) fn readmit(&mut self, node: NodeId, facts: &mut Facts) {
+        let follower = self.followers.iter_mut().find(|f| f.dialler.member().node == node);
+        match follower {
+            Some(follower) if follower.session.is_some() => {
+                follower.counters.is_other_disk = false;
+                facts.members.insert(node, follower.engine);
+            }
+            _ => drop(facts.members.remove(&node)),
+        }
     }
 
     /// Everything that was sealed has been sent to every follower that is connected.
@@ -344,7 +401,7 @@ impl Leading {
             let free = |follower: &Follower| {
                 follower.session.as_ref().is_none_or(|session| session.connection.is_free())
             };
-            state.is_none_or(|state| state.queued_bytes == 0 && state.behind == 0)
+            state.is_none_or(|state| state.lag_records == 0 && state.behind == 0)
                 && free(&self.followers[index])
         })
     }

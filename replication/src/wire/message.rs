@@ -203,6 +203,17 @@ impl Message {
         if words.0.is_empty() { Ok(message) } else { Err(WireError::Short) }
     }
 
+    /// About how many bytes it takes, in memory and on the wire.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Histories(histories) => histories.iter().map(History::bytes).sum(),
+            Self::Committed(pairs) | Self::Trimmed(pairs) | Self::Want(pairs) => pairs.len() * 16,
+            Self::Durable { ends, .. } => ends.len() * 16,
+            Self::Leaving { reason, .. } => reason.len(),
+            Self::HistoriesEnd | Self::Heartbeat { .. } | Self::HeartbeatAnswer { .. } => 0,
+        }
+    }
+
     /// As many messages as it takes to keep each of them short. A history of more epochs than fit
     /// one comes in pieces itself: see [`History::join`].
     pub fn pieces(self) -> Vec<Self> {

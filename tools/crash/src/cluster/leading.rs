@@ -203,8 +203,12 @@ impl Leading {
     /// Tells the followers what is committed by now.
     pub fn tell_committed(&mut self, store: &Store, oracle: &mut Oracle) {
         let mut told = Vec::new();
-        while let Some((stream, enough)) = self.core.poll_risen() {
+        while let Some((stream, enough)) = self.core.poll_enough() {
             let end = enough.min(store.at(stream).end(stream));
+            if end <= self.committed(stream) {
+                // A follower that has begun anew has less; what is committed stays so.
+                continue;
+            }
             oracle.note_committed(store, stream, end);
             told.push((stream, end));
             self.told.insert(stream, end);

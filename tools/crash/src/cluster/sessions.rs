@@ -302,7 +302,7 @@ impl World {
         let Part::Leading(leading) = &mut self.nodes[leader].part else { return };
         let answer = Answer::decode(bytes).expect("sound");
         let Some((refusal, _)) = answer.refused else {
-            let session = leading.core.handle_connected(slot(leader, follower), self.now_ns);
+            let session = leading.core.handle_connected(slot(leader, follower), true, self.now_ns);
             let link = self.links.get_mut(&(leader, follower)).expect("it is there");
             link.session = Some(session);
             return;
