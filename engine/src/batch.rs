@@ -15,6 +15,7 @@ use crate::format::{
     BATCH_HEADER_BYTES, BatchHeader, FRAME_HEADER_BYTES, FrameHeader, FrameKind,
     RECORD_PREFIX_BYTES, SegmentSeed,
 };
+use crate::frame_fence::FenceRead;
 use crate::own_epoch::OwnEpochRead;
 use crate::receipt::{FrameOutcome, Place, Ticket};
 use crate::stream::{EpochStart, StreamId, StreamTable};
@@ -50,8 +51,9 @@ struct Draft {
 enum DraftKind {
     /// Records of this node.
     Own,
-    /// A verified frame from elsewhere: must continue its stream exactly.
-    Foreign,
+    /// A verified frame from elsewhere: must continue its stream exactly, and must not have been
+    /// given before the fence was raised.
+    Foreign { given: FenceRead },
     /// A verified frame of this shard, copied from an older segment.
     Moved,
     /// Facts of the shard itself, or a change that is checked against the streams when it is
@@ -171,6 +173,8 @@ pub(crate) struct SealPlace {
     pub(crate) timestamp_ns: u64,
     /// In which epoch records of this node are written, if they are.
     pub(crate) own_epoch: OwnEpochRead,
+    /// Which frames from elsewhere are written.
+    pub(crate) frame_fence: FenceRead,
 }
 
 /// Bytes that a record takes in a frame.
@@ -260,14 +264,22 @@ impl Filling {
         self.finish(payload, count)
     }
 
-    /// Adds a verified frame as it is; room was checked.
-    pub(crate) fn push_frame(
+    /// Adds a verified frame from elsewhere as it is; room was checked.
+    pub(crate) fn push_foreign(
         &mut self,
         header: &FrameHeader,
         payload: &[u8],
-        moved: bool,
+        given: FenceRead,
     ) -> Place {
-        let kind = if moved { DraftKind::Moved } else { DraftKind::Foreign };
+        self.push_frame(DraftKind::Foreign { given }, header, payload)
+    }
+
+    /// Adds a verified frame of this shard as it is; room was checked.
+    pub(crate) fn push_moved(&mut self, header: &FrameHeader, payload: &[u8]) -> Place {
+        self.push_frame(DraftKind::Moved, header, payload)
+    }
+
+    fn push_frame(&mut self, kind: DraftKind, header: &FrameHeader, payload: &[u8]) -> Place {
         self.begin(kind, StreamId::new(header.stream.get()), false);
         let start = self.length;
         self.buffer[start - FRAME_HEADER_BYTES..start].copy_from_slice(header.as_bytes());
@@ -419,7 +431,10 @@ impl Filling {
                 self.buffer[draft.position..start].copy_from_slice(header.as_bytes());
                 return FrameOutcome::Placed { base, epoch };
             }
-            DraftKind::Foreign => {
+            DraftKind::Foreign { given } if given.is_behind(place.frame_fence) => {
+                Err(Refusal::Fenced { stream: draft.stream })
+            }
+            DraftKind::Foreign { .. } => {
                 let header = verified(&self.buffer);
                 let (base, epoch) = (header.base_offset.get(), header.epoch.get());
                 streams
@@ -477,6 +492,7 @@ impl Filling {
 mod tests {
     use super::*;
     use crate::format::verify_frames;
+    use crate::frame_fence::FrameFence;
 
     fn place() -> SealPlace {
         SealPlace {
@@ -489,6 +505,7 @@ mod tests {
             previous_crc: 0,
             timestamp_ns: 0,
             own_epoch: OwnEpochRead::open(0),
+            frame_fence: FrameFence::default().get(),
         }
     }
 
@@ -576,7 +593,7 @@ mod tests {
         let header = FrameHeader::new(FrameKind::Data, foreign.get(), 3, 0, 1, 0, &payload);
         let mut filling = filling();
         filling.push_records(own, [b"x".as_slice()].into_iter());
-        filling.push_frame(&header, &payload, false);
+        filling.push_foreign(&header, &payload, place().frame_fence);
         let mut streams = StreamTable::new(Default::default(), 100);
         let sealed =
             filling.seal(&mut streams, SealPlace { own_epoch: OwnEpochRead::open(5), ..place() });

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use crate::config::{Options, SEGMENT_BYTES_DEFAULT};
 use crate::disk::BLOCK_BYTES;
+use crate::engine_wide::EngineWide;
 use crate::environment::{FileSystem, set_no_copy_on_write};
 use crate::error::OpenError;
 use crate::format::{EngineHeader, EngineId, FormatError};
 use crate::mutants::{self, Mutant};
 use crate::opening::{ANCHOR, Identity};
-use crate::own_epoch::OwnEpoch;
 use crate::recovery::{Corruption, Damage};
 use crate::segments::segment_number;
 
@@ -32,8 +32,8 @@ pub(crate) struct Directory {
     pub(crate) engine_id: EngineId,
     pub(crate) shards: u16,
     pub(crate) segment_bytes: u64,
-    /// In no file: see [`OwnEpoch`].
-    own_epoch: OwnEpoch,
+    /// In no file: see [`EngineWide`].
+    engine_wide: Arc<EngineWide>,
 }
 
 impl Directory {
@@ -73,7 +73,7 @@ impl Directory {
             engine_id: header.engine_id,
             shards: header.shards.get() as u16,
             segment_bytes: header.segment_bytes.get(),
-            own_epoch: OwnEpoch::default(),
+            engine_wide: Arc::default(),
         }
     }
 
@@ -82,7 +82,7 @@ impl Directory {
         Identity {
             engine_id: self.engine_id,
             segment_bytes: self.segment_bytes,
-            own_epoch: self.own_epoch.clone(),
+            engine_wide: self.engine_wide.clone(),
         }
     }
 

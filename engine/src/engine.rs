@@ -14,7 +14,8 @@ use crate::batch::Asked;
 use crate::clock::Clock;
 use crate::config::Options;
 use crate::directory::Directory;
-use crate::error::{AppendError, CloseError, OpenError, ReadError, TrimError};
+use crate::engine_wide::EngineWide;
+use crate::error::{AppendError, CloseError, OpenError, Poisoned, ReadError, TrimError};
 use crate::format::{FormatError, FrameKind, VerifiedFrame};
 use crate::opening::RecoveryReport;
 use crate::queue::{Lane, QueueState};
@@ -133,6 +134,20 @@ impl Engine {
         }
     }
 
+    /// Why a shard has stopped writing, if one has: the first failure of any of them, which stays.
+    /// Known here before any token, reader or subscription tells it. One atomic load: cheap enough
+    /// to be asked at every turn of a loop.
+    pub fn poisoned(&self) -> Option<Poisoned> {
+        self.inner.engine_wide().poisoned.get().cloned()
+    }
+
+    /// Bytes of the segments of all shards on disk, in use or kept for reuse: the sum of
+    /// [`SegmentStats::bytes`](crate::SegmentStats::bytes), without the cost of [`Engine::stats`]. A
+    /// short lock for each shard, and no system call.
+    pub fn journal_bytes(&self) -> u64 {
+        self.inner.shards.iter().map(|shared| shared.stats().segments.bytes).sum()
+    }
+
     /// Its directory, as it was opened.
     pub fn directory(&self) -> &Path {
         &self.inner.directory.path
@@ -178,7 +193,7 @@ impl Engine {
     /// # Panics
     /// When `epoch` is 2^63 or more.
     pub fn set_epoch(&self, epoch: u64) {
-        self.inner.shards[0].own_epoch.open(epoch);
+        self.inner.engine_wide().own_epoch.open(epoch);
     }
 
     /// This node does not lead any more: from the next batch that is sealed on, its own records in
@@ -190,17 +205,45 @@ impl Engine {
     /// What was sealed before is still on its way to the device. With [`Engine::barrier`] behind
     /// it, when that has its outcome: every own record of an earlier epoch is durable, visible
     /// to readers and has its receipt, or is none; and none will be sealed. Until an epoch is set,
-    /// replicated streams then grow by foreign frames only.
+    /// replicated streams then grow by foreign frames only. With [`Engine::fence_frames`] between
+    /// the two (`close_epoch(); fence_frames(); barrier()?.wait()?`), the same is true of the foreign
+    /// frames that were given before: nothing of this node or of an old leader is in flight or will
+    /// be sealed.
     pub fn close_epoch(&self) {
-        self.inner.shards[0].own_epoch.close();
+        self.inner.engine_wide().own_epoch.close();
+    }
+
+    /// Foreign frames that were given to [`Stream::append_frame`], [`Stream::try_append_frame`] or
+    /// [`Stream::append_frame_async`] before this and are not sealed yet are refused in their token
+    /// ([`Refusal::Fenced`](crate::Refusal::Fenced)) when their turn comes, however long they
+    /// wait: in the queue for space, or for room in it. A frame is given when the function is called,
+    /// also where its future is polled later. Frames that are given when this has returned are taken;
+    /// of those given meanwhile, each is one or the other. For a follower that changes its leader. It
+    /// is for all streams and shards, does not wait, writes nothing, and is no part of what is on
+    /// disk.
+    ///
+    /// What was sealed before is still on its way to the device. With [`Engine::barrier`] behind it,
+    /// when that has its outcome: every frame that was given before is durable, visible to readers
+    /// and has its receipt, or is none; and none will be sealed. With [`Engine::close_epoch`] before
+    /// it (`close_epoch(); fence_frames(); barrier()?.wait()?`): nothing of this node or of an old
+    /// leader is in flight or will be sealed, but for records of streams 1 to 3.
+    ///
+    /// A refused frame has its token completed when its batch is durable, on a full disk so only when
+    /// there is space again: do not wait for it, but for the barrier.
+    pub fn fence_frames(&self) {
+        self.inner.engine_wide().frame_fence.raise();
     }
 
     /// Tells when every batch that any shard has sealed before, whatever is in it, is durable,
     /// visible to readers, and has its receipts sent: nothing is in flight any more of what was.
     ///
     /// It travels in the lane of trims and cuts (see [`Stream::truncate`]), and so says nothing of
-    /// records that wait in their own lane and are not sealed yet. It writes an empty fact, one
-    /// block for each shard. Waits only for room.
+    /// records that wait in their own lane and are not sealed yet: [`Engine::close_epoch`] and
+    /// [`Engine::fence_frames`] before it (`close_epoch(); fence_frames(); barrier()?.wait()?`) see to
+    /// it that none of those is sealed behind it, and then nothing of this node or of an old leader
+    /// is in flight or will be sealed. Like those of trims, its outcome comes also while records wait
+    /// for space: it is written into the reserve. It writes an empty fact, one block for each shard.
+    /// Waits only for room in its lane.
     ///
     /// # Errors
     /// Everything of [`AppendError`] but `Full`, of the first shard that does not take it. The token
@@ -276,6 +319,10 @@ pub(crate) fn shard_stats(shared: &Shared) -> crate::stats::ShardStats {
 }
 
 impl Inner {
+    fn engine_wide(&self) -> &EngineWide {
+        &self.shards[0].engine_wide
+    }
+
     fn close(&self) -> Result<(), CloseError> {
         for shared in &self.shards {
             let read_only = matches!(shared.queue().state, QueueState::ReadOnly);
@@ -451,11 +498,13 @@ impl Stream {
     /// # Errors
     /// `BadFrame` for damaged bytes, `WrongStream`, `TooLarge` when no batch of this engine can
     /// hold it, and everything of [`AppendError`] but `Full`. A frame that is not the exact
-    /// continuation is refused in the token.
+    /// continuation is refused in the token, as is one that was not sealed before
+    /// [`Engine::fence_frames`].
     pub fn append_frame(&self, frame: &[u8]) -> Result<AppendBatch, AppendError> {
+        let given = self.shared.engine_wide.frame_fence.get();
         let frame = self.verify_frame(frame)?;
         self.shared.wait_for_room(Lane::of(self.stream), || {
-            self.shared.try_append_frame(&frame).map(AppendBatch)
+            self.shared.try_append_frame(&frame, given).map(AppendBatch)
         })
     }
 
@@ -464,11 +513,13 @@ impl Stream {
     /// # Errors
     /// As [`Stream::append_frame`]; also `Full`, when there is no room now.
     pub fn try_append_frame(&self, frame: &[u8]) -> Result<AppendBatch, AppendError> {
-        self.shared.try_append_frame(&self.verify_frame(frame)?).map(AppendBatch)
+        let given = self.shared.engine_wide.frame_fence.get();
+        self.shared.try_append_frame(&self.verify_frame(frame)?, given).map(AppendBatch)
     }
 
     /// As [`Stream::append_frame`], but waits for room without blocking the thread. The future owns
-    /// what it needs, so an event loop may keep it. The order is fixed when it is ready.
+    /// what it needs, so an event loop may keep it. The order is fixed when it is ready; for
+    /// [`Engine::fence_frames`], the frame is given when this is called.
     ///
     /// # Errors
     /// As [`Stream::append_frame`].
@@ -476,10 +527,11 @@ impl Stream {
         &self,
         frame: Bytes,
     ) -> impl Future<Output = Result<AppendBatch, AppendError>> + Send + use<> {
+        let given = self.shared.engine_wide.frame_fence.get();
         let stream = self.clone();
         async move {
             let frame = stream.verify_frame(&frame)?;
-            let attempt = || stream.shared.try_append_frame(&frame).map(AppendBatch);
+            let attempt = || stream.shared.try_append_frame(&frame, given).map(AppendBatch);
             stream.when_room(attempt).await
         }
     }

@@ -145,6 +145,16 @@ pub enum Refusal {
         /// The stream's last epoch.
         last: u64,
     },
+    /// A foreign frame that was given before the fence was raised
+    /// ([`crate::Engine::fence_frames`]), and was not sealed by then.
+    #[error(
+        "stream {stream}: this frame was given before fence_frames, which shuts out all of those; if \
+         it is still wanted, append it again"
+    )]
+    Fenced {
+        /// Whose.
+        stream: StreamId,
+    },
     /// Records that were to be moved to a newer segment are trimmed or cut by now.
     #[error("stream {stream}: none of {base}..{end} counts any more")]
     Dead {

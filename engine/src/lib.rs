@@ -51,12 +51,14 @@ mod directory;
 #[doc(hidden)]
 pub mod disk;
 mod engine;
+mod engine_wide;
 pub mod environment;
 mod error;
 mod flush;
 mod footer;
 #[doc(hidden)]
 pub mod format;
+mod frame_fence;
 #[doc(hidden)]
 pub mod fuzzing;
 mod index;

@@ -220,7 +220,7 @@ impl Mover {
                     && filling.has_room_for_frame(frame.payload.len())
             });
             let Some(frame) = frame else { break };
-            filling.push_frame(&frame.header, frame.payload, true);
+            filling.push_moved(&frame.header, frame.payload);
             positions.pop_front();
         }
         (filling.frames() > 0).then_some(filling)

@@ -15,9 +15,9 @@ use beginning::high_counter;
 use crate::clock::Clock;
 use crate::config::Options;
 use crate::disk::{BufferMut, Disk, FileId, Operation, block_round_up, run};
+use crate::engine_wide::EngineWide;
 use crate::error::OpenError;
 use crate::format::{AnchorHeader, EngineId, JournalEnd, SegmentHeader};
-use crate::own_epoch::OwnEpoch;
 use crate::queue::QueueState;
 use crate::recovery::{Corruption, Damage, Plan, Recovered, WalkedContents};
 use crate::shard::{LoopOptions, ShardLoop};
@@ -58,7 +58,7 @@ pub struct RecoveryReport {
 pub(crate) struct Identity {
     pub(crate) engine_id: EngineId,
     pub(crate) segment_bytes: u64,
-    pub(crate) own_epoch: OwnEpoch,
+    pub(crate) engine_wide: Arc<EngineWide>,
 }
 
 /// A shard that has been recovered.
@@ -130,7 +130,7 @@ pub(crate) fn open_shard(
         disk.pool(),
         disk.wake(),
         disk.reader(),
-        identity.own_epoch.clone(),
+        identity.engine_wide.clone(),
         state,
         recovered.index,
         stats,

@@ -2,7 +2,6 @@
 //! one word for all shards of an engine. In memory only: whoever leads in an epoch has promised it
 //! durably.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Refusal;
@@ -12,8 +11,8 @@ use crate::stream::StreamId;
 const CLOSED: u64 = 1 << 63;
 
 /// The word. Looked at once for each batch that is sealed.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct OwnEpoch(Arc<AtomicU64>);
+#[derive(Debug, Default)]
+pub(crate) struct OwnEpoch(AtomicU64);
 
 /// What it said when a batch was sealed.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]

@@ -13,7 +13,6 @@ use crate::disk::{Disk, Wait};
 use crate::engine::{StreamSummary, end_readers, epochs, shard_stats, summaries, verify_frame};
 use crate::error::{AppendError, CloseError, OpenError, ReadError};
 use crate::opening::{Driven, Identity, Opened, RecoveryReport, open_shard};
-use crate::own_epoch::OwnEpoch;
 use crate::queue::QueueState;
 use crate::reader::{Frames, Records, Tail};
 use crate::receipt::{Append, AppendBatch, Barrier, Change};
@@ -89,7 +88,7 @@ impl Options {
         segment_bytes: u64,
         clock: Clock,
     ) -> Result<Shard, OpenError> {
-        let identity = Identity { engine_id, segment_bytes, own_epoch: OwnEpoch::default() };
+        let identity = Identity { engine_id, segment_bytes, engine_wide: Arc::default() };
         let path = Path::new("simulated");
         Ok(Shard::new(open_shard(disk, path, 0, &identity, self, clock)?, None))
     }
@@ -143,13 +142,21 @@ impl Shard {
     /// # Panics
     /// When `epoch` is 2^63 or more.
     pub fn set_epoch(&mut self, epoch: u64) {
-        self.shared.own_epoch.open(epoch);
+        self.shared.engine_wide.own_epoch.open(epoch);
     }
 
     /// This node's own records in replicated streams are refused from the next batch that is sealed
     /// on: see [`crate::Engine::close_epoch`].
     pub fn close_epoch(&mut self) {
-        self.shared.own_epoch.close();
+        self.shared.engine_wide.own_epoch.close();
+    }
+
+    /// Foreign frames that were given before and are not sealed yet are refused in their token when
+    /// their turn comes, those that are given later are taken: see [`crate::Engine::fence_frames`].
+    /// `close_epoch(); fence_frames(); barrier()?` and the outcome of that: nothing of this node or of
+    /// an old leader is in flight or will be sealed.
+    pub fn fence_frames(&mut self) {
+        self.shared.engine_wide.frame_fence.raise();
     }
 
     /// Tells when every batch that was sealed before is durable, visible to readers, and has its
@@ -167,7 +174,8 @@ impl Shard {
     /// # Errors
     /// As [`Shard::append`]; also `BadFrame` for damaged bytes.
     pub fn append_frame(&mut self, frame: &[u8]) -> Result<AppendBatch, AppendError> {
-        self.shared.try_append_frame(&verify_frame(frame)?).map(AppendBatch)
+        let given = self.shared.engine_wide.frame_fence.get();
+        self.shared.try_append_frame(&verify_frame(frame)?, given).map(AppendBatch)
     }
 
     /// Queues a trim; never waits. Ordered as [`Shard::truncate`].

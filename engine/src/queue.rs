@@ -11,6 +11,7 @@ use crate::batch::{Asked, Filling, frame_bytes, record_bytes};
 use crate::disk::{BufferMut, Pool};
 use crate::error::{AppendError, Poisoned};
 use crate::format::{BATCH_HEADER_BYTES, VerifiedFrame};
+use crate::frame_fence::FenceRead;
 use crate::receipt::Place;
 use crate::stream::StreamId;
 
@@ -117,10 +118,11 @@ impl Queue {
         Ok(self.room(lane, payload, fits, now_ns)?.push_records(stream, records))
     }
 
-    /// Adds a frame from elsewhere as it is.
+    /// Adds a frame from elsewhere as it is; `given`: the fence when its caller began.
     pub(crate) fn append_frame(
         &mut self,
         frame: &VerifiedFrame<'_>,
+        given: FenceRead,
         now_ns: impl FnOnce() -> u64,
     ) -> Result<Place, AppendError> {
         let payload = frame.payload.len();
@@ -128,7 +130,7 @@ impl Queue {
         let lane = Lane::of(StreamId::new(frame.header.stream.get()));
         let fits = |filling: &Filling| filling.has_room_for_frame(payload);
         let filling = self.room(lane, payload, fits, now_ns)?;
-        Ok(filling.push_frame(&frame.header, frame.payload, false))
+        Ok(filling.push_foreign(&frame.header, frame.payload, given))
     }
 
     /// Adds a trim or cut.

@@ -9,10 +9,11 @@ use std::task::Waker;
 use crate::batch::Asked;
 use crate::clock::Clock;
 use crate::disk::{Pool, ReadAt, Wake};
+use crate::engine_wide::EngineWide;
 use crate::error::AppendError;
 use crate::format::{EngineId, VerifiedFrame};
+use crate::frame_fence::FenceRead;
 use crate::index::Index;
-use crate::own_epoch::OwnEpoch;
 use crate::queue::{Lane, Queue, QueueState};
 use crate::receipt::Place;
 use crate::stats::ShardStats;
@@ -28,7 +29,7 @@ pub(crate) struct Shared {
     pub(crate) pool: Pool,
     pub(crate) wake: Arc<Wake>,
     pub(crate) reader: Arc<dyn ReadAt>,
-    pub(crate) own_epoch: OwnEpoch,
+    pub(crate) engine_wide: Arc<EngineWide>,
     queue: Mutex<Queue>,
     room: Condvar,
     index: Mutex<Index>,
@@ -57,7 +58,7 @@ impl Shared {
         pool: Pool,
         wake: Arc<Wake>,
         reader: Arc<dyn ReadAt>,
-        own_epoch: OwnEpoch,
+        engine_wide: Arc<EngineWide>,
         state: QueueState,
         index: Index,
         stats: ShardStats,
@@ -72,7 +73,7 @@ impl Shared {
             pool,
             wake,
             reader,
-            own_epoch,
+            engine_wide,
             room: Condvar::new(),
             index: Mutex::new(index),
             cuts: AtomicU64::new(0),
@@ -145,9 +146,13 @@ impl Shared {
         Ok(place)
     }
 
-    /// Queues a frame from elsewhere; never waits.
-    pub(crate) fn try_append_frame(&self, frame: &VerifiedFrame<'_>) -> Result<Place, AppendError> {
-        let place = self.queue().append_frame(frame, || self.clock.now_ns())?;
+    /// Queues a frame from elsewhere, with the fence as it was when the caller gave it; never waits.
+    pub(crate) fn try_append_frame(
+        &self,
+        frame: &VerifiedFrame<'_>,
+        given: FenceRead,
+    ) -> Result<Place, AppendError> {
+        let place = self.queue().append_frame(frame, given, || self.clock.now_ns())?;
         self.wake.wake();
         Ok(place)
     }

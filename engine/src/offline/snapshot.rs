@@ -14,7 +14,6 @@ use crate::error::{OpenError, ReadError};
 use crate::format::{
     DATA_START, FRAME_HEADER_BYTES, JournalEnd, Records as FrameRecords, SegmentSeed,
 };
-use crate::own_epoch::OwnEpoch;
 use crate::queue::QueueState;
 use crate::reader::Records;
 use crate::recovery::{Damage, WalkedContents};
@@ -264,7 +263,7 @@ fn open_shard(site: &Site, shard: u16) -> Result<ShardSnapshot, OpenError> {
         disk.pool(),
         disk.wake(),
         disk.reader(),
-        OwnEpoch::default(),
+        Arc::default(),
         QueueState::ReadOnly,
         recovered.index,
         ShardStats::new(shard, disk.description()),

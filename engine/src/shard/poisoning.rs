@@ -21,6 +21,8 @@ impl ShardLoop {
             message: failure.message,
         });
         self.poisoned = Some(cause.clone());
+        // Of several shards the first one's stays.
+        let _ = self.shared.engine_wide.poisoned.set(cause.clone());
         {
             let mut stats = self.shared.stats();
             stats.poisoned = Some(cause.to_string());
