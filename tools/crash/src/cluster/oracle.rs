@@ -81,6 +81,8 @@ pub struct Oracle {
     /// What a majority has: it stays.
     committed: BTreeMap<(StreamId, u64), Written>,
     committed_ends: BTreeMap<StreamId, u64>,
+    /// Up to where every record of that is known: a quorum receipt is of one record only.
+    noted_ends: BTreeMap<StreamId, u64>,
     /// What each node has ever promised.
     promised: BTreeMap<NodeId, Promise>,
     /// What each node has kept as orphans, or was about to, when it began to cut.
@@ -157,11 +159,13 @@ impl Oracle {
     /// A leader says what is committed.
     pub fn note_committed(&mut self, store: &Store, stream: StreamId, end: u64) {
         self.counts.committed += 1;
-        let from = self.committed_ends.get(&stream).copied().unwrap_or(0);
-        let from = from.max(store.at(stream).trimmed(stream));
-        for (offset, written) in store.records(stream, from, end) {
+        let noted = self.noted_ends.get(&stream).copied().unwrap_or(0);
+        for (offset, written) in
+            store.records(stream, noted.max(store.at(stream).trimmed(stream)), end)
+        {
             self.commit(stream, offset, written);
         }
+        self.noted_ends.insert(stream, noted.max(end));
     }
 
     /// A node drops records of a stream, that nothing else has from `lost` on: never what is
@@ -200,7 +204,9 @@ impl Oracle {
                 && offset < store.at(stream).trimmed(stream);
             assert!(
                 is_covered || all.contains(dropped),
-                "node {node} has lost {dropped:?} without a trace"
+                "node {node} has lost {dropped:?} without a trace: {:?} is held, {:?} committed",
+                store.held(stream),
+                self.committed.get(&(stream, offset))
             );
         }
     }
