@@ -150,5 +150,4 @@ mod tests {
         assert_eq!(progress.set_counted(0, true), [(STREAM, 10)]);
         assert_eq!(progress.set_counted(0, false), [(STREAM, 0)]);
     }
-
 }

@@ -248,7 +248,12 @@ mod tests {
     #[test]
     fn facts_come_back_as_they_were() {
         let ends = vec![(StreamId::new(4), 9), (StreamId::new(0), u64::MAX)];
-        for fact in [Fact::Promise(promise(7, 8)), Fact::Committed(ends), Fact::Committed(vec![]), Fact::Member(NodeId::new(2), [7; 16])] {
+        for fact in [
+            Fact::Promise(promise(7, 8)),
+            Fact::Committed(ends),
+            Fact::Committed(vec![]),
+            Fact::Member(NodeId::new(2), [7; 16]),
+        ] {
             assert_eq!(Fact::decode(&fact.encode()), Some(fact));
         }
         for bytes in [&[][..], &[1, 2], &[2, 0], &[9; 33]] {

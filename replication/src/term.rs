@@ -159,7 +159,10 @@ mod tests {
         let waker = Waker::noop();
         assert!(term.poll_majority(STREAM, 6, &mut None, waker).is_ready());
         term.set(STREAM, 2);
-        assert!(term.poll_majority(STREAM, 6, &mut None, waker).is_pending(), "a follower has begun anew");
+        assert!(
+            term.poll_majority(STREAM, 6, &mut None, waker).is_pending(),
+            "a follower has begun anew"
+        );
         term.end("deposed");
         assert_eq!(woken(), [1, 1, 1]);
         let ended = term.poll_majority(STREAM, 6, &mut None, waker);

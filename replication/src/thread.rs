@@ -36,7 +36,7 @@ use crate::stats::{Counters, NodeStats, Role};
 use crate::term::Term;
 use crate::wake::Wake;
 use crate::wire::{Answer, EPOCH_MAX, PROTOCOL_VERSION, Refusal};
-use crate::worker::{self, Facts, Job, Outcome, Worker};
+use crate::worker::{Facts, Job, Outcome, Worker};
 
 use accept::{Arrivals, Arrived};
 use connection::Connection;
@@ -82,7 +82,9 @@ pub enum LeadError {
         leader: NodeId,
     },
     /// Epochs begin with 1, and have a bound.
-    #[error("epoch {0} is none: epochs are from 1 to {EPOCH_MAX}; milliseconds since 1970 are small enough")]
+    #[error(
+        "epoch {0} is none: epochs are from 1 to {EPOCH_MAX}; milliseconds since 1970 are small enough"
+    )]
     NoEpoch(u64),
     /// A greater epoch came while it was about to.
     #[error("epoch {asked} was overtaken: {why}")]
@@ -280,13 +282,7 @@ impl Replica {
         }
         self.advance_change();
         let is_busy = match &mut self.part {
-            Part::Idle => {
-                // What the last session left; its outcome is seen in what the engine holds.
-                let waker = self.context.waker.clone();
-                let _ = self.appends.poll_waiting(&waker);
-                while self.appends.poll_appended(&waker).is_some() {}
-                false
-            }
+            Part::Idle => false,
             Part::Leading(leading) => {
                 let (turn, is_busy) = leading.turn(&mut self.context);
                 match turn {
@@ -307,9 +303,7 @@ impl Replica {
                 }
             }
         };
-        // What is left to a change may have ended with this turn.
         is_busy
-            || self.change.as_ref().is_some_and(|change| !change.is_promising) && self.is_quiet()
     }
 
     fn handle_command(&mut self, command: Command) {
@@ -447,13 +441,9 @@ impl Replica {
         }
     }
 
-    /// Nothing of an earlier part is in flight.
-    fn is_quiet(&self) -> bool {
-        self.appends.is_empty() && self.context.worker.is_idle()
-    }
-
     fn advance_change(&mut self) {
-        let is_quiet = self.is_quiet();
+        // Frames of an earlier leader are fenced off, and what was sealed of them is waited for.
+        let is_quiet = self.context.worker.is_idle();
         let promised = self.context.facts.promise.map_or(0, |promise| promise.epoch);
         if let Some(change) = self.change.take_if(|change| change.promise.epoch < promised) {
             let why = format!("epoch {promised} has been promised meanwhile");
@@ -462,11 +452,6 @@ impl Replica {
         let Some(change) = &mut self.change else { return };
         if change.is_promising || !is_quiet {
             return;
-        }
-        if self.context.facts.promise == Some(change.promise) {
-            let promise = change.promise;
-            let held = worker::held(&self.context.engine);
-            return self.finish_change(promise, Ok(held));
         }
         change.is_promising = true;
         let (promise, facts) = (change.promise, self.context.facts.clone());
@@ -585,6 +570,9 @@ impl Replica {
 
     fn end_following(&mut self, why: &str) {
         if let Part::Following(following) = std::mem::replace(&mut self.part, Part::Idle) {
+            // They may wait for space, for ever: none of them is sealed any more.
+            self.context.engine.fence_frames();
+            self.appends = Appends::default();
             self.context.facts.committed.clone_from(following.core().committed());
             self.context.counters.sessions_ended.add(1);
             let Promise { epoch, leader, .. } = following.promise;

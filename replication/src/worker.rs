@@ -15,8 +15,8 @@ use ringwal_engine::{CommitError, Engine, EpochTable, Frames, ReadError, StreamI
 use crate::history::Held;
 use crate::leader::{ReadOutcome, ReadRequest};
 use crate::link::tls::{Tls, TlsError};
-use crate::orphans::{self, Reason};
 use crate::node_id::NodeId;
+use crate::orphans::{self, Reason};
 use crate::promise::{FACTS_STREAM, Fact, Promise, is_replicated};
 use crate::wake::Wake;
 
@@ -70,10 +70,21 @@ pub(crate) enum Outcome {
     /// Whether it is durable, and what every stream holds then.
     Promised(Promise, Result<BTreeMap<StreamId, Held>, String>),
     Saved(Facts, Result<(), String>),
-    Trimmed { stream: StreamId, before: u64, outcome: Result<(), String> },
+    Trimmed {
+        stream: StreamId,
+        before: u64,
+        outcome: Result<(), String>,
+    },
     Reloaded(Result<bool, TlsError>),
-    Cut { stream: StreamId, at: u64, outcome: Result<(), String> },
-    BegunAnew { stream: StreamId, outcome: Result<u64, String> },
+    Cut {
+        stream: StreamId,
+        at: u64,
+        outcome: Result<(), String>,
+    },
+    BegunAnew {
+        stream: StreamId,
+        outcome: Result<u64, String>,
+    },
 }
 
 /// Its owner's end. Dropping it ends the thread when its job is done, which is not waited for.
@@ -220,6 +231,7 @@ impl Work {
         facts: Facts,
     ) -> Result<BTreeMap<StreamId, Held>, CommitError> {
         self.engine.close_epoch();
+        self.engine.fence_frames();
         self.engine.barrier().map_err(refused)?.wait()?;
         // A promise never goes down.
         let is_new = facts.promise.is_none_or(|before| before.epoch < promise.epoch);
@@ -350,7 +362,7 @@ pub enum FactsError {
 }
 
 /// What every replicated stream holds durably.
-pub(crate) fn held(engine: &Engine) -> BTreeMap<StreamId, Held> {
+fn held(engine: &Engine) -> BTreeMap<StreamId, Held> {
     let streams = engine.streams().into_iter().filter(|summary| is_replicated(summary.stream));
     streams
         .map(|summary| {

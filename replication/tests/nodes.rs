@@ -248,8 +248,8 @@ fn a_leader_that_was_cut_off_loses_what_nobody_had_and_keeps_it_as_an_orphan() {
 
 #[test]
 fn a_leader_keeps_what_a_connected_follower_lacks_and_trims_with_it() {
-    let cluster = Cluster::new(2);
-    let [leader, follower] = [1, 2].map(|node| cluster.start(node));
+    let cluster = Cluster::new(3);
+    let [leader, second, follower] = [1, 2, 3].map(|node| cluster.start(node));
     let leadership = leader.lead(1).expect("a new epoch");
     for number in 0..500 {
         let pending = leadership.append(STREAM, record(number), Ack::Quorum).expect("it leads");
@@ -259,18 +259,30 @@ fn a_leader_keeps_what_a_connected_follower_lacks_and_trims_with_it() {
     for node in [&leader, &follower] {
         wait_until("both have trimmed", || node.engine().stream(STREAM).trimmed() == 300);
     }
-    // Nobody is connected: nothing is kept, and who comes back begins behind it.
+    // For who is gone nothing is kept, and when it comes back it begins behind it.
     stop(follower);
+    wait_until("the follower is gone", || !leader.stats().followers[1].is_connected);
     for number in 500..700 {
+        let pending = leadership.append(STREAM, record(number), Ack::Quorum).expect("it leads");
+        pending.wait().expect("the other one makes a majority");
+    }
+    leader.trim(STREAM, 650);
+    wait_until("trimmed", || leader.engine().stream(STREAM).trimmed() == 650);
+    // What is not committed is not trimmed: a later leader may lack it.
+    stop(second);
+    for number in 700..710 {
         let pending = leadership.append(STREAM, record(number), Ack::Local).expect("it leads");
         pending.wait().expect("nobody is needed");
     }
-    wait_until("the follower is gone", || !leader.stats().followers[0].is_connected);
-    leader.trim(STREAM, 650);
-    wait_until("trimmed", || leader.engine().stream(STREAM).trimmed() == 650);
-    let follower = cluster.start(2);
-    wait_end(&follower, STREAM, 700);
-    assert_eq!(follower.engine().stream(STREAM).trimmed(), 650);
+    leader.trim(STREAM, 705);
+    wait_until("as far as it is committed", || leader.engine().stream(STREAM).trimmed() == 700);
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(leader.engine().stream(STREAM).trimmed(), 700);
+    let follower = cluster.start(3);
+    wait_end(&follower, STREAM, 710);
+    wait_until("trimmed as asked for, now that it is committed", || {
+        [&leader, &follower].iter().all(|node| node.engine().stream(STREAM).trimmed() == 705)
+    });
     assert!(contents(&follower, STREAM) == contents(&leader, STREAM));
     wait_until("it began anew", || follower.stats().begun_anew == 1);
     stop(leader);

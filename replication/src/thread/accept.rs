@@ -1,6 +1,6 @@
 //! Accepts connections and reads their hello. What they are for is decided by the loop.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -35,24 +35,33 @@ pub(crate) struct Arrived {
 
 /// One of the connections that may be open at once.
 pub(crate) struct Place {
-    _open: Rc<()>,
+    open: Rc<Cell<usize>>,
+}
+
+impl Place {
+    fn take(open: &Rc<Cell<usize>>) -> Self {
+        open.set(open.get() + 1);
+        Self { open: open.clone() }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.open.set(self.open.get() - 1);
+    }
 }
 
 /// Connections that wait for the loop.
 #[derive(Clone, Default)]
 pub(crate) struct Arrivals {
     waiting: Rc<RefCell<VecDeque<Arrived>>>,
-    open: Rc<()>,
+    /// Connections that are open, in any stage.
+    open: Rc<Cell<usize>>,
 }
 
 impl Arrivals {
     pub(crate) fn take(&self) -> Option<Arrived> {
         self.waiting.borrow_mut().pop_front()
-    }
-
-    /// Connections that are open, in any stage.
-    pub(crate) fn open(&self) -> usize {
-        Rc::strong_count(&self.open)
     }
 }
 
@@ -67,7 +76,6 @@ pub(crate) fn start(
 ) {
     let (arrivals, connections_max) = (arrivals.clone(), config.connections_max);
     tokio_uring::spawn(async move {
-        let idle = arrivals.open();
         loop {
             let (stream, peer) = match listener.accept().await {
                 Ok(accepted) => accepted,
@@ -78,11 +86,11 @@ pub(crate) fn start(
                 }
             };
             counters.accepted.add(1);
-            if arrivals.open() - idle >= connections_max {
+            if arrivals.open.get() >= connections_max {
                 counters.too_many.add(1);
                 continue;
             }
-            let place = Place { _open: arrivals.open.clone() };
+            let place = Place::take(&arrivals.open);
             let (tls, waiting) = (tls.clone(), arrivals.waiting.clone());
             let (counters, wake) = (counters.clone(), wake.clone());
             tokio_uring::spawn(async move {

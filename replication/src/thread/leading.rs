@@ -14,9 +14,9 @@ use super::{Clock, Context};
 use crate::history::Held;
 use crate::leader::{Leader, Limits, ReadOutcome, ReadRequest};
 use crate::link::Received;
+use crate::node_id::NodeId;
 use crate::stats::{FollowerCounters, FollowerStats, LeaderTimes, StageTimes};
 use crate::term::Term;
-use crate::node_id::NodeId;
 use crate::wire::{Message, Refusal};
 use crate::worker::{Facts, Job};
 
