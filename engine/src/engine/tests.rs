@@ -10,7 +10,7 @@ use crate::shard::ShardLoop;
 const SEGMENT_BYTES: u64 = 256 << 10;
 
 /// An engine without threads, and the loops of its shards.
-fn engine(disks: &[SimHandle]) -> (Engine, Vec<Box<ShardLoop>>) {
+fn engine(disks: &[SimHandle]) -> (Engine, Vec<ShardLoop>) {
     let path = Path::new("simulated");
     let header = EngineHeader::new([4; 16], disks.len() as u32, SEGMENT_BYTES);
     let directory = Arc::new(Directory::held(path, None, &header));
@@ -24,7 +24,7 @@ fn engine(disks: &[SimHandle]) -> (Engine, Vec<Box<ShardLoop>>) {
             panic!("it may write")
         };
         shards.push(shared);
-        loops.push(turning);
+        loops.push(*turning);
     }
     let inner = Inner {
         directory,
@@ -51,7 +51,7 @@ fn stream_of(engine: &Engine, shard: u16) -> Stream {
 fn the_first_failure_of_any_shard_is_the_engines() {
     let disks = [SimHandle::new(1), SimHandle::new(2)];
     let (engine, mut loops) = engine(&disks);
-    loops.iter_mut().for_each(|turning| turn(turning));
+    loops.iter_mut().for_each(turn);
     assert!(engine.poisoned().is_none());
     for (shard, errno) in [(1, 5), (0, 28)] {
         disks[usize::from(shard)].fail_next(Kind::Write, errno);
