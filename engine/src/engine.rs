@@ -664,3 +664,6 @@ pub(crate) fn verify_frame(bytes: &[u8]) -> Result<VerifiedFrame<'_>, AppendErro
     }
     Ok(frame)
 }
+
+#[cfg(test)]
+mod tests;

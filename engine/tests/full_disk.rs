@@ -17,10 +17,12 @@ use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
+use ringwal_engine::format::{FrameHeader, FrameKind};
 use ringwal_engine::{
-    Append, AppendError, CommitError, Engine, Io, OpenError, OpenErrorKind, Options, Stream,
-    StreamId,
+    Append, AppendBatch, AppendError, CommitError, Engine, EpochStart, Io, OpenError,
+    OpenErrorKind, Options, Refusal, Stream, StreamId,
 };
+use zerocopy::IntoBytes;
 
 use child::Role;
 use mount::Mounted;
@@ -282,6 +284,95 @@ fn the_nodes_own_streams_go_on_for_a_while() {
         let engine = options().io(io).open(&data).unwrap();
         let own = engine.stream(StreamId::new(3));
         own.append(b"on a full disk").unwrap().wait().unwrap();
+        engine.close().unwrap();
+    }
+}
+
+/// One record, as a leader of `epoch` sends it.
+fn frame(epoch: u64, offset: u64) -> Vec<u8> {
+    let record = payload(offset);
+    let payload = [&(record.len() as u32).to_le_bytes(), &*record].concat();
+    let header = FrameHeader::new(FrameKind::Data, STREAM.get(), epoch, offset, 1, 0, &payload);
+    [header.as_bytes(), &payload].concat()
+}
+
+/// A follower changes its leader though frames of the old one will wait for ever, for all it knows.
+#[test]
+fn frames_that_wait_for_space_are_never_sealed_behind_a_fence() {
+    let _watchdog = Watchdog::new("a fence on full ext4", LIMIT);
+    for io in [Io::Uring, Io::Blocking] {
+        let Some(mounted) = ext4("4096") else { return };
+        let data = mounted.path().join("data");
+        let engine = options().io(io).open(&data).unwrap();
+        let stream = engine.stream(STREAM);
+        let mut tokens = Vec::new();
+        let refused = loop {
+            match stream.append_frame(&frame(1, tokens.len() as u64)) {
+                Ok(token) => tokens.push(token),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(refused, AppendError::NoSpace { .. }), "{refused}");
+        take_all_space(mounted.path());
+
+        engine.close_epoch();
+        engine.fence_frames();
+        engine.barrier().unwrap().wait().unwrap();
+        let end = stream.end();
+        assert!(end >= 16 && end < tokens.len() as u64, "{end} of {}", tokens.len());
+        let told = |token: &AppendBatch| token.try_receipt().is_some();
+        assert!(tokens[..end as usize].iter().all(told), "they were sealed before");
+        assert!(!tokens[end as usize..].iter().any(told), "they wait for space");
+
+        stream.trim(end - 4).unwrap();
+        for token in tokens.drain(end as usize..) {
+            let refused = token.wait().unwrap_err();
+            let expected = Refusal::Fenced { stream: STREAM };
+            assert!(matches!(&refused, CommitError::Refused(told) if *told == expected));
+        }
+        assert_eq!(stream.end(), end);
+        // The new leader's history goes on where that of the old one ended here.
+        let token = loop {
+            match stream.append_frame(&frame(2, end)) {
+                Ok(token) => break token,
+                Err(AppendError::NoSpace { .. }) => std::thread::yield_now(),
+                Err(error) => panic!("{error}"),
+            }
+        };
+        assert_eq!(token.wait().unwrap().offsets(), end..end + 1);
+        let epochs = [EpochStart { epoch: 1, start: 0 }, EpochStart { epoch: 2, start: end }];
+        for engine in [Some(engine), None] {
+            let engine = engine.unwrap_or_else(|| options().io(io).open(&data).unwrap());
+            let stream = engine.stream(STREAM);
+            assert_eq!((stream.end(), stream.epochs()), (end + 1, epochs.to_vec()));
+            check_records(&stream);
+            engine.close().unwrap();
+        }
+    }
+}
+
+/// More of them than fit in all of the reserve: what they fill is freed by itself.
+#[test]
+fn barriers_go_on_while_records_wait_for_space() {
+    let _watchdog = Watchdog::new("barriers on full ext4", LIMIT);
+    for io in [Io::Uring, Io::Blocking] {
+        let Some(mounted) = ext4("4096") else { return };
+        let engine = options().io(io).open(mounted.path().join("data")).unwrap();
+        let stream = engine.stream(STREAM);
+        let (tokens, _) = append_until_full(&stream, 0);
+        take_all_space(mounted.path());
+        let reserved = engine.stats().shards[0].segments.reserved as u64;
+        let barriers = (reserved + 2) * MIB / 4096;
+        for _ in 0..barriers {
+            engine.barrier().unwrap().wait().unwrap();
+        }
+        let end = acknowledged(&tokens, 0);
+        assert!(end < tokens.len() as u64 && engine.stats().shards[0].no_space.is_some());
+        stream.trim(end - 4).unwrap();
+        for (offset, token) in (0..).zip(tokens) {
+            assert_eq!(token.wait().unwrap().offset(), offset);
+        }
+        check_records(&stream);
         engine.close().unwrap();
     }
 }

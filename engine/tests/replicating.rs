@@ -4,16 +4,18 @@
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use ringwal_engine::format::VerifiedFrame;
+use bytes::Bytes;
+use ringwal_engine::format::{FrameHeader, FrameKind, VerifiedFrame};
 use ringwal_engine::offline::verify;
 use ringwal_engine::{
     AppendError, CommitError, Engine, EpochStart, FrameSlice, Io, Options, ReadError, Refusal,
     SealedFrames, Stream, StreamId, Subscription,
 };
+use zerocopy::IntoBytes;
 
 const STREAM: StreamId = StreamId::new(7);
 const LONG: Duration = Duration::from_secs(10);
@@ -229,6 +231,145 @@ fn behind_a_closed_epoch_and_a_barrier_no_stream_grows() {
         let engine = options.open(directory).unwrap();
         assert_eq!(engine.streams().iter().map(|stream| stream.end).sum::<u64>(), ends);
     });
+}
+
+/// One record, as a leader of `epoch` sends it.
+fn frame(stream: StreamId, epoch: u64, offset: u64) -> Bytes {
+    let record = [stream.get(), epoch, offset].map(u64::to_le_bytes).concat();
+    let payload = [&(record.len() as u32).to_le_bytes(), &*record].concat();
+    let header = FrameHeader::new(FrameKind::Data, stream.get(), epoch, offset, 1, 0, &payload);
+    [header.as_bytes(), &payload].concat().into()
+}
+
+fn is_fenced(error: &CommitError, stream: StreamId) -> bool {
+    matches!(error, CommitError::Refused(Refusal::Fenced { stream: told }) if *told == stream)
+}
+
+#[test]
+fn a_fence_shuts_out_the_frames_that_wait_and_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut shard = options(1).open_shard(directory.path()).unwrap();
+    let (own, local) = (StreamId::new(8), StreamId::new(3));
+    let handed_over = shard.subscribe(64);
+    let before = shard.append_frame(&frame(STREAM, 1, 0)).unwrap();
+    while handed_over.try_next().is_pending() {
+        shard.run_once(Some(Duration::ZERO)).unwrap();
+    }
+    // Sealed, and perhaps not durable; the following wait in the queue.
+    let behind: Vec<_> =
+        (1..4).map(|offset| shard.append_frame(&frame(STREAM, 1, offset)).unwrap()).collect();
+    let behind_local = shard.append_frame(&frame(local, 1, 0)).unwrap();
+    let of_this_node = shard.append(own, b"not a foreign frame").unwrap();
+    shard.fence_frames();
+    let after: Vec<_> =
+        (1..3).map(|offset| shard.append_frame(&frame(STREAM, 2, offset)).unwrap()).collect();
+    let barrier = shard.barrier().unwrap();
+    while after[1].try_receipt().is_none() || barrier.try_receipt().is_none() {
+        shard.run_once(None).unwrap();
+    }
+    assert_eq!(before.wait().unwrap().offsets(), 0..1);
+    for token in behind {
+        let refused = token.wait().unwrap_err();
+        assert!(is_fenced(&refused, STREAM), "{refused}");
+        assert!(refused.to_string().contains("append it again"), "{refused}");
+    }
+    assert!(is_fenced(&behind_local.wait().unwrap_err(), local));
+    assert_eq!(of_this_node.wait().unwrap().offset(), 0);
+    for (offset, token) in (1..).zip(after) {
+        assert_eq!(token.wait().unwrap().offsets(), offset..offset + 1);
+    }
+    assert_eq!(shard.epochs(STREAM), starts(&[(1, 0), (2, 1)]));
+    assert_eq!((shard.end(STREAM), shard.end(own), shard.end(local)), (3, 1, 0));
+    shard.close().unwrap();
+    assert!(verify(directory.path()).unwrap().findings.is_empty());
+    let engine = options(1).open(directory.path()).unwrap();
+    assert_eq!(engine.stream(STREAM).epochs(), starts(&[(1, 0), (2, 1)]));
+}
+
+#[test]
+fn a_frame_is_given_when_it_is_named_and_not_when_there_is_room() {
+    everywhere(|options, directory| {
+        let engine = options.open(directory).unwrap();
+        let stream = engine.stream(STREAM);
+        let old = stream.append_frame_async(frame(STREAM, 1, 0));
+        engine.fence_frames();
+        let new = stream.append_frame_async(frame(STREAM, 2, 0));
+        assert!(is_fenced(&taken(old).wait().unwrap_err(), STREAM));
+        assert_eq!(taken(new).wait().unwrap().offsets(), 0..1);
+        assert_eq!(stream.epochs(), starts(&[(2, 0)]));
+    });
+}
+
+/// What a future gives that finds room at once.
+fn taken<T>(future: impl Future<Output = Result<T, AppendError>> + Send + 'static) -> T {
+    let mut context = Context::from_waker(Waker::noop());
+    match kept_by_a_loop(future).as_mut().poll(&mut context) {
+        Poll::Ready(token) => token.unwrap(),
+        Poll::Pending => panic!("there is room"),
+    }
+}
+
+/// A follower that changes its leader, while many threads still bring frames of the old one.
+#[test]
+fn behind_a_fence_and_a_barrier_no_stream_grows_by_old_frames() {
+    const OPEN: u64 = 0;
+    const CHANGING: u64 = 1;
+    const FENCED: u64 = 2;
+    let refused = AtomicU64::new(0);
+    everywhere(|options, directory| {
+        // Frames wait a little before they are sealed.
+        let engine = options.linger(Duration::from_millis(1)).open(directory).unwrap();
+        for leader in 1..=6u64 {
+            let (phase, given) = (AtomicU64::new(OPEN), AtomicU64::new(0));
+            let bring = |stream: Stream| {
+                let mut tokens = Vec::new();
+                let first = stream.end();
+                while phase.load(Ordering::SeqCst) == OPEN {
+                    let offset = first + tokens.len() as u64;
+                    let token = stream.append_frame(&frame(stream.id(), leader, offset)).unwrap();
+                    let before = phase.load(Ordering::SeqCst) == OPEN;
+                    given.fetch_add(1, Ordering::SeqCst);
+                    tokens.push((before, offset, token));
+                }
+                (stream, tokens)
+            };
+            std::thread::scope(|scope| {
+                let bringers: Vec<_> = (4..10)
+                    .map(|id| engine.stream(StreamId::new(id)))
+                    .map(|stream| scope.spawn(|| bring(stream)))
+                    .collect();
+                while given.load(Ordering::SeqCst) < 40 * leader {
+                    std::thread::yield_now();
+                }
+                phase.store(CHANGING, Ordering::SeqCst);
+                engine.fence_frames();
+                phase.store(FENCED, Ordering::SeqCst);
+                engine.barrier().unwrap().wait().unwrap();
+                let end = |id: StreamId| engine.stream(id).end();
+                let ends: Vec<_> = (4..10).map(|id| end(StreamId::new(id))).collect();
+                for (end, bringer) in ends.into_iter().zip(bringers) {
+                    let (stream, tokens) = bringer.join().unwrap();
+                    for (before, offset, token) in tokens {
+                        match token.wait() {
+                            Ok(_) => assert!(!before || offset < end, "{offset} of {end}"),
+                            Err(error) if is_fenced(&error, stream.id()) => {
+                                refused.fetch_add(1, Ordering::Relaxed);
+                            }
+                            // Given meanwhile, behind one that is refused.
+                            Err(error) => assert!(!before, "{error}"),
+                        }
+                    }
+                    let next = stream.end();
+                    let sent = frame(stream.id(), leader + 1, next);
+                    let receipts = stream.append_frame(&sent).unwrap().wait().unwrap();
+                    assert_eq!(receipts.offsets(), next..next + 1);
+                }
+            });
+        }
+        engine.close().unwrap();
+        assert!(verify(directory).unwrap().findings.is_empty());
+    });
+    assert!(refused.into_inner() > 0, "every frame had been sealed in time");
 }
 
 #[test]
