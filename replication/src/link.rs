@@ -24,11 +24,11 @@ use bytes::{Buf, Bytes, BytesMut};
 use rustix::net::sockopt;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use self::items::ItemBuffer;
-use self::tls::Tls;
+use self::tls::{PeerCertificate, Tls};
 use self::transport::Transport;
 use crate::config::address;
 use crate::wire::WireError;
@@ -47,7 +47,7 @@ const USER_TIMEOUT_MS: u32 = 30_000;
 /// A connection to another node. Dropping it, or both of its halves, ends it.
 pub struct Link {
     shared: Rc<Shared>,
-    names: Vec<String>,
+    certificate: Option<PeerCertificate>,
 }
 
 /// The half that reads; see [`Link::split`]. Price: see [`LinkReader::next_item`].
@@ -133,8 +133,8 @@ impl Link {
             .map_err(|source| LinkError::Handshake { peer: address.into(), source })?;
         let session = stream.get_mut().1;
         session.set_buffer_limit(Some(transport::TLS_BUFFER_BYTES));
-        let names = peer_names(session.peer_certificates());
-        Ok(Self::new(Transport::tls(stream.into()), peer, names))
+        let certificate = PeerCertificate::first_of(session.peer_certificates());
+        Ok(Self::new(Transport::tls(stream.into()), peer, certificate))
     }
 
     /// Takes a connection from [`Listener::accept`]; with TLS the other side has to show a
@@ -166,20 +166,20 @@ impl Link {
             .map_err(|source| LinkError::Handshake { peer: peer.to_string(), source })?;
         let session = stream.get_mut().1;
         session.set_buffer_limit(Some(transport::TLS_BUFFER_BYTES));
-        let names = peer_names(session.peer_certificates());
-        Ok(Self::new(Transport::tls(stream.into()), peer, names))
+        let certificate = PeerCertificate::first_of(session.peer_certificates());
+        Ok(Self::new(Transport::tls(stream.into()), peer, certificate))
     }
 
     fn plain(stream: std::net::TcpStream, peer: SocketAddr) -> io::Result<Self> {
         // The ring waits for it; a socket that does not block would be busy instead.
         stream.set_nonblocking(false)?;
-        Ok(Self::new(Transport::plain(stream), peer, Vec::new()))
+        Ok(Self::new(Transport::plain(stream), peer, None))
     }
 
-    fn new(transport: Transport, peer: SocketAddr, names: Vec<String>) -> Self {
+    fn new(transport: Transport, peer: SocketAddr, certificate: Option<PeerCertificate>) -> Self {
         let reader = Cell::new(ReaderState::Open);
         let shared = Shared { transport, peer, reader, reader_changed: Notify::new() };
-        Self { shared: Rc::new(shared), names }
+        Self { shared: Rc::new(shared), certificate }
     }
 
     /// The address of the other side.
@@ -187,11 +187,9 @@ impl Link {
         self.shared.peer
     }
 
-    /// The DNS names (wildcards as they are written) and URIs among the subject alternative names
-    /// of the other side's certificate. Empty without TLS, and when the certificate has only IP
-    /// addresses.
-    pub fn peer_names(&self) -> Vec<String> {
-        self.names.clone()
+    /// The certificate of the other side; `None` without TLS.
+    pub fn peer_certificate(&self) -> Option<PeerCertificate> {
+        self.certificate.clone()
     }
 
     /// The two halves, for two tasks of the same thread: both work at the same time.
@@ -434,10 +432,6 @@ fn server_name(target: &str) -> Result<ServerName<'static>, LinkError> {
         .map_err(|problem| LinkError::Address { address: target.into(), problem })?;
     ServerName::try_from(host.to_owned())
         .map_err(|_| LinkError::ServerName { address: target.into() })
-}
-
-fn peer_names(chain: Option<&[CertificateDer<'_>]>) -> Vec<String> {
-    chain.and_then(<[_]>::first).map(tls::names).unwrap_or_default()
 }
 
 impl fmt::Debug for Link {

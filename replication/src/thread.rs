@@ -29,7 +29,7 @@ use crate::config::Config;
 use crate::follower::Follower;
 use crate::history::Held;
 use crate::link::Listener;
-use crate::link::tls::{Tls, TlsError};
+use crate::link::tls::{PeerCertificate, Tls, TlsError};
 use crate::node_id::{NodeId, RunId};
 use crate::promise::{Admission, Identity, Promise, admit};
 use crate::stats::{Counters, NodeStats, Role};
@@ -281,7 +281,7 @@ impl Replica {
             self.handle_outcome(outcome);
         }
         self.advance_change();
-        let is_busy = match &mut self.part {
+        match &mut self.part {
             Part::Idle => false,
             Part::Leading(leading) => {
                 let (turn, is_busy) = leading.turn(&mut self.context);
@@ -302,8 +302,7 @@ impl Replica {
                     }
                 }
             }
-        };
-        is_busy
+        }
     }
 
     fn handle_command(&mut self, command: Command) {
@@ -368,8 +367,11 @@ impl Replica {
             }
             None if !self.may_speak_for(&arrived) => {
                 let why = format!(
-                    "the certificate names {:?}, which is not node {}",
-                    arrived.names, arrived.hello.from
+                    "the certificate names {:?}; that of node {} must name node-{} or the host of its \
+                     address",
+                    arrived.certificate.as_ref().map(PeerCertificate::names),
+                    arrived.hello.from,
+                    arrived.hello.from
                 );
                 Admission::Refuse(Refusal::NotAMember, why)
             }
@@ -390,12 +392,11 @@ impl Replica {
 
     /// With TLS a certificate says who somebody is: the host of a member's address, or `node-N`.
     fn may_speak_for(&self, arrived: &Arrived) -> bool {
-        let Some(names) = &arrived.names else { return true };
+        let Some(certificate) = &arrived.certificate else { return true };
         let node = arrived.hello.from;
         let member = self.context.config.members.iter().find(|member| member.node == node);
-        let own = format!("node-{node}");
         member.is_some_and(|member| {
-            names.iter().any(|name| *name == own || name.eq_ignore_ascii_case(member.host()))
+            certificate.is_of(&format!("node-{node}")) || certificate.is_of(member.host())
         })
     }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio_rustls::rustls::client::{Resumption, WebPkiServerVerifier};
 use tokio_rustls::rustls::crypto::CryptoProvider;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, ServerConfig, crypto, version};
@@ -282,11 +282,31 @@ fn pem_error(file: &Path, what: &'static str) -> impl Fn(pem::Error) -> TlsError
     move |source| TlsError::Pem { file: file.to_owned(), what, source }
 }
 
-/// The DNS names and URIs among the subject alternative names of a certificate.
-pub(super) fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
-    let Ok(certificate) = EndEntityCert::try_from(certificate) else {
-        return Vec::new();
-    };
-    let names = certificate.valid_dns_names().chain(certificate.valid_uri_names());
-    names.map(str::to_owned).collect()
+/// The certificate of the other side of a connection, which the authority has signed.
+#[derive(Clone, Debug)]
+pub struct PeerCertificate(CertificateDer<'static>);
+
+impl PeerCertificate {
+    pub(super) fn first_of(chain: Option<&[CertificateDer<'_>]>) -> Option<Self> {
+        Some(Self(chain?.first()?.clone().into_owned()))
+    }
+
+    /// The DNS names (wildcards as they are written) and URIs among its subject alternative names.
+    pub fn names(&self) -> Vec<String> {
+        let Ok(certificate) = EndEntityCert::try_from(&self.0) else {
+            return Vec::new();
+        };
+        let names = certificate.valid_dns_names().chain(certificate.valid_uri_names());
+        names.map(str::to_owned).collect()
+    }
+
+    /// Whether it is of this host name or IP address.
+    pub fn is_of(&self, host: &str) -> bool {
+        let (Ok(certificate), Ok(name)) =
+            (EndEntityCert::try_from(&self.0), ServerName::try_from(host))
+        else {
+            return false;
+        };
+        certificate.verify_is_valid_for_subject_name(&name).is_ok()
+    }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::config::Config;
-use crate::link::tls::Tls;
+use crate::link::tls::{PeerCertificate, Tls};
 use crate::link::{Link, LinkReader, LinkWriter, Listener};
 use crate::stats::Counters;
 use crate::wake::Wake;
@@ -27,8 +27,8 @@ pub(crate) struct Arrived {
     pub(crate) reader: LinkReader,
     pub(crate) writer: LinkWriter,
     pub(crate) hello: Hello,
-    /// Names in its certificate; `None` without TLS.
-    pub(crate) names: Option<Vec<String>>,
+    /// `None` without TLS.
+    pub(crate) certificate: Option<PeerCertificate>,
     /// It counts as open until this is dropped.
     pub(crate) place: Place,
 }
@@ -120,10 +120,10 @@ async fn arrive(
     place: Place,
 ) -> Result<Arrived, Box<dyn std::error::Error>> {
     let link = Link::accept(stream, tls, HELLO_LIMIT).await?;
-    let names = tls.is_some().then(|| link.peer_names());
+    let certificate = link.peer_certificate();
     let (mut reader, writer) = link.split();
     let hello = Hello::decode(&reader.read_exact(HELLO_BYTES).await?)?;
-    Ok(Arrived { reader, writer, hello, names, place })
+    Ok(Arrived { reader, writer, hello, certificate, place })
 }
 
 /// Answers a hello with a refusal, and closes.

@@ -2,6 +2,7 @@
 
 mod authority;
 mod frames;
+mod nodes;
 mod plain;
 mod tls;
 

@@ -24,7 +24,7 @@ async fn link_and_socket(setup: impl FnOnce(&TcpStream)) -> (Link, TcpStream) {
     setup(&stream);
     let link = Link::accept(stream, None, LIMIT).await.expect("a link");
     assert_eq!((link.peer(), peer), (socket.local_addr().expect("an address"), peer));
-    assert!(link.peer_names().is_empty());
+    assert!(link.peer_certificate().is_none());
     (link, socket)
 }
 

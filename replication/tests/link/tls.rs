@@ -73,8 +73,8 @@ fn both_sides_know_each_other_by_name() {
     run(async {
         let (dialled, accepted) = connect(Some(dials), Some(node(&authority))).await;
         let (dialled, accepted) = (dialled.expect("a link"), accepted.expect("a link"));
-        assert_eq!(dialled.peer_names(), ["localhost"]);
-        assert_eq!(accepted.peer_names(), ["node-1.example"]);
+        assert_eq!(dialled.peer_certificate().expect("TLS").names(), ["localhost"]);
+        assert_eq!(accepted.peer_certificate().expect("TLS").names(), ["node-1.example"]);
         let (mut reader, writer_too) = accepted.split();
         let (mut back, mut writer) = dialled.split();
         let counts = writer.write_all(vec![Bytes::from_static(b"ring"); 300]).await;
@@ -101,7 +101,7 @@ fn an_ip_address_is_a_name_as_well() {
             Link::accept(stream, Some(&server), LIMIT).await
         });
         let link = Link::dial(&address, Some(&tls), LIMIT).await.expect("a link");
-        assert!(link.peer_names().is_empty());
+        assert!(link.peer_certificate().expect("TLS").names().is_empty());
         accepting.await.expect("no panic").expect("a link");
     });
 }
