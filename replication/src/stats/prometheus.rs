@@ -85,7 +85,11 @@ impl Page {
             ("connections_too_many_total", "Connections closed as too many.", stats.too_many),
             ("hellos_bad_total", "Connections without a sound hello in time.", stats.bad_hellos),
             ("violations_total", "Sessions ended by what a peer must not do.", stats.violations),
-            ("lagged_total", "Times that the engine handed over less than it sealed.", stats.lagged),
+            (
+                "lagged_total",
+                "Times that the engine handed over less than it sealed.",
+                stats.lagged,
+            ),
             ("sessions_ended_total", "Sessions that ended.", stats.sessions_ended),
             ("frames_received_total", "Frames from leaders.", stats.frames_received),
             ("bytes_received_total", "Bytes of frames from leaders.", stats.bytes_received),
@@ -124,7 +128,9 @@ impl Page {
             ("frames_dropped_total", "counter", "Frames dropped from memory.", |f| {
                 Some(f.frames_dropped as f64)
             }),
-            ("queued_bytes", "gauge", "Bytes that wait in memory.", |f| Some(f.queued_bytes as f64)),
+            ("queued_bytes", "gauge", "Bytes that wait in memory.", |f| {
+                Some(f.queued_bytes as f64)
+            }),
             ("streams_behind", "gauge", "Streams that are read from segments.", |f| {
                 Some(f.streams_behind as f64)
             }),
