@@ -219,6 +219,12 @@ impl Engine {
         self.inner.shards[0].pool.slots()
     }
 
+    /// Where the batch buffers of each shard are in memory, for tests that nothing was copied.
+    #[doc(hidden)]
+    pub fn buffer_addresses(&self) -> Vec<std::ops::Range<usize>> {
+        self.inner.shards.iter().map(|shared| shared.pool.addresses()).collect()
+    }
+
     /// Sealed frames of all shards, as slices of the buffers that are written: `batches` messages
     /// wait at most. Those of streams 1 to 3, which are this node's own, are not among them. Only the order of each shard is kept. Nobody waits for a subscriber; one that
     /// is too slow is told so.

@@ -57,6 +57,11 @@ pub struct LinkReader {
     is_reading: bool,
 }
 
+/// Where in memory frames were that any connection wrote, with its other side.
+#[cfg(test)]
+pub(crate) static FRAMES_WRITTEN: std::sync::Mutex<Vec<(SocketAddr, std::ops::Range<usize>)>> =
+    std::sync::Mutex::new(Vec::new());
+
 /// The half that writes; see [`Link::split`]. Dropping it ends the connection at once, in both
 /// directions.
 pub struct LinkWriter {
@@ -303,6 +308,17 @@ impl LinkWriter {
         counts.map_err(|source| LinkError::Write { peer, source })
     }
 
+    #[cfg(test)]
+    fn observe(&mut self, slices: &[Bytes]) {
+        let range = |slice: &Bytes| {
+            let start = slice.as_ptr() as usize;
+            start..start + slice.len()
+        };
+        self.observed.extend(slices.iter().map(range));
+        let frames = slices.iter().filter(|slice| slice.starts_with(b"RF"));
+        FRAMES_WRITTEN.lock().unwrap().extend(frames.map(|frame| (self.shared.peer, range(frame))));
+    }
+
     async fn write_slices(&mut self, slices: Vec<Bytes>) -> io::Result<WriteCounts> {
         let mut counts = WriteCounts::default();
         // tokio-uring panics on an empty one.
@@ -310,10 +326,7 @@ impl LinkWriter {
         let mut batch: Vec<Bytes> = rest.by_ref().take(SLICES_MAX).collect();
         while !batch.is_empty() {
             #[cfg(test)]
-            self.observed.extend(batch.iter().map(|slice| {
-                let start = slice.as_ptr() as usize;
-                start..start + slice.len()
-            }));
+            self.observe(&batch);
             let (result, same) = self.shared.transport.write(batch).await;
             batch = same;
             counts.calls += 1;

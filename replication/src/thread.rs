@@ -13,6 +13,8 @@ mod connection;
 mod dial;
 mod following;
 mod leading;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,7 +29,7 @@ use crate::config::Config;
 use crate::follower::Follower;
 use crate::history::Held;
 use crate::link::Listener;
-use crate::link::tls::Tls;
+use crate::link::tls::{Tls, TlsError};
 use crate::node_id::{NodeId, RunId};
 use crate::promise::{Admission, Identity, Promise, admit};
 use crate::stats::{Counters, NodeStats, Role};
@@ -43,7 +45,7 @@ use leading::Leading;
 
 /// What a node knows to be committed is made durable so often, when it has changed.
 const SAVE: Duration = Duration::from_secs(2);
-/// A picture of the counts is made so often.
+/// A picture of the counts is made so often, at most.
 const PICTURE: Duration = Duration::from_millis(100);
 
 /// What a caller asks for.
@@ -117,6 +119,8 @@ pub(crate) struct Context {
     /// What is known to be committed.
     pub(crate) committed: BTreeMap<StreamId, u64>,
     pub(crate) frame_bytes_max: usize,
+    /// Why the engine takes nothing any more.
+    pub(crate) failed: Option<String>,
 }
 
 impl Context {
@@ -190,7 +194,7 @@ struct Replica {
     saved: Instant,
     saved_committed: BTreeMap<StreamId, u64>,
     picture: Arc<Mutex<NodeStats>>,
-    pictured: Instant,
+    next_picture: Instant,
     tls_looked: Instant,
 }
 
@@ -221,6 +225,7 @@ impl Replica {
         let me = Identity { cluster: config.cluster, node: config.node };
         let context = Context {
             frame_bytes_max: engine.frame_bytes_max(),
+            failed: None,
             engine,
             me,
             config,
@@ -246,7 +251,7 @@ impl Replica {
             saved: Instant::now(),
             saved_committed: setup.committed,
             picture: setup.picture,
-            pictured: Instant::now(),
+            next_picture: Instant::now(),
             tls_looked: Instant::now(),
         }
     }
@@ -265,7 +270,7 @@ impl Replica {
         self.advance_change();
         let is_busy = match &mut self.part {
             Part::Idle => {
-                // What the last session left.
+                // What the last session left; its outcome is seen in what the engine holds.
                 let waker = self.context.waker.clone();
                 let _ = self.appends.poll_waiting(&waker);
                 while self.appends.poll_appended(&waker).is_some() {}
@@ -300,6 +305,7 @@ impl Replica {
         match command {
             Command::Lead { epoch, reply } => {
                 let refused = match self.promised {
+                    _ if self.closing.is_some() => Some(LeadError::Closed),
                     _ if !(1..=EPOCH_MAX).contains(&epoch) => Some(LeadError::NoEpoch(epoch)),
                     Some(Promise { epoch: promised, leader, .. }) if promised >= epoch => {
                         Some(LeadError::EpochUsed { asked: epoch, promised, leader })
@@ -323,12 +329,16 @@ impl Replica {
             }
             Command::Trim { stream, before } => match &mut self.part {
                 Part::Leading(leading) => leading.handle_trim(stream, before),
-                _ => {
-                    let _ = self.context.engine.stream(stream).trim_async(before);
+                _ if self.context.worker.has_room() => {
+                    self.context.worker.give(Job::Trim { stream, before });
                 }
+                _ => tracing::warn!(%stream, before, "too busy to trim; ask again"),
             },
             Command::Close => {
                 self.closing.get_or_insert_with(Instant::now);
+                if let Some(change) = self.change.take() {
+                    self.give_up(change, Refusal::NotNow, "this node is closing");
+                }
                 // Nothing more is sealed; what is, still goes out.
                 self.context.engine.close_epoch();
             }
@@ -339,6 +349,10 @@ impl Replica {
         let members: Vec<NodeId> = self.context.config.members.iter().map(|m| m.node).collect();
         let admission = match self.closing {
             Some(_) => Admission::Refuse(Refusal::NotNow, "this node is closing".into()),
+            None if self.context.failed.is_some() => {
+                let why = self.context.failed.clone().unwrap_or_default();
+                Admission::Refuse(Refusal::NotNow, why)
+            }
             None if !self.may_speak_for(&arrived) => {
                 let why = format!(
                     "the certificate names {:?}, which is not node {}",
@@ -500,6 +514,12 @@ impl Replica {
                     tracing::warn!(error, "cannot make durable what is committed");
                 }
             }
+            Outcome::Trimmed(trimmed) => {
+                if let Err(why) = trimmed {
+                    tracing::warn!(why, "cannot trim");
+                }
+            }
+            Outcome::Reloaded(outcome) => self.note_reloaded(outcome),
             Outcome::Read(request, read) => {
                 if let Part::Leading(leading) = &mut self.part {
                     leading.handle_read(request, read);
@@ -553,21 +573,21 @@ impl Replica {
         }
         self.save_committed();
         self.reload_certificates();
-        if self.pictured.elapsed() >= PICTURE {
+        if Instant::now() >= self.next_picture {
             self.make_picture();
         }
     }
 
     /// What is known to be committed survives this process: it is never cut (I-14).
     fn save_committed(&mut self) {
-        if let Part::Following(following) = &self.part {
-            self.context.committed.clone_from(following.core().committed());
-        }
         let is_due = self.saved.elapsed() >= SAVE && !self.is_saving && self.change.is_none();
         if !is_due || !self.context.worker.has_room() || self.promised.is_none() {
             return;
         }
         self.saved = Instant::now();
+        if let Part::Following(following) = &self.part {
+            self.context.committed.clone_from(following.core().committed());
+        }
         if self.saved_committed == self.context.committed {
             return;
         }
@@ -584,8 +604,15 @@ impl Replica {
         if self.tls_looked.elapsed() < config.reload {
             return;
         }
+        if !self.context.worker.has_room() {
+            return;
+        }
         self.tls_looked = Instant::now();
-        match tls.reload_if_changed() {
+        self.context.worker.give(Job::Reload(tls.clone()));
+    }
+
+    fn note_reloaded(&self, outcome: Result<bool, TlsError>) {
+        match outcome {
             Ok(false) => {}
             Ok(true) => {
                 self.context.counters.tls_reloads.add(1);
@@ -599,7 +626,7 @@ impl Replica {
     }
 
     fn make_picture(&mut self) {
-        self.pictured = Instant::now();
+        let began = Instant::now();
         let mut stats = self.context.counters.stats();
         stats.promised_epoch = self.promised.map_or(0, |promise| promise.epoch);
         match &self.part {
@@ -616,6 +643,8 @@ impl Replica {
         }
         stats.committed = self.context.committed.clone();
         *self.picture.lock().unwrap_or_else(PoisonError::into_inner) = stats;
+        // With many streams it takes long: never more than a hundredth of the thread's time.
+        self.next_picture = Instant::now() + PICTURE.max(began.elapsed() * 100);
     }
 
     /// It was told to close, and has sent what it can.

@@ -13,6 +13,7 @@ use ringwal_engine::{CommitError, Engine, EpochTable, Frames, ReadError, StreamI
 
 use crate::history::Held;
 use crate::leader::{ReadOutcome, ReadRequest};
+use crate::link::tls::{Tls, TlsError};
 use crate::orphans::{self, Reason};
 use crate::promise::{FACTS_STREAM, Fact, Promise, is_replicated};
 use crate::wake::Wake;
@@ -33,6 +34,10 @@ pub(crate) enum Job {
     Promise { promise: Promise, committed: BTreeMap<StreamId, u64> },
     /// Make durable what is known to be committed.
     SaveCommitted { promise: Option<Promise>, committed: BTreeMap<StreamId, u64> },
+    /// Drop a prefix of a stream.
+    Trim { stream: StreamId, before: u64 },
+    /// Load certificates again if their files have changed.
+    Reload(Arc<Tls>),
     /// Keep records as an orphan, then cut them and begin an epoch there.
     Cut { stream: StreamId, from: u64, end: u64, epoch: u64, reason: Reason },
     /// Keep what is held as an orphan, then begin a stream anew.
@@ -60,6 +65,8 @@ pub(crate) enum Outcome {
     Read(ReadRequest, ReadOutcome),
     Promised(Promise, Result<BTreeMap<StreamId, Held>, String>),
     Saved(Result<(), String>),
+    Trimmed(Result<(), String>),
+    Reloaded(Result<bool, TlsError>),
     Cut { stream: StreamId, at: u64, outcome: Result<(), String> },
     BegunAnew { stream: StreamId, outcome: Result<u64, String> },
 }
@@ -151,6 +158,11 @@ impl Work {
                 let saved = save(&self.engine, promise, &committed);
                 Outcome::Saved(saved.map_err(|error| error.to_string()))
             }
+            Job::Trim { stream, before } => {
+                let trimmed = self.engine.stream(stream).trim_async(before).map(drop);
+                Outcome::Trimmed(trimmed.map_err(|error| error.to_string()))
+            }
+            Job::Reload(tls) => Outcome::Reloaded(tls.reload_if_changed()),
             Job::Cut { stream, from, end, epoch, reason } => {
                 let outcome = self.cut(stream, from, end, epoch, reason);
                 Outcome::Cut { stream, at: from, outcome: outcome.map_err(|e| e.to_string()) }

@@ -158,7 +158,9 @@ fn a_follower_that_was_away_catches_up_from_segments_while_the_leader_goes_on() 
             .map(|n| leadership.append(STREAM, record(n), Ack::Local).expect("it leads"))
             .collect();
         number += count;
-        tokens.into_iter().for_each(|token| drop(token.wait().expect("a receipt")));
+        for token in tokens {
+            token.wait().expect("a receipt");
+        }
         number
     };
     for _ in 0..3 {
@@ -260,7 +262,8 @@ fn a_leader_keeps_what_a_connected_follower_lacks_and_trims_with_it() {
     // Nobody is connected: nothing is kept, and who comes back begins behind it.
     stop(follower);
     for number in 500..700 {
-        drop(leadership.append(STREAM, record(number), Ack::Local).expect("it leads").wait());
+        let pending = leadership.append(STREAM, record(number), Ack::Local).expect("it leads");
+        pending.wait().expect("nobody is needed");
     }
     wait_until("the follower is gone", || !leader.stats().followers[0].is_connected);
     leader.trim(STREAM, 650);
@@ -286,7 +289,9 @@ fn a_thousand_streams_reach_a_follower() {
             leadership.append(stream, record(round), Ack::Quorum).expect("it leads")
         })
         .collect();
-    pending.into_iter().for_each(|pending| drop(pending.wait().expect("a majority")));
+    for pending in pending {
+        pending.wait().expect("a majority");
+    }
     for stream in streams() {
         assert!(contents(&follower, stream) == contents(&leader, stream));
     }

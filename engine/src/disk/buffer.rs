@@ -41,6 +41,12 @@ unsafe impl Send for PoolShared {}
 unsafe impl Sync for PoolShared {}
 
 impl Pool {
+    /// Where the mapping is in memory.
+    pub(crate) fn addresses(&self) -> std::ops::Range<usize> {
+        let start = self.0.mapping.as_ptr().addr();
+        start..start + self.0.mapping_bytes
+    }
+
     /// Maps `pool_bytes / slot_bytes` slots of `slot_bytes` each, a multiple of [`BLOCK_BYTES`].
     ///
     /// # Errors

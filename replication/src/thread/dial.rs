@@ -51,6 +51,8 @@ struct Shared {
     /// Attempts since one was good for something.
     failures: Cell<u32>,
     is_over: Cell<bool>,
+    /// A session that lasts so long forgives the failures before.
+    good: Duration,
 }
 
 impl Dialler {
@@ -61,6 +63,7 @@ impl Dialler {
             again: Notify::new(),
             failures: Cell::new(0),
             is_over: Cell::new(false),
+            good: context.config.session_timeout,
         });
         let hello = Hello {
             versions: (PROTOCOL_VERSION_MIN, PROTOCOL_VERSION),
@@ -87,8 +90,11 @@ impl Dialler {
         self.shared.dialled.borrow_mut().take()
     }
 
-    /// The session has ended: dial again.
-    pub(crate) fn again(&self) {
+    /// The session has ended: dial again. One that was short was good for nothing.
+    pub(crate) fn again(&self, lasted: Duration) {
+        if lasted >= self.shared.good {
+            self.shared.failures.set(0);
+        }
         self.shared.again.notify_one();
     }
 
@@ -119,8 +125,7 @@ async fn dial(
             Dialled::Failed(format!("{address} has not answered within {ATTEMPT:?}"))
         });
         let is_good = matches!(dialled, Dialled::Answered { .. });
-        let failures = if is_good { 0 } else { shared.failures.get().saturating_add(1) };
-        shared.failures.set(failures);
+        shared.failures.set(shared.failures.get().saturating_add(1));
         *shared.dialled.borrow_mut() = Some(dialled);
         wake.wake();
         if is_good {

@@ -135,12 +135,11 @@ impl Following {
     }
 
     fn try_turn(&mut self, context: &mut Context, appends: &mut Appends) -> Result<bool, String> {
+        let has_room = self.outgoing.len() < OUTGOING_MAX;
+        let is_busy = has_room && self.take_received(context, appends)?;
+        // Behind what has just been appended, so that its outcome wakes this thread.
         self.take_appended(context, appends)?;
-        let mut is_busy = false;
-        if self.outgoing.len() < OUTGOING_MAX {
-            is_busy = self.take_received(context, appends)?;
-            self.act(context)?;
-        }
+        self.act(context)?;
         while context.worker.has_room()
             && let Some(job) = self.jobs.pop_front()
         {
@@ -156,7 +155,11 @@ impl Following {
         Ok(is_busy)
     }
 
-    fn take_appended(&mut self, context: &Context, appends: &mut Appends) -> Result<(), String> {
+    fn take_appended(
+        &mut self,
+        context: &mut Context,
+        appends: &mut Appends,
+    ) -> Result<(), String> {
         appends.poll_waiting(&context.waker).map_err(|error| error.to_string())?;
         while let Some((stream, end, came, outcome)) = appends.poll_appended(&context.waker) {
             let end_here = || context.engine.stream(stream).end();
@@ -170,6 +173,9 @@ impl Following {
                     self.core.handle_refused(stream, end_here(), Refused::Discontinuous);
                 }
                 Err(error) => {
+                    if matches!(error, CommitError::Unknown(_) | CommitError::NotWritten(_)) {
+                        context.failed = Some(error.to_string());
+                    }
                     return Err(format!("the engine does not take stream {stream}: {error}"));
                 }
             }
@@ -227,7 +233,12 @@ impl Following {
                 context.counters.violations.add(1);
                 Err(format!("the leader has sent a damaged frame of stream {id}: {error}"))
             }
-            Err(error) => Err(format!("the engine does not take stream {id}: {error}")),
+            Err(error) => {
+                if let AppendError::Poisoned(cause) = &error {
+                    context.failed = Some(cause.to_string());
+                }
+                Err(format!("the engine does not take stream {id}: {error}"))
+            }
         }
     }
 
@@ -248,8 +259,7 @@ impl Following {
                     self.jobs.push_back(Job::BeginAnew { anew, epochs, reason });
                 }
                 Act::Trim { stream, before } => {
-                    // The engine says so itself when it has failed.
-                    let _ = context.engine.stream(stream).trim_async(before);
+                    self.jobs.push_back(Job::Trim { stream, before });
                 }
                 Act::Leave(why) => {
                     context.counters.violations.add(1);

@@ -56,6 +56,7 @@ struct Follower {
 struct Session {
     number: u64,
     connection: Connection,
+    began: Instant,
 }
 
 /// What a turn has come to.
@@ -170,6 +171,7 @@ impl Leading {
                     self.core.handle_lagged(shard);
                 }
                 Poll::Ready(None) => {
+                    // Every shard is closed or poisoned. What is durable still goes out.
                     self.is_cut_off = true;
                     return false;
                 }
@@ -192,7 +194,7 @@ impl Leading {
                 let wake = context.wake.clone();
                 let connection = Connection::start(reader, writer, context.frame_bytes_max, wake);
                 let number = self.core.handle_connected(index, context.clock.now_ns());
-                follower.session = Some(Session { number, connection });
+                follower.session = Some(Session { number, connection, began: Instant::now() });
                 follower.counters.connects += 1;
                 let (node, version) = (follower.dialler.member().node, version);
                 tracing::info!(%node, version, epoch = self.term.epoch(), "follower connected");
@@ -255,7 +257,7 @@ impl Leading {
         let Some(session) = follower.session.take() else { return };
         let counts = self.core.handle_disconnected(index, session.number);
         follower.counters.add(&counts);
-        follower.dialler.again();
+        follower.dialler.again(session.began.elapsed());
         let (node, epoch) = (follower.dialler.member().node, self.term.epoch());
         context.counters.sessions_ended.add(1);
         tracing::info!(%node, epoch, why, "follower disconnected");
@@ -311,18 +313,24 @@ impl Leading {
         *wanted = before.max(*wanted);
     }
 
-    fn trim(&mut self, context: &Context) {
+    fn trim(&mut self, context: &mut Context) {
         if self.trims.is_empty() {
             return;
         }
         let is_long = context.journal_bytes() > context.config.retain_bytes_max;
-        let (core, followers, engine) = (&mut self.core, &self.followers, &context.engine);
+        let (core, followers) = (&mut self.core, &self.followers);
         self.trims.retain(|stream, before| {
             let connected = followers.iter().enumerate().filter(|(_, f)| f.session.is_some());
             let needed = connected.map(|(index, _)| core.progress().end(index, *stream)).min();
             let allowed = if is_long { *before } else { needed.unwrap_or(*before).min(*before) };
-            let handle = engine.stream(*stream);
-            if allowed > handle.trimmed() && handle.trim_async(allowed).is_ok() {
+            let handle = context.engine.stream(*stream);
+            // What is not durable yet waits for a later turn, as what has no place with the worker.
+            let allowed = allowed.min(handle.end());
+            if allowed > handle.trimmed() {
+                if !context.worker.has_room() {
+                    return true;
+                }
+                context.worker.give(Job::Trim { stream: *stream, before: allowed });
                 core.handle_trimmed(*stream, allowed);
             }
             allowed < *before
