@@ -11,6 +11,9 @@ const RATE_TO_LOCAL: &str = "records_per_second_ratio_to_local";
 const RATE_TO_ALONE: &str = "records_per_second_ratio_to_alone";
 const WAKE_UP: &str = "wake_up_p50_ns";
 
+const STAGES: [&str; 5] =
+    ["send", "network and queue", "follower durable", "reported", "committed"];
+
 /// Sets each replicated run beside the same one with `Ack::Local`, and without followers.
 pub fn complete(report: &mut Report) {
     let runs: Vec<(String, u64, f64)> = report
@@ -51,6 +54,11 @@ fn stage_ns(run: &Run, name: &str) -> Option<u64> {
     run.stages.iter().find(|stage| stage.name == name).map(|stage| stage.p50_ns)
 }
 
+/// Whether replication times this stage: it is no step of the way through the node's own engine.
+pub fn is_stage(name: &str) -> bool {
+    STAGES.contains(&name)
+}
+
 /// What is left of the median response when the medians up to *committed* are taken off: the waiting
 /// thread wakes up, and before that its own node's disk, where that is later than the followers'.
 fn wake_up_ns(run: &Run) -> Option<u64> {
@@ -68,7 +76,12 @@ pub fn waterfall(run: &Run) -> Option<String> {
         steps.push(format!("{name} {}", human::duration(stage_ns(run, name)?)));
     }
     steps.push(format!("wake-up {}", human::duration(wake_up_ns)));
-    Some(format!("{}, p50: {}", run.name, steps.join(" → ")))
+    let since_sealed: Option<Vec<String>> = ["reported", "committed"]
+        .into_iter()
+        .map(|name| Some(format!("{name} {}", human::duration(stage_ns(run, name)?))))
+        .collect();
+    let (steps, since_sealed) = (steps.join(" → "), since_sealed?.join(", "));
+    Some(format!("{}, p50: {steps}; since sealed: {since_sealed}", run.name))
 }
 
 /// A line for each workload: what a majority costs beside `Ack::Local`, and that beside no followers.
@@ -130,6 +143,7 @@ mod tests {
             ("send", 10_000),
             ("network and queue", 30_000),
             ("follower durable", 100_000),
+            ("reported", 140_000),
             ("committed", 142_000),
         ];
         let mut report = Report {
@@ -147,7 +161,8 @@ mod tests {
                 "idle: Ack::Quorum / Ack::Local: p50 1.50×, records/s 0.67×; Ack::Local / no \
                  followers: p50 1.10×, records/s 0.91×",
                 "replicated-quorum-idle, p50: queue 4 µs → batch 1 µs → send 10 µs → network and \
-                 queue 30 µs → follower durable 100 µs → wake-up 18 µs",
+                 queue 30 µs → follower durable 100 µs → wake-up 18 µs; since sealed: \
+                 reported 140 µs, committed 142 µs",
             ]
         );
         assert_eq!(report.runs[2].extra["p50_ratio_to_alone"], 1.65);

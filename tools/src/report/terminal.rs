@@ -151,6 +151,7 @@ fn screen_stages(screen: &mut Screen, run: &Run) {
     let stages: Vec<String> = run
         .stages
         .iter()
+        .filter(|stage| !replication::is_stage(&stage.name))
         .map(|stage| format!("{} {}", stage.name, human::duration(stage.p50_ns)))
         .collect();
     screen.paragraph("", &format!("{}, p50: {}", run.name, stages.join(" → ")), 2);
