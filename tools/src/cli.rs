@@ -457,7 +457,7 @@ mod tests {
             &["--shards", "0"],
             &["--io", "floppy"],
             &["--window", "0"],
-            &["--followers", "2"],
+            &["--followers", "0"],
             &["--only", "idle", "doctor"],
             &["nonsense"],
             &["report"],
