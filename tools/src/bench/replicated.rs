@@ -2,8 +2,8 @@
 //! an engine of its own that has no followers. The followers are nodes in this process, or the other
 //! members of a configuration.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -267,7 +267,9 @@ fn start_followers(bench: &Bench, count: usize) -> Result<(Vec<Node>, Config)> {
 /// for ever.
 fn work(part: &Part<'_>, clients: &Clients, leader: &Node, interrupt: &Interrupt) -> Result<()> {
     let Some((leadership, _)) = &clients.led else { return clients.work(part) };
-    let (over, is_given_up) = (AtomicBool::new(false), AtomicBool::new(false));
+    let over = AtomicBool::new(false);
+    // Why, when it is given up: known only as long as the node leads.
+    let given_up: OnceLock<Vec<String>> = OnceLock::new();
     let outcome = thread::scope(|scope| {
         scope.spawn(|| {
             let mut ended: Option<Instant> = None;
@@ -276,7 +278,7 @@ fn work(part: &Part<'_>, clients: &Clients, leader: &Node, interrupt: &Interrupt
                 if part.is_over(Instant::now()) {
                     let ended = *ended.get_or_insert_with(Instant::now);
                     let limit = if interrupt.is_asked() { LOOK } else { LAST_APPENDS };
-                    if ended.elapsed() >= limit && !is_given_up.swap(true, Ordering::Relaxed) {
+                    if ended.elapsed() >= limit && given_up.set(absences(&leader.stats())).is_ok() {
                         leadership.retire("the measurement is over");
                     }
                 }
@@ -286,19 +288,18 @@ fn work(part: &Part<'_>, clients: &Clients, leader: &Node, interrupt: &Interrupt
         over.store(true, Ordering::Relaxed);
         outcome
     });
-    let is_given_up = is_given_up.load(Ordering::Relaxed);
-    match outcome {
-        Err(_) if is_given_up && interrupt.is_asked() => Ok(()),
-        Err(_) if is_given_up => {
+    match (outcome, given_up.into_inner()) {
+        (Err(_), Some(_)) if interrupt.is_asked() => Ok(()),
+        (Err(_), Some(causes)) => {
             let text =
                 format!("appends were not acknowledged {LAST_APPENDS:?} after the end of a run");
             let mut failure = Failure::new(Exit::Failure, text);
-            for cause in absences(&leader.stats()) {
+            for cause in causes {
                 failure = failure.cause(cause);
             }
             Err(failure.fix("look at the members, and start those that do not run").into())
         }
-        outcome => outcome,
+        (outcome, _) => outcome,
     }
 }
 
