@@ -1,5 +1,7 @@
 //! What replication counts, for programs (`Node::stats`) and as Prometheus text.
 
+mod prometheus;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -167,6 +169,9 @@ pub struct FollowerStats {
 pub struct StageTimes {
     /// Until it was written to the connection of a follower.
     pub send_ns: Histogram<u64>,
+    /// From being written to the connection until the report has come, without the time that the
+    /// follower says it took: the network both ways, and waiting for threads on both sides.
+    pub network_ns: Histogram<u64>,
     /// From its arrival at a follower until it was durable there, by the follower's own clock.
     pub follower_ns: Histogram<u64>,
     /// Until a follower's report that it is durable has come.
@@ -178,7 +183,13 @@ pub struct StageTimes {
 impl Default for StageTimes {
     fn default() -> Self {
         let new = || Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3).expect("sound bounds");
-        Self { send_ns: new(), follower_ns: new(), reported_ns: new(), committed_ns: new() }
+        Self {
+            send_ns: new(),
+            network_ns: new(),
+            follower_ns: new(),
+            reported_ns: new(),
+            committed_ns: new(),
+        }
     }
 }
 
@@ -286,6 +297,8 @@ struct Sample {
     at: usize,
     sealed: Instant,
     followers: Vec<Stage>,
+    /// Of each follower, when it was sent, in nanoseconds since it was sealed.
+    sent_ns: Vec<u64>,
 }
 
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -313,6 +326,7 @@ impl LeaderTimes {
             at: frame.bytes.as_ptr().addr(),
             sealed: Instant::now(),
             followers: vec![Stage::Sealed; followers],
+            sent_ns: vec![0; followers],
         });
     }
 
@@ -338,6 +352,9 @@ impl LeaderTimes {
     pub(crate) fn note_sent(&mut self, follower: usize) {
         if let Some(took_ns) = self.advance(follower, Stage::Handed, Stage::Sent) {
             self.times.send_ns.saturating_record(took_ns);
+            if let Some(sample) = &mut self.sample {
+                sample.sent_ns[follower] = took_ns;
+            }
         }
     }
 
@@ -349,12 +366,15 @@ impl LeaderTimes {
         ends: &[(StreamId, u64)],
     ) {
         let Some(sample) = &self.sample else { return };
+        let sent_ns = sample.sent_ns.get(follower).copied().unwrap_or(0);
         let is_in =
             |(stream, end): &(StreamId, u64)| *stream == sample.stream && *end >= sample.end;
         if !ends.iter().any(is_in) {
             return;
         }
         if let Some(reported_ns) = self.advance(follower, Stage::Sent, Stage::Reported) {
+            let network_ns = reported_ns.saturating_sub(sent_ns).saturating_sub(took_ns);
+            self.times.network_ns.saturating_record(network_ns);
             self.times.follower_ns.saturating_record(took_ns);
             self.times.reported_ns.saturating_record(reported_ns);
         }

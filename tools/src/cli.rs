@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::filter::LevelFilter;
 
+use crate::logging;
 use crate::offline::{DumpArgs, InspectArgs, RepairArgs, TailArgs, VerifyArgs};
 use crate::report::slo::{self, Objective};
 
@@ -18,7 +20,8 @@ Exit codes:
   3    the environment refuses: no io_uring, no such directory, no engine in it, no right, no space
   4    data is damaged
   5    an objective missed, or a regression
-  130  interrupted by SIGINT or SIGTERM; what there was until then is written";
+  130  interrupted by SIGINT or SIGTERM; what there was until then is written (follow exits 0 on
+       SIGTERM, which is its usual end)";
 
 /// Group commit on io_uring: measures how fast records become durable on this disk.
 ///
@@ -40,6 +43,8 @@ pub struct Cli {
 pub enum Command {
     /// Measure commit latency and throughput, beside what the bare device can do
     Bench(Box<BenchArgs>),
+    /// Follow whoever leads, as a node of a cluster, until SIGTERM or SIGINT; SIGUSR1 prints metrics
+    Follow(FollowArgs),
     /// Draw the page of a results folder again
     Report(ReportArgs),
     /// Compare two results folders: differences with their uncertainty; exits 5 on a regression
@@ -135,7 +140,27 @@ pub struct BenchArgs {
     #[arg(long, value_enum, value_delimiter = ',', value_name = "NAME,…")]
     pub only: Vec<RunName>,
 
-    /// Keep the data directory
+    /// Replicate to so many followers in this process, over loopback: idle and loaded runs, beside an
+    /// engine without followers
+    #[arg(long, value_name = "N", conflicts_with = "config",
+          value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub followers: Option<u32>,
+
+    /// Lead as the node of this configuration (TOML); its other members follow as processes of
+    /// their own: ringwal follow. Needs --dir
+    #[arg(long, value_name = "FILE", requires = "dir")]
+    pub config: Option<PathBuf>,
+
+    /// What replicated appends wait for [default: local,quorum]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "ACK,…")]
+    pub ack: Vec<AckName>,
+
+    /// The epoch to lead in, greater than every one before [default: milliseconds since 1970]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 62))]
+    pub epoch: Option<u64>,
+
+    /// Keep the data directory; with --config nothing is trimmed either, and records that are there
+    /// stay
     #[arg(long)]
     pub keep: bool,
 
@@ -161,6 +186,45 @@ pub struct BenchArgs {
     /// whose callers do not wait for each record
     #[arg(long, value_name = "BOUND", value_parser = objectives)]
     pub slo: Option<Objectives>,
+}
+
+/// Flags of `ringwal follow`.
+#[derive(Debug, Args)]
+pub struct FollowArgs {
+    /// The directory of this node's engine; it is made when it is not there. It belongs to this node
+    /// and to no other
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+
+    /// The configuration of this node (TOML; the README shows one)
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+
+    /// Print JSON: a line for each change
+    #[arg(long)]
+    pub json: bool,
+
+    /// Shards of a new directory: threads with a ring each
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub shards: u16,
+
+    /// Length of the segments of a new directory [default: 64 MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub segment_size: Option<ByteSize>,
+
+    /// How the engine does its I/O
+    #[arg(long, value_enum, default_value = "uring")]
+    pub io: Io,
+
+    /// How a batch is made durable [default: dsync]
+    #[arg(long, value_enum)]
+    pub sync: Option<Sync>,
+
+    /// What is logged on standard error: off, error, warn, info, debug, trace [default: RUST_LOG
+    /// where that is one of these, else warn]
+    #[arg(long, value_name = "LEVEL", value_parser = logging::level)]
+    pub log: Option<LevelFilter>,
 }
 
 /// Flags of `ringwal report`.
@@ -244,6 +308,15 @@ pub enum Sync {
     Dsync,
     /// An fdatasync follows the write
     Fdatasync,
+}
+
+/// What a replicated append waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum AckName {
+    /// This node's device
+    Local,
+    /// The devices of a majority of the members
+    Quorum,
 }
 
 /// The kinds of run, in the order of running: those that leave the device with much to write back
@@ -384,7 +457,7 @@ mod tests {
             &["--shards", "0"],
             &["--io", "floppy"],
             &["--window", "0"],
-            &["--followers", "2"],
+            &["--followers", "0"],
             &["--only", "idle", "doctor"],
             &["nonsense"],
             &["report"],

@@ -168,7 +168,8 @@ impl Failure {
         (failure.exit, failure.text())
     }
 
-    fn text(&self) -> String {
+    /// As it is printed.
+    pub fn text(&self) -> String {
         let mut text = format!("error: {}\n", self.error);
         for cause in &self.causes {
             text += &format!("cause: {cause}\n");

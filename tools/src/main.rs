@@ -1,5 +1,5 @@
-//! The `ringwal` program: measures group commit on this machine's disk, and looks into what the
-//! engine has written.
+//! The `ringwal` program: measures group commit on this machine's disk, follows a leader, and looks
+//! into what the engine has written.
 
 mod bench;
 mod cli;
@@ -7,7 +7,10 @@ mod commands;
 mod doctor;
 mod environment;
 mod exit;
+mod follow;
 mod interrupt;
+mod logging;
+mod nodes;
 mod offline;
 mod payload;
 mod probe;
@@ -30,6 +33,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         None => bench::run(cli.bench),
         Some(Command::Bench(args)) => bench::run(*args),
         Some(Command::RecoveryWriter(args)) => bench::recovery_writer(&args),
+        Some(Command::Follow(args)) => follow::run(&args),
         Some(Command::Report(args)) => commands::report(&args),
         Some(Command::Compare(args)) => commands::compare(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),

@@ -44,6 +44,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
                 ..Run::default()
             },
             engine: Some(engine),
+            node: None,
             yardstick: Yardstick::Bare(bare_bytes),
             work: Box::new(move |part| caller.work(part).map(|()| Tally::default())),
         });

@@ -7,12 +7,16 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use ringwal_engine::Engine;
+use ringwal_replication::{Ack, Leadership};
 
 use super::Bench;
 use super::measure::{Part, Tally, Variant, Yardstick, joined, measure};
 use super::receipts::ReceiptFile;
 use super::writer::Writer;
 use crate::report::Run;
+
+/// What a client was doing when it failed.
+const WAITING: &str = "waiting for a receipt";
 
 /// What every client of a closed loop needs.
 #[derive(Clone)]
@@ -27,6 +31,8 @@ pub struct Clients {
     pub record_bytes: usize,
     /// Where they note receipts.
     pub receipts: Option<Arc<ReceiptFile>>,
+    /// They append through a leader, and wait for this.
+    pub led: Option<(Leadership, Ack)>,
 }
 
 /// One client.
@@ -49,6 +55,7 @@ fn run(bench: &mut Bench, name: &str, count: usize) -> Result<()> {
             seed: bench.settings.seed,
             record_bytes: bench.settings.record_bytes,
             receipts: bench.receipts.clone(),
+            led: None,
         };
         variants.push(Variant {
             run: Run {
@@ -60,6 +67,7 @@ fn run(bench: &mut Bench, name: &str, count: usize) -> Result<()> {
                 ..Run::default()
             },
             engine: Some(engine),
+            node: None,
             yardstick: Yardstick::Slice,
             work: Box::new(move |part| clients.work(part).map(|()| Tally::default())),
         });
@@ -69,7 +77,8 @@ fn run(bench: &mut Bench, name: &str, count: usize) -> Result<()> {
     Ok(())
 }
 
-fn description(count: usize) -> String {
+/// How many clients, in words.
+pub fn description(count: usize) -> String {
     if count == 1 {
         "1 client, closed loop".to_owned()
     } else {
@@ -110,7 +119,12 @@ impl Clients {
         while !part.is_over(now) {
             let crc = writer.make();
             let start = Instant::now();
-            let receipt = writer.append()?.wait().context("waiting for a receipt")?;
+            let receipt = match &self.led {
+                None => writer.append()?.wait().context(WAITING)?,
+                Some((leadership, ack)) => {
+                    writer.append_led(leadership, *ack)?.wait().context(WAITING)?.receipt
+                }
+            };
             now = Instant::now();
             recorder.record(start, now - start);
             writer.received(receipt, crc)?;

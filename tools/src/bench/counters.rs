@@ -2,11 +2,17 @@
 
 use hdrhistogram::Histogram;
 use ringwal_engine::ShardStats;
+use ringwal_replication::stats::StageTimes;
 
 use crate::report::new_histogram;
 
 /// Names of the stages that the engine times, in the order in which a record passes them.
 const STAGES: [&str; 4] = ["queue", "batch", "write and flush", "receipt"];
+
+/// Names of the stages that replication times, of samples. `send`, `network and queue` and `follower
+/// durable` follow one another; `reported` and `committed` begin when the frame is sealed.
+const REPLICATION_STAGES: [&str; 5] =
+    ["send", "network and queue", "follower durable", "reported", "committed"];
 
 /// Counters of all shards together.
 #[derive(Debug, Clone)]
@@ -24,6 +30,7 @@ pub struct Counters {
     /// Time that callers waited for room.
     pub backpressure_ns: u64,
     stages: [Histogram<u64>; 4],
+    replication: [Histogram<u64>; 5],
 }
 
 impl Default for Counters {
@@ -36,6 +43,7 @@ impl Default for Counters {
             written_bytes: 0,
             backpressure_ns: 0,
             stages: std::array::from_fn(|_| new_histogram()),
+            replication: std::array::from_fn(|_| new_histogram()),
         }
     }
 }
@@ -59,6 +67,16 @@ impl Counters {
         sum
     }
 
+    /// With what a leader has timed.
+    pub fn with_times(mut self, times: &StageTimes) -> Counters {
+        let StageTimes { send_ns, network_ns, follower_ns, reported_ns, committed_ns, .. } = times;
+        let stages = [send_ns, network_ns, follower_ns, reported_ns, committed_ns];
+        for (stage, more) in self.replication.iter_mut().zip(stages) {
+            stage.add(more).expect("a growing histogram takes every value");
+        }
+        self
+    }
+
     /// Adds what was counted from `before` to `after`.
     pub fn add_difference(&mut self, before: &Counters, after: &Counters) {
         self.batches += after.batches.saturating_sub(before.batches);
@@ -67,11 +85,13 @@ impl Counters {
         self.rotations += after.rotations.saturating_sub(before.rotations);
         self.written_bytes += after.written_bytes.saturating_sub(before.written_bytes);
         self.backpressure_ns += after.backpressure_ns.saturating_sub(before.backpressure_ns);
-        let pairs = before.stages.iter().zip(&after.stages);
-        for (sum, (before, after)) in self.stages.iter_mut().zip(pairs) {
-            let mut difference = after.clone();
+        let all =
+            |c: &'_ Counters| c.stages.iter().chain(&c.replication).cloned().collect::<Vec<_>>();
+        let pairs = all(before).into_iter().zip(all(after));
+        let sums = self.stages.iter_mut().chain(&mut self.replication);
+        for (sum, (before, mut difference)) in sums.zip(pairs) {
             // Both come from the same growing counts, so there is nothing that cannot be taken off.
-            if difference.subtract(before).is_ok() {
+            if difference.subtract(&before).is_ok() {
                 sum.add(&difference).expect("a growing histogram takes every value");
             }
         }
@@ -84,7 +104,9 @@ impl Counters {
 
     /// The stages that have seen something, by name.
     pub fn stages(self) -> impl Iterator<Item = (&'static str, Histogram<u64>)> {
-        STAGES.into_iter().zip(self.stages).filter(|(_, histogram)| !histogram.is_empty())
+        let own = STAGES.into_iter().zip(self.stages);
+        let replication = REPLICATION_STAGES.into_iter().zip(self.replication);
+        own.chain(replication).filter(|(_, histogram)| !histogram.is_empty())
     }
 }
 

@@ -1,14 +1,15 @@
 //! The frame around every run: measured in parts, with the probe between them, so that engine and
 //! yardstick see the same device; variants that are compared take turns.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use hdrhistogram::Histogram;
 use ringwal_engine::Engine;
+use ringwal_replication::Node;
 
 use super::counters::Counters;
 use super::recorder::{Collector, Recorder, Window};
@@ -93,6 +94,8 @@ pub struct Variant<'a> {
     pub run: Run,
     /// The engine whose counters belong to it, and which is trimmed meanwhile.
     pub engine: Option<Engine>,
+    /// The node that leads with this engine.
+    pub node: Option<Arc<Node>>,
     /// What is compared with it.
     pub yardstick: Yardstick,
     /// The work of one part, until it [is over](Part::is_over).
@@ -193,7 +196,7 @@ impl<'a> Progressing<'a> {
             stop: AtomicBool::new(false),
         };
         let work = &self.variant.work;
-        let keep = bench.settings.receipts.is_some();
+        let node = self.variant.node.as_deref();
         let record_bytes = self.variant.run.record_bytes;
         let over = AtomicBool::new(false);
         let (outcome, before, after, duration, stalls) = thread::scope(|scope| {
@@ -203,17 +206,17 @@ impl<'a> Progressing<'a> {
                 return (joined(worker), None, None, Duration::ZERO, SchedulerStalls::default());
             };
             let engine = self.variant.engine.as_ref().or(part.engine.get());
-            let trimmer = engine.filter(|_| !keep).map(|engine| {
-                named(scope, "trimmer", || trimmer::run(engine, record_bytes, &over))
+            let trimmer = engine.filter(|_| bench.settings.trims).map(|engine| {
+                named(scope, "trimmer", || trimmer::run(engine, node, record_bytes, &over))
             });
             while sleep_until(window.from, &worker, bench) {}
             let watcher = named(scope, "stalls", || stalls::watch(&over));
-            let before = Snapshot::take(bench, engine);
+            let before = Snapshot::take(bench, engine, node);
             while sleep_until(window.until, &worker, bench) {
                 bench.progress.show(&self.variant.run.name);
             }
             let duration = Instant::now().min(window.until).saturating_duration_since(window.from);
-            let after = Snapshot::take(bench, engine);
+            let after = Snapshot::take(bench, engine, node);
             part.stop.store(true, Ordering::Relaxed);
             let outcome = joined(worker);
             over.store(true, Ordering::Relaxed);
@@ -314,11 +317,18 @@ impl<'a> Progressing<'a> {
 }
 
 impl Snapshot {
-    fn take(bench: &Bench, engine: Option<&Engine>) -> Snapshot {
+    fn take(bench: &Bench, engine: Option<&Engine>, node: Option<&Node>) -> Snapshot {
+        let counters = engine.map(|engine| {
+            let counters = Counters::of(&engine.stats().shards);
+            match node.and_then(|node| node.stats().times) {
+                Some(times) => counters.with_times(&times),
+                None => counters,
+            }
+        });
         Snapshot {
             cpu_ns: cpu::process_ns(),
             device_flushes: bench.disk.as_deref().and_then(flush_requests),
-            counters: engine.map(|engine| Counters::of(&engine.stats().shards)),
+            counters,
         }
     }
 }

@@ -11,6 +11,7 @@ mod own_loop;
 mod receipts;
 mod recorder;
 mod recovery;
+mod replicated;
 mod results;
 mod rotation;
 mod settings;
@@ -29,6 +30,7 @@ use ringwal_engine::{Engine, SegmentStats};
 
 pub use recovery::writer as recovery_writer;
 pub use results::screen;
+pub use settings::engine_options;
 
 use crate::cli::{BenchArgs, Io, RunName};
 use crate::environment::{self, Surroundings};
@@ -41,7 +43,7 @@ use crate::report::{Run, RunHistograms};
 use data::DataDirectory;
 use measure::Measured;
 use receipts::ReceiptFile;
-use settings::{PROBE_SLICE, SEQUENTIAL_TIME, Settings};
+use settings::{Followers, PROBE_SLICE, Replication, SEQUENTIAL_TIME, Settings};
 
 /// Size of the file that the probe writes.
 const PROBE_BYTES: u64 = 64 << 20;
@@ -74,12 +76,16 @@ pub fn run(args: BenchArgs) -> Result<Exit> {
     let settings = Settings::new(args)?;
     results::check_writable(&settings)?;
     let mut bench = Bench::prepare(settings)?;
-    let runs = bench.settings.runs.clone();
-    for run in runs {
-        if bench.interrupt.is_asked() {
-            break;
+    if bench.settings.replication.is_some() {
+        crate::logging::start(None);
+        replicated::run(&mut bench)?;
+    } else {
+        for run in bench.settings.runs.clone() {
+            if bench.interrupt.is_asked() {
+                break;
+            }
+            bench.run(run)?;
         }
-        bench.run(run)?;
     }
     bench.close_engines()?;
     bench.probe_slice()?;
@@ -170,16 +176,25 @@ impl Bench {
             true => self.data.path().to_owned(),
             false => self.data.path().join(crate::cli::name_of(&io)),
         };
+        self.open_at(io, &path, None)
+    }
+
+    /// The engine of a directory; a new one gets segments of so many bytes, where that is said.
+    fn open_at(&self, io: Io, path: &Path, segment_bytes: Option<u64>) -> Result<Engine> {
         let mut options = self.settings.options(io);
+        if self.settings.replication.is_some() {
+            options = options.lock_wait(crate::nodes::LOCK_WAIT);
+        }
         let shards = u64::from(self.settings.shards);
-        if shards > 2
-            && std::fs::read_dir(&path).map_or(true, |mut entries| entries.next().is_none())
-        {
+        let is_new = std::fs::read_dir(path).map_or(true, |mut entries| entries.next().is_none());
+        if shards > 2 && is_new {
             let segment_bytes =
                 SEGMENT_BYTES_OF_ALL_SHARDS / shards / SEGMENT_BYTES_MIN * SEGMENT_BYTES_MIN;
             options = options.segment_bytes(segment_bytes.max(SEGMENT_BYTES_MIN));
+        } else if let Some(segment_bytes) = segment_bytes.filter(|_| is_new) {
+            options = options.segment_bytes(segment_bytes);
         }
-        let engine = options.open(&path).map_err(|error| {
+        let engine = options.open(path).map_err(|error| {
             let failure = Failure::open(&error);
             match (error.kind(), io) {
                 (ringwal_engine::OpenErrorKind::Environment, Io::Uring) => {
@@ -188,7 +203,7 @@ impl Bench {
                 _ => failure,
             }
         })?;
-        self.refuse_records_of_others(&path, &engine)?;
+        self.refuse_records_of_others(path, &engine)?;
         let record_bytes_max = engine.record_bytes_max();
         if self.settings.record_bytes > record_bytes_max {
             return Err(Failure::usage(format!(
@@ -204,9 +219,11 @@ impl Bench {
 
     /// What is measured is trimmed as it goes, and records that were there before would go with it.
     fn refuse_records_of_others(&self, path: &Path, engine: &Engine) -> Result<(), Failure> {
-        let streams = engine.streams();
+        let mut streams = engine.streams();
+        // A node's own facts stay.
+        streams.retain(|stream| !stream.stream.is_local());
         let records: u64 = streams.iter().map(|stream| stream.end - stream.trimmed).sum();
-        if records == 0 || self.receipts.is_some() {
+        if records == 0 || !self.settings.trims {
             return Ok(());
         }
         Err(Failure::environment(format!("{} holds records already", path.display()))
@@ -215,7 +232,12 @@ impl Bench {
                 streams.len()
             ))
             .fix("--dir DIR with a directory that is new, or without records")
-            .or("--receipts FILE, which trims nothing"))
+            .or(match self.settings.replication {
+                Some(Replication { followers: Followers::Members(_), .. }) => {
+                    "--keep, which trims nothing"
+                }
+                _ => "--receipts FILE, which trims nothing",
+            }))
     }
 
     fn close_engines(&mut self) -> Result<()> {

@@ -85,6 +85,7 @@ fn variant<'a>(bench: &Bench, name: String, engine: Engine, rate: f64) -> Varian
             ..Run::default()
         },
         engine: Some(engine),
+        node: None,
         yardstick: Yardstick::Slice,
         work: Box::new(move |part| load.work(part)),
     }
@@ -101,10 +102,12 @@ fn capacity(bench: &mut Bench, suffix: &str, engine: &Engine) -> Result<f64> {
         seed: bench.settings.seed,
         record_bytes: bench.settings.record_bytes,
         receipts: bench.receipts.clone(),
+        led: None,
     };
     let variant = Variant {
         run: Run { name: "finding a rate".to_owned(), ..Run::default() },
         engine: Some(engine.clone()),
+        node: None,
         yardstick: Yardstick::Slice,
         work: Box::new(move |part| clients.work(part).map(|()| Tally::default())),
     };

@@ -41,6 +41,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
                 ..Run::default()
             },
             engine: None,
+            node: None,
             yardstick: Yardstick::Slice,
             // Nothing is trimmed here; every part begins with an empty directory instead.
             work: Box::new(move |part| {

@@ -67,6 +67,7 @@ fn variant<'a>(bench: &Bench, io: Io, name: &str, segment_bytes: u64) -> Variant
             ..Run::default()
         },
         engine: None,
+        node: None,
         yardstick: Yardstick::Slice,
         work: Box::new(move |part| fresh.work(part)),
     }
@@ -124,6 +125,7 @@ impl Fresh {
             seed: self.seed,
             record_bytes: self.record_bytes,
             receipts: None,
+            led: None,
         };
         clients.work(part).map(|()| Tally::default())
     }

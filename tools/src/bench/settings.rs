@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ringwal_engine::{Engine, Options, SyncMode};
 
-use crate::cli::{self, BenchArgs, Io, RunName, Sync};
+use crate::cli::{self, AckName, BenchArgs, Io, RunName, Sync};
 use crate::exit::Failure;
 use crate::report::slo::Objective;
 
@@ -15,6 +15,8 @@ pub const PROBE_SLICE: Duration = Duration::from_millis(200);
 pub const SEQUENTIAL_TIME: Duration = Duration::from_millis(250);
 /// The runs without `--only`.
 const DEFAULT_RUNS: [RunName; 4] = [RunName::Idle, RunName::Loaded, RunName::Open, RunName::Window];
+/// The runs with followers, without `--only`.
+const REPLICATED_RUNS: [RunName; 2] = [RunName::Idle, RunName::Loaded];
 /// Of every part but the first: clients have to start again.
 const RAMP: Duration = Duration::from_millis(60);
 
@@ -61,12 +63,41 @@ pub struct Settings {
     pub json: Option<PathBuf>,
     /// Service level objectives.
     pub objectives: Vec<Objective>,
+    /// The followers, where there are any.
+    pub replication: Option<Replication>,
+    /// Records are dropped as the measurement goes on.
+    pub trims: bool,
+}
+
+/// The replication that was asked for.
+#[derive(Debug, Clone)]
+pub struct Replication {
+    /// Who follows.
+    pub followers: Followers,
+    /// What appends wait for, in this order.
+    pub acks: Vec<AckName>,
+    /// The epoch to lead in; without one, from the clock.
+    pub epoch: Option<u64>,
+}
+
+/// Who follows.
+#[derive(Debug, Clone)]
+pub enum Followers {
+    /// So many nodes in this process.
+    InProcess(usize),
+    /// The other members of this configuration, as processes of their own.
+    Members(PathBuf),
 }
 
 impl Settings {
     /// Checks what the flags say together.
     pub fn new(args: BenchArgs) -> Result<Settings, Failure> {
-        let mut runs = if args.only.is_empty() { DEFAULT_RUNS.to_vec() } else { args.only };
+        let replication = replication(&args)?;
+        let mut runs = match (args.only.is_empty(), &replication) {
+            (true, None) => DEFAULT_RUNS.to_vec(),
+            (true, Some(_)) => REPLICATED_RUNS.to_vec(),
+            (false, _) => args.only,
+        };
         runs.sort_unstable();
         runs.dedup();
         if args.receipts.is_some() {
@@ -91,8 +122,20 @@ impl Settings {
             )
             .fix("name one of uring and blocking"));
         }
+        if replication.is_some() {
+            refuse_what_is_not_replicated(&runs, &io)?;
+        }
+        let has_receipts = args.receipts.is_some();
         let objectives = args.slo.map(|objectives| objectives.0).unwrap_or_default();
-        refuse_objectives_of_others(&objectives, &runs, &io)?;
+        let names = match &replication {
+            Some(replication) => replication.run_names(&runs),
+            None => names_of(&runs, &io),
+        };
+        refuse_objectives_of_others(&objectives, &runs, &names)?;
+        // A node's directory is its own: what it holds stays when it is to be kept.
+        let is_member =
+            |replication: &Replication| matches!(replication.followers, Followers::Members(_));
+        let keeps = args.keep && replication.as_ref().is_some_and(is_member);
         Ok(Settings {
             duration: args.duration,
             warmup: args.warmup,
@@ -108,12 +151,14 @@ impl Settings {
             linger: args.linger,
             runs,
             seed: args.seed.unwrap_or_else(seed_from_clock),
-            keep: args.keep || args.receipts.is_some(),
+            keep: args.keep || has_receipts,
             directory: args.dir,
-            receipts: args.receipts,
+            receipts: args.receipts.clone(),
             out: args.out,
             json: args.json,
             objectives,
+            replication,
+            trims: !keeps && !has_receipts,
         })
     }
 
@@ -158,6 +203,10 @@ impl Settings {
             _ => run,
         };
         let runs: Duration = self.runs.iter().map(each).sum();
+        if let Some(replication) = &self.replication {
+            let variants = replication.run_names(&[RunName::Idle]).len() as u32;
+            return runs * variants + PROBE_SLICE * 2 + Duration::from_secs(2);
+        }
         runs * self.io.len() as u32 + PROBE_SLICE * 2 + Duration::from_secs(1)
     }
 
@@ -181,16 +230,68 @@ fn suffix(all: &[Io], io: Io) -> String {
     if all.first() == Some(&io) { String::new() } else { format!("-{}", cli::name_of(&io)) }
 }
 
+fn names_of(runs: &[RunName], io: &[Io]) -> Vec<String> {
+    let names = |one: Io| runs.iter().map(move |run| cli::name_of(run) + &suffix(io, one));
+    io.iter().copied().flat_map(names).collect()
+}
+
+impl Replication {
+    /// Names of the runs; the plain ones are those of an engine without followers.
+    fn run_names(&self, runs: &[RunName]) -> Vec<String> {
+        let plain = matches!(self.followers, Followers::InProcess(_));
+        let of = |run: &RunName| {
+            let name = cli::name_of(run);
+            let replicated = self.acks.iter().map(|ack| replicated_name(*ack, &name));
+            plain.then(|| name.clone()).into_iter().chain(replicated).collect::<Vec<_>>()
+        };
+        runs.iter().flat_map(of).collect()
+    }
+}
+
+/// `replicated-quorum-idle`.
+pub fn replicated_name(ack: AckName, run: &str) -> String {
+    format!("replicated-{}-{run}", cli::name_of(&ack))
+}
+
+fn replication(args: &BenchArgs) -> Result<Option<Replication>, Failure> {
+    let followers = match (args.followers, &args.config) {
+        (Some(count), _) => Followers::InProcess(count as usize),
+        (None, Some(config)) => Followers::Members(config.clone()),
+        (None, None) if !args.ack.is_empty() || args.epoch.is_some() => {
+            let flag = if args.ack.is_empty() { "--epoch" } else { "--ack" };
+            return Err(Failure::usage(format!("{flag} is about followers, and there are none"))
+                .fix("--followers N")
+                .fix("--config FILE"));
+        }
+        (None, None) => return Ok(None),
+    };
+    let mut acks = args.ack.clone();
+    if acks.is_empty() {
+        acks = vec![AckName::Local, AckName::Quorum];
+    }
+    acks.sort_unstable();
+    acks.dedup();
+    Ok(Some(Replication { followers, acks, epoch: args.epoch }))
+}
+
+fn refuse_what_is_not_replicated(runs: &[RunName], io: &[Io]) -> Result<(), Failure> {
+    if let Some(run) = runs.iter().find(|run| !REPLICATED_RUNS.contains(run)) {
+        return Err(Failure::usage(format!("{} is not run with followers", cli::name_of(run)))
+            .fix("--only idle,loaded"));
+    }
+    if io.len() > 1 {
+        return Err(Failure::usage("with followers there is one kind of I/O")
+            .fix("name one of uring and blocking"));
+    }
+    Ok(())
+}
+
 /// Found out before anything is measured, not after.
 fn refuse_objectives_of_others(
     objectives: &[Objective],
     runs: &[RunName],
-    io: &[Io],
+    names: &[String],
 ) -> Result<(), Failure> {
-    let names: Vec<String> = io
-        .iter()
-        .flat_map(|&one| runs.iter().map(move |run| cli::name_of(run) + &suffix(io, one)))
-        .collect();
     // The steps of a sweep have names of their own.
     let has_steps = runs.contains(&RunName::Open);
     let is_run = |name: &String| names.contains(name) || (has_steps && name.starts_with("open-"));
@@ -271,6 +372,26 @@ mod tests {
         assert!(settings(&["--slo", "recovery:p99<2ms"]).is_err());
         assert!(settings(&["--slo", "open:p99<2ms,max<1s"]).is_ok());
         assert!(settings(&["--slo", "idle-blocking:p99<2ms", "--io", "uring,blocking"]).is_ok());
+    }
+
+    #[test]
+    fn followers_have_runs_of_their_own() {
+        let one = settings(&["--followers", "2"]).unwrap();
+        assert_eq!(one.runs, REPLICATED_RUNS);
+        let names = one.replication.unwrap().run_names(&one.runs);
+        assert_eq!(names[..3], ["idle", "replicated-local-idle", "replicated-quorum-idle"]);
+        assert_eq!(names.len(), 6);
+        assert!(settings(&["--followers", "1", "--only", "open"]).is_err());
+        assert!(settings(&["--followers", "1", "--io", "uring,blocking"]).is_err());
+        assert!(settings(&["--ack", "quorum"]).is_err());
+        assert!(settings(&["--epoch", "4"]).is_err());
+        let slo = ["--followers", "1", "--slo", "replicated-quorum-idle:p99<2ms"];
+        assert!(settings(&slo).is_ok());
+        let member = ["--config", "f", "--dir", "d", "--ack", "quorum,local,quorum"];
+        let member = settings(&member).unwrap();
+        assert_eq!(member.replication.unwrap().acks, [AckName::Local, AckName::Quorum]);
+        assert!(member.trims);
+        assert!(!settings(&["--config", "f", "--dir", "d", "--keep"]).unwrap().trims);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use ringwal_engine::{Engine, StreamSummary};
+use ringwal_replication::Node;
 
 /// How often it looks while little is written: the shard waits for a moment when its counters are
 /// copied.
@@ -20,12 +21,18 @@ const LIVE_BYTES_MAX: u64 = 64 << 20;
 /// How soon it ends when told to.
 const TICK: Duration = Duration::from_millis(25);
 
-/// Trims records of `record_bytes` until `stop` is set.
-pub fn run(engine: &Engine, record_bytes: u64, stop: &AtomicBool) -> Result<()> {
+/// Trims records of `record_bytes` until `stop` is set; those of a node by way of it, so that its
+/// followers learn of it.
+pub fn run(
+    engine: &Engine,
+    node: Option<&Node>,
+    record_bytes: u64,
+    stop: &AtomicBool,
+) -> Result<()> {
     let mut looked = Instant::now();
     let mut quick = false;
     while !stop.load(Ordering::Relaxed) {
-        let trimmed = trim(engine, |summary| {
+        let trimmed = trim(engine, node, |summary| {
             (summary.end - summary.trimmed) * record_bytes > LIVE_BYTES_MAX
         })?;
         if looked.elapsed() >= INTERVAL_SLOW {
@@ -33,7 +40,7 @@ pub fn run(engine: &Engine, record_bytes: u64, stop: &AtomicBool) -> Result<()> 
             quick = false;
             let stats = engine.stats();
             if stats.shards.iter().any(|shard| shard.segments.live > LIVE_SEGMENTS_MAX) {
-                trim(engine, |_| true)?;
+                trim(engine, node, |_| true)?;
             }
         }
         quick |= trimmed > 0;
@@ -43,16 +50,24 @@ pub fn run(engine: &Engine, record_bytes: u64, stop: &AtomicBool) -> Result<()> 
 }
 
 /// Drops what is durable now of the streams that are to be trimmed; returns how many.
-fn trim(engine: &Engine, is_due: impl Fn(&StreamSummary) -> bool) -> Result<usize> {
+fn trim(
+    engine: &Engine,
+    node: Option<&Node>,
+    is_due: impl Fn(&StreamSummary) -> bool,
+) -> Result<usize> {
     let mut trimmed = 0;
     for summary in engine.streams() {
-        if summary.end > summary.trimmed && is_due(&summary) {
-            engine
+        if summary.stream.is_local() || summary.end <= summary.trimmed || !is_due(&summary) {
+            continue;
+        }
+        match node {
+            Some(node) => node.trim(summary.stream, summary.end),
+            None => engine
                 .stream(summary.stream)
                 .trim(summary.end)
-                .with_context(|| format!("trimming stream {}", summary.stream))?;
-            trimmed += 1;
+                .with_context(|| format!("trimming stream {}", summary.stream))?,
         }
+        trimmed += 1;
     }
     Ok(trimmed)
 }

@@ -53,6 +53,7 @@ fn run(bench: &mut Bench, name: &str, record_bytes: usize, yardstick: Yardstick)
                 ..Run::default()
             },
             engine: Some(engine),
+            node: None,
             yardstick,
             work: Box::new(move |part| caller.work(part).map(|()| Tally::default())),
         });

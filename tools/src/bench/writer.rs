@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use ringwal_engine::{
     Append, AppendBatch, AppendError, Engine, Receipt, Receipts, Stream, StreamId,
 };
+use ringwal_replication::{Ack, Leadership, Pending};
 
 use super::receipts::{Lines, ReceiptFile};
 use crate::payload::Records;
@@ -71,6 +72,14 @@ impl Writer {
     pub fn append(&self) -> Result<Append> {
         let record = self.records.made(self.next - 1);
         self.stream.append(record).with_context(|| format!("append to stream {}", self.id))
+    }
+
+    /// As [`Writer::append`], through a leader.
+    pub fn append_led(&self, leadership: &Leadership, ack: Ack) -> Result<Pending<Append>> {
+        let record = self.records.made(self.next - 1);
+        leadership
+            .append(StreamId::new(self.id), record, ack)
+            .with_context(|| format!("append to stream {}", self.id))
     }
 
     /// As [`Writer::append`], but `None` when there is no room for it now.

@@ -6,7 +6,7 @@ use super::histogram_files::{IntervalHistogram, RunHistograms};
 use super::model::{
     Block, HeatMap, Interval, Latency, PercentilePoint, Probe, ProbeSlice, Report, Run, Stage,
 };
-use super::verdict;
+use super::{replication, verdict};
 
 /// Points on a percentile curve for each halving of the distance to 100 %.
 const TICKS_PER_HALF_DISTANCE: u32 = 5;
@@ -198,6 +198,7 @@ pub fn complete(report: &mut Report) {
         let known = writes && probe_p50_ns > 0 && run.response.p50_ns > 0;
         run.ratio_to_probe_p50 = known.then(|| run.response.p50_ns as f64 / probe_p50_ns as f64);
     }
+    replication::complete(report);
     if report.run(&report.primary_run).is_none() {
         report.primary_run =
             choose_primary(&report.runs).map(|run| run.name.clone()).unwrap_or_default();
@@ -209,7 +210,7 @@ pub fn complete(report: &mut Report) {
 
 /// The run that stands for the whole: the loaded one where there is one.
 pub(super) fn choose_primary(runs: &[Run]) -> Option<&Run> {
-    ["loaded", "open", "idle"]
+    ["loaded", "open", "idle", "replicated-quorum-loaded", "replicated-local-loaded"]
         .iter()
         .find_map(|name| runs.iter().find(|run| run.name == *name))
         .or_else(|| runs.first())

@@ -7,6 +7,7 @@ mod tables;
 use super::charts::{self, COLORS};
 use super::human;
 use super::model::{Probe, Report, Run, Stage};
+use super::replication;
 use super::svg::escape;
 use tables::{page_environment, page_tables};
 
@@ -32,6 +33,7 @@ pub fn page(report: &Report) -> String {
     page_percentiles(&mut page, report);
     page_over_time(&mut page, report);
     page_stages(&mut page, report);
+    page_replication(&mut page, report);
     page_tables(&mut page, report);
     page_environment(&mut page, report);
     page_command(&mut page, report);
@@ -256,6 +258,24 @@ fn page_stages(page: &mut String, report: &Report) {
         page.push_str("</div>\n");
     }
     page.push_str("</div>\n</section>\n");
+}
+
+fn page_replication(page: &mut String, report: &Report) {
+    let lines = replication::lines(report);
+    if lines.is_empty() {
+        return;
+    }
+    page.push_str(
+        "<section>\n<h2>What replication costs</h2>\n<p class=\"lead\">Runs of this measurement \
+         beside each other. The way to a majority is made of durations that one clock has measured: \
+         the follower says how long it took from arrival to durable, and what is left between sent \
+         and reported is the network and the queues. Medians, of samples; wake-up is what is left of \
+         the median response.</p>\n<ul>\n",
+    );
+    for line in lines {
+        let _ = writeln!(page, "<li>{}</li>", escape(&human::unbreakable(&line)));
+    }
+    page.push_str("</ul>\n</section>\n");
 }
 
 fn page_stage(page: &mut String, stage: &Stage, longest_ns: u64) {

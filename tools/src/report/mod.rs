@@ -16,6 +16,7 @@ mod html;
 mod human;
 mod json;
 mod png;
+mod replication;
 mod svg;
 mod verdict;
 

@@ -260,8 +260,8 @@ pub struct Latency {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Stage {
-    /// "queue", "batch", "write and flush", "receipt", "send", "follower durable", "apply",
-    /// "notify".
+    /// "queue", "batch", "write and flush", "receipt"; with followers also "send", "network and
+    /// queue", "follower durable", "reported", "committed", all of samples.
     pub name: String,
     /// Records (or batches) seen.
     pub count: u64,

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::human;
 use super::model::{Probe, Report, Run};
+use super::replication;
 
 /// Narrowest screen that is laid out for.
 const WIDTH_MIN: usize = 60;
@@ -13,6 +14,9 @@ const WARNINGS_MAX: usize = 3;
 const RUNS_MAX: usize = 12;
 /// With more runs than these there is no room for the stages of one.
 const RUNS_WITH_STAGES_MAX: usize = 6;
+
+/// What replication costs takes so many lines at most; the report has them all.
+const REPLICATION_LINES_MAX: usize = 3;
 
 /// Where the facts about device and probe begin.
 const SETTING_INDENT: usize = 9;
@@ -37,6 +41,13 @@ pub fn screen(report: &Report, color: bool, width: usize) -> String {
     if let Some(run) = report.primary().filter(|run| few && !run.stages.is_empty()) {
         screen.line("", "");
         screen_stages(&mut screen, run);
+    }
+    let replication = replication::lines(report);
+    if !replication.is_empty() {
+        screen.line("", "");
+        for line in replication.iter().take(REPLICATION_LINES_MAX) {
+            screen.paragraph("", line, 2);
+        }
     }
     screen_warnings(&mut screen, report);
     screen.text
@@ -140,6 +151,7 @@ fn screen_stages(screen: &mut Screen, run: &Run) {
     let stages: Vec<String> = run
         .stages
         .iter()
+        .filter(|stage| !replication::is_stage(&stage.name))
         .map(|stage| format!("{} {}", stage.name, human::duration(stage.p50_ns)))
         .collect();
     screen.paragraph("", &format!("{}, p50: {}", run.name, stages.join(" → ")), 2);

@@ -29,6 +29,14 @@ pub fn sentence(report: &Report) -> String {
             per_second_and_bytes(window)
         ));
     }
+    if let Some(quorum) = measured("replicated-quorum-idle") {
+        let subject = if parts.is_empty() { "a lone record is durable" } else { "a lone one is" };
+        parts.push(format!(
+            "{subject} on a majority of {} nodes in {}",
+            quorum.followers + 1,
+            human::duration(quorum.response.p50_ns)
+        ));
+    }
     if parts.is_empty() {
         parts.extend(report.runs.iter().filter(|run| run.records > 0).take(2).map(of_any_run));
     }
