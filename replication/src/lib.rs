@@ -24,9 +24,7 @@ mod wake;
 pub mod wire;
 mod worker;
 
-pub use acknowledge::{
-    Ack, Acknowledged, LedAppendError, LedCommitError, Pending, Placed, Token,
-};
+pub use acknowledge::{Ack, Acknowledged, LedAppendError, LedCommitError, Pending, Placed, Token};
 pub use node::{Leadership, Node, StartError};
 pub use thread::LeadError;
 pub use worker::{BeginAnew, Snapshots};

@@ -337,9 +337,15 @@ impl LeaderTimes {
     }
 
     /// A follower has reported durable ends.
-    pub(crate) fn note_reported(&mut self, follower: usize, took_ns: u64, ends: &[(StreamId, u64)]) {
+    pub(crate) fn note_reported(
+        &mut self,
+        follower: usize,
+        took_ns: u64,
+        ends: &[(StreamId, u64)],
+    ) {
         let Some(sample) = &self.sample else { return };
-        let is_in = |(stream, end): &(StreamId, u64)| *stream == sample.stream && *end >= sample.end;
+        let is_in =
+            |(stream, end): &(StreamId, u64)| *stream == sample.stream && *end >= sample.end;
         if !ends.iter().any(is_in) {
             return;
         }

@@ -292,7 +292,8 @@ impl Replica {
             }
         };
         // What is left to a change may have ended with this turn.
-        is_busy || self.change.as_ref().is_some_and(|change| !change.is_promising) && self.is_quiet()
+        is_busy
+            || self.change.as_ref().is_some_and(|change| !change.is_promising) && self.is_quiet()
     }
 
     fn handle_command(&mut self, command: Command) {
@@ -395,9 +396,7 @@ impl Replica {
         if let Some(before) = self.change.take() {
             self.give_up(before, Refusal::NotNow, &why);
         }
-        let is_followed = |part: &Part| {
-            matches!(part, Part::Following(following) if following.promise == promise)
-        };
+        let is_followed = |part: &Part| matches!(part, Part::Following(following) if following.promise == promise);
         match &self.part {
             part if is_followed(part) => self.end_following("the leader dials again"),
             _ => self.end(&why),
@@ -579,7 +578,9 @@ impl Replica {
     }
 
     fn reload_certificates(&mut self) {
-        let (Some(tls), Some(config)) = (&self.context.tls, &self.context.config.tls) else { return };
+        let (Some(tls), Some(config)) = (&self.context.tls, &self.context.config.tls) else {
+            return;
+        };
         if self.tls_looked.elapsed() < config.reload {
             return;
         }

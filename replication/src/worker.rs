@@ -81,15 +81,16 @@ impl Worker {
     ) -> std::io::Result<Self> {
         let (jobs, to_do) = bounded::<Job>(JOBS_MAX);
         let (done, outcomes) = bounded(JOBS_MAX);
-        let thread = std::thread::Builder::new().name("ringwal-worker".into()).spawn(move || {
-            let mut work = Work { engine, snapshots, readers: HashMap::new() };
-            for job in to_do {
-                if done.send(work.outcome(job)).is_err() {
-                    return;
+        let thread =
+            std::thread::Builder::new().name("ringwal-worker".into()).spawn(move || {
+                let mut work = Work { engine, snapshots, readers: HashMap::new() };
+                for job in to_do {
+                    if done.send(work.outcome(job)).is_err() {
+                        return;
+                    }
+                    wake.wake();
                 }
-                wake.wake();
-            }
-        })?;
+            })?;
         Ok(Self { jobs: Some(jobs), outcomes, thread: Some(thread), under_way: 0 })
     }
 
@@ -175,7 +176,8 @@ impl Work {
         match frames.next_batch(request.bytes_max) {
             Ok(batch) => {
                 let last = batch.last();
-                let end = last.map_or(request.from, |last| last.base_offset + u64::from(last.count));
+                let end =
+                    last.map_or(request.from, |last| last.base_offset + u64::from(last.count));
                 let at_end = end >= stream.end();
                 if !at_end {
                     self.readers.insert(request.follower, (request.stream, frames));
@@ -251,8 +253,10 @@ fn save(
     committed: &BTreeMap<StreamId, u64>,
 ) -> Result<(), CommitError> {
     let ends: Vec<_> = committed.iter().map(|(stream, end)| (*stream, *end)).collect();
-    let mut facts: Vec<Vec<u8>> =
-        ends.chunks(FACT_BYTES_MAX / 16).map(|ends| Fact::Committed(ends.to_vec()).encode()).collect();
+    let mut facts: Vec<Vec<u8>> = ends
+        .chunks(FACT_BYTES_MAX / 16)
+        .map(|ends| Fact::Committed(ends.to_vec()).encode())
+        .collect();
     facts.extend(promise.map(|promise| Fact::Promise(promise).encode()));
     let stream = engine.stream(FACTS_STREAM);
     let mut base = None;

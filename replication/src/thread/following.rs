@@ -261,7 +261,11 @@ impl Following {
     }
 
     /// A job that this session gave is done.
-    pub(crate) fn handle_outcome(&mut self, outcome: Outcome, context: &Context) -> Result<(), String> {
+    pub(crate) fn handle_outcome(
+        &mut self,
+        outcome: Outcome,
+        context: &Context,
+    ) -> Result<(), String> {
         match outcome {
             Outcome::Cut { stream, at, outcome } => {
                 outcome.map_err(|error| format!("cannot cut stream {stream}: {error}"))?;
