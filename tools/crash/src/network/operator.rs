@@ -43,7 +43,20 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// Between two looks at something that will come.
 const LOOK: Duration = Duration::from_millis(20);
 /// Most memory that a node may have had.
-const MEMORY_KIB_MAX: u64 = 300 << 10;
+const MEMORY_KIB_MAX: u64 = 128 << 10;
+
+/// What nodes have said, a line each.
+pub fn tell(states: &BTreeMap<usize, State>) -> String {
+    let tell = |(node, state): (&usize, &State)| {
+        let State { leads, follows, promised, streams, followers, .. } = state;
+        let streams: Vec<_> = streams.iter().map(|held| (held.epoch, held.end)).collect();
+        format!(
+            "\n  node {node}: leads {leads:?}, follows {follows:?}, promised {promised}, last epochs \
+             and ends {streams:?}, {followers:?}"
+        )
+    };
+    states.iter().map(tell).collect()
+}
 
 /// See the module.
 pub struct Operator {
@@ -73,8 +86,8 @@ pub struct Operator {
     pub broken: Vec<String>,
     /// Most memory that any node has had, in KiB.
     pub memory_kib_max: u64,
-    /// The longest time from a healing to receipts of a majority.
-    pub progress_max: Duration,
+    /// The longest time from a healing to receipts of a majority, and until all follow.
+    pub progress_max: (Duration, Duration),
 }
 
 impl Operator {
@@ -97,7 +110,7 @@ impl Operator {
             epoch: 0,
             broken: Vec::new(),
             memory_kib_max: 0,
-            progress_max: Duration::ZERO,
+            progress_max: Default::default(),
         }
     }
 
@@ -308,7 +321,7 @@ impl Operator {
                 return Ok(states);
             }
             if Instant::now() >= deadline {
-                bail!("not within {limit:?}: {what}: {states:#?}");
+                bail!("not within {limit:?}: {what}: {}", tell(&states));
             }
             self.listen(LOOK)?;
         }
@@ -414,7 +427,9 @@ impl Operator {
         report.cover("lives of nodes", self.lives);
         report.cover("epochs", self.epoch);
         report.cover("most memory of a node, KiB", self.memory_kib_max);
-        report.cover("longest time to progress, ms", self.progress_max.as_millis() as u64);
+        let (progress, all_follow) = self.progress_max;
+        report.cover("longest time until a majority goes on, ms", progress.as_millis() as u64);
+        report.cover("longest time until all go on, ms", all_follow.as_millis() as u64);
     }
 
     /// Whether any node has had too much memory.

@@ -1,11 +1,13 @@
 //! What is done to the nodes and to the network between them, one thing after another. Each turn ends
 //! healed, with a leader that gets receipts of a majority.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::operator::Operator;
+use super::child::State;
+use super::operator::{Operator, tell};
 use super::payload::STREAMS;
 use super::topology::{Disturbance, NODES};
 use crate::random::Random;
@@ -121,15 +123,26 @@ impl Turns<'_> {
         let progress = self.operator.wait("receipts of a majority", PROGRESS_LIMIT, |operator| {
             operator.ledger.quorum >= before + PROGRESS
         });
-        self.operator.progress_max = self.operator.progress_max.max(healed.elapsed());
-        let what = || format!("after {turn:?}, healed, leader {:?}", self.operator.leader);
-        match progress {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                let what = what();
-                Err(error).with_context(|| format!("{what}: {:#?}", self.operator.ask()))
-            }
+        let leader = self.operator.leader;
+        let what = || format!("after {turn:?}, healed, leader {leader:?}");
+        if let Err(error) = progress {
+            let states = self.operator.ask()?;
+            return Err(error).with_context(|| format!("{}: {}", what(), tell(&states)));
         }
+        let until_progress = healed.elapsed();
+        if self.random.one_in(2) {
+            let epoch = Some(self.operator.epoch);
+            let follow = |states: &BTreeMap<usize, State>| {
+                states.values().filter(|state| state.follows == epoch).count() == NODES - 1
+            };
+            let all = self.operator.wait_states("all follow", PROGRESS_LIMIT, follow);
+            all.with_context(what)?;
+            let (_, longest) = &mut self.operator.progress_max;
+            *longest = healed.elapsed().max(*longest);
+        }
+        let (longest, _) = &mut self.operator.progress_max;
+        *longest = until_progress.max(*longest);
+        Ok(())
     }
 
     fn disturb(&mut self, turn: Turn) -> Result<()> {
