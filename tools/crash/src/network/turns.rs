@@ -130,7 +130,7 @@ impl Turns<'_> {
             return Err(error).with_context(|| format!("{}: {}", what(), tell(&states)));
         }
         let until_progress = healed.elapsed();
-        if self.random.one_in(2) {
+        if turn == Turn::Cut || self.random.one_in(2) {
             let epoch = Some(self.operator.epoch);
             let follow = |states: &BTreeMap<usize, State>| {
                 states.values().filter(|state| state.follows == epoch).count() == NODES - 1
@@ -161,7 +161,9 @@ impl Turns<'_> {
         match turn {
             Turn::Cut => {
                 let node = self.random.pick(&[leader, follower]);
-                self.network(&[Disturbance::Cut(node)], 300..=1500)
+                // Long enough for what was begun before to be given up, and begun again.
+                let ms = if self.random.one_in(4) { 3000..=6000 } else { 300..=1500 };
+                self.network(&[Disturbance::Cut(node)], ms)
             }
             Turn::OneWay => {
                 let (from, to) =
