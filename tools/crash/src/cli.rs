@@ -62,6 +62,12 @@ pub enum Command {
     /// A process of `replay` or `faults`.
     #[command(hide = true)]
     BlockRole(crate::block::role::RoleArguments),
+    /// Three nodes that replicate, as processes in network namespaces, which are cut off, slowed
+    /// down, stopped and killed in turn.
+    Network(crate::network::NetworkArguments),
+    /// A node of `network`.
+    #[command(hide = true)]
+    NetworkNode(crate::network::NodeArguments),
 }
 
 /// See [`Command::Fuzz`].
@@ -116,6 +122,8 @@ impl Command {
             Command::Replay(_) => "replay",
             Command::Faults(_) => "faults",
             Command::BlockRole(_) => "block-role",
+            Command::Network(_) => "network",
+            Command::NetworkNode(_) => "network-node",
         }
     }
 }

@@ -10,7 +10,7 @@ use anyhow::Result;
 use crate::block::{faults, replay};
 use crate::cli::Request;
 use crate::report::Report;
-use crate::{cluster, fuzz, kill, sim};
+use crate::{cluster, fuzz, kill, network, sim};
 
 /// What a round is made of, in turn: name, how much of it (`None`: the whole table), and what runs it.
 const PARTS: &[(&str, Option<u64>, Part)] = &[
@@ -19,6 +19,7 @@ const PARTS: &[(&str, Option<u64>, Part)] = &[
     ("replay", Some(4000), |request, report| replay::run(request, &Default::default(), report)),
     ("faults", None, |request, report| faults::run(request, &Default::default(), report)),
     ("kill", Some(500), kill::run),
+    ("network", None, |request, report| network::run(request, &Default::default(), report)),
     ("fuzz", Some(10_000_000), |request, report| fuzz::run(request, None, report)),
 ];
 

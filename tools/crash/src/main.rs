@@ -11,6 +11,7 @@ mod deep;
 mod fuzz;
 mod kill;
 mod mutants;
+mod network;
 mod random;
 mod report;
 mod sim;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
     match &arguments.command {
         Command::KillChild(child) => return kill::run_child(child),
         Command::BlockRole(role) => return block::role::exit_code(role.play()),
+        Command::NetworkNode(node) => return block::role::exit_code(node.run()),
         _ => {}
     }
     let request = arguments.request();
@@ -48,7 +50,10 @@ fn main() -> ExitCode {
         Command::Corpus(corpus) => fuzz::write_corpus(&corpus.write, &mut report),
         Command::Replay(replay) => block::replay::run(request, replay, &mut report),
         Command::Faults(faults) => block::faults::run(request, faults, &mut report),
-        Command::KillChild(_) | Command::BlockRole(_) => unreachable!("played above"),
+        Command::Network(network) => network::run(request, network, &mut report),
+        Command::KillChild(_) | Command::BlockRole(_) | Command::NetworkNode(_) => {
+            unreachable!("played above")
+        }
     };
     match outcome.and_then(|()| report.finish(arguments.json.as_deref())) {
         Ok(true) => ExitCode::SUCCESS,

@@ -17,5 +17,5 @@ mod payload;
 pub mod replay;
 pub mod role;
 mod states;
-mod system;
+pub mod system;
 mod watchdog;

@@ -103,6 +103,16 @@ pub fn leave_namespace() -> Result<()> {
     rustix::mount::mount_change("/", private).context("making mounts private")
 }
 
+/// A network namespace of its own for this thread and those it starts, with nothing in it.
+///
+/// # Errors
+/// Without root, or where namespaces are refused.
+pub fn leave_network() -> Result<()> {
+    let flags = rustix::thread::UnshareFlags::NEWNET;
+    // SAFETY: no descriptor table is unshared, which is what could break I/O safety.
+    unsafe { rustix::thread::unshare_unsafe(flags) }.context("a network namespace of its own")
+}
+
 /// A file in memory.
 pub fn memory_file(bytes: u64) -> Result<File> {
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
