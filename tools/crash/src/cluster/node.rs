@@ -108,6 +108,7 @@ impl Node {
             let record = record.expect("sound");
             match Fact::decode(record.payload()).expect("a fact") {
                 Fact::Promise(promise) => self.promised = Some(promise),
+                Fact::Member(..) => panic!("no node here keeps the disks of others"),
                 Fact::Committed(ends) => self.committed.extend(ends),
             }
         }
