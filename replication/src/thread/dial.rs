@@ -19,7 +19,9 @@ use crate::wire::{
 };
 
 /// A whole attempt: look up, connect, shake hands, hello and its answer. A follower answers when
-/// everything that it was appending has its outcome.
+/// everything that it was appending has its outcome; the connection has to be there within
+/// [`Config::session_timeout`](crate::config::Config::session_timeout), because the kernel sends
+/// what was lost of it again after a second and more.
 const ATTEMPT: Duration = Duration::from_secs(10);
 
 /// What an attempt has come to.
@@ -75,9 +77,12 @@ impl Dialler {
             engine: context.engine.id(),
             epoch,
         };
-        let pauses = (context.config.reconnect_min, context.config.reconnect_max);
+        let times = Times {
+            connect: context.config.session_timeout,
+            pauses: (context.config.reconnect_min, context.config.reconnect_max),
+        };
         let (tls, wake) = (context.tls.clone(), context.wake.clone());
-        tokio_uring::spawn(dial(shared.clone(), member.address.clone(), hello, tls, pauses, wake));
+        tokio_uring::spawn(dial(shared.clone(), member.address.clone(), hello, tls, times, wake));
         Self { member, shared }
     }
 
@@ -111,16 +116,26 @@ impl Drop for Dialler {
     }
 }
 
+/// What an attempt may take, and what lies between two.
+struct Times {
+    /// Until there is a connection.
+    connect: Duration,
+    /// The shortest and the longest pause.
+    pauses: (Duration, Duration),
+}
+
 async fn dial(
     shared: Rc<Shared>,
     address: String,
     hello: Hello,
     tls: Option<Arc<Tls>>,
-    (shortest, longest): (Duration, Duration),
+    times: Times,
     wake: Arc<Wake>,
 ) {
+    let Times { connect, pauses: (shortest, longest) } = times;
     while !shared.is_over.get() {
-        let attempt = tokio::time::timeout(ATTEMPT, attempt(&address, &hello, tls.as_deref()));
+        let attempt =
+            tokio::time::timeout(ATTEMPT, attempt(&address, &hello, tls.as_deref(), connect));
         let dialled = attempt.await.unwrap_or_else(|_| {
             Dialled::Failed(format!("{address} has not answered within {ATTEMPT:?}"))
         });
@@ -145,8 +160,8 @@ fn pause(failures: u32, shortest: Duration, longest: Duration) -> Duration {
     doubled / 2 + doubled.mul_f64((random % 1024) as f64 / 2048.0)
 }
 
-async fn attempt(address: &str, hello: &Hello, tls: Option<&Tls>) -> Dialled {
-    match hello_and_answer(address, hello, tls).await {
+async fn attempt(address: &str, hello: &Hello, tls: Option<&Tls>, connect: Duration) -> Dialled {
+    match hello_and_answer(address, hello, tls, connect).await {
         Ok(dialled) => dialled,
         Err(error) => Dialled::Failed(error.to_string()),
     }
@@ -156,8 +171,9 @@ async fn hello_and_answer(
     address: &str,
     hello: &Hello,
     tls: Option<&Tls>,
+    connect: Duration,
 ) -> Result<Dialled, Box<dyn std::error::Error>> {
-    let link = Link::dial(address, tls, ATTEMPT).await?;
+    let link = Link::dial(address, tls, connect.min(ATTEMPT)).await?;
     let (mut reader, mut writer) = link.split();
     writer.write_all(vec![Bytes::copy_from_slice(&hello.encode())]).await?;
     let mut bytes = reader.read_exact(HELLO_BYTES).await?.to_vec();
