@@ -73,7 +73,9 @@ pub enum LedCommitError {
         is_durable_here: bool,
     },
     /// It certainly is not there: this node does not lead.
-    #[error("not written: this node does not lead in epoch {epoch} any more; append on the new leader")]
+    #[error(
+        "not written: this node does not lead in epoch {epoch} any more; append on the new leader"
+    )]
     NotLeading {
         /// In which epoch it led.
         epoch: u64,

@@ -8,6 +8,7 @@
 
 mod acknowledge;
 pub mod config;
+pub mod fetch;
 pub mod follower;
 pub mod history;
 pub mod leader;
@@ -17,6 +18,7 @@ pub mod node_id;
 pub mod orphans;
 pub mod progress;
 pub mod promise;
+pub mod repair;
 pub mod stats;
 mod term;
 mod thread;
@@ -24,9 +26,7 @@ mod wake;
 pub mod wire;
 mod worker;
 
-pub use acknowledge::{
-    Ack, Acknowledged, LedAppendError, LedCommitError, Pending, Placed, Token,
-};
+pub use acknowledge::{Ack, Acknowledged, LedAppendError, LedCommitError, Pending, Placed, Token};
 pub use node::{Leadership, Node, StartError};
 pub use thread::LeadError;
 pub use worker::{BeginAnew, Snapshots};

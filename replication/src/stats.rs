@@ -111,6 +111,9 @@ pub struct NodeStats {
     pub tls_reload_errors: u64,
     /// Offsets up to which streams are known to be committed.
     pub committed: BTreeMap<StreamId, u64>,
+    /// What a repair has taken away and is not back, in words: until then the node does not lead,
+    /// and is not to be counted by whoever elects one.
+    pub repairing: Option<String>,
     /// Of each follower; empty unless it leads.
     pub followers: Vec<FollowerStats>,
     /// Latencies; empty unless it leads.
@@ -337,9 +340,15 @@ impl LeaderTimes {
     }
 
     /// A follower has reported durable ends.
-    pub(crate) fn note_reported(&mut self, follower: usize, took_ns: u64, ends: &[(StreamId, u64)]) {
+    pub(crate) fn note_reported(
+        &mut self,
+        follower: usize,
+        took_ns: u64,
+        ends: &[(StreamId, u64)],
+    ) {
         let Some(sample) = &self.sample else { return };
-        let is_in = |(stream, end): &(StreamId, u64)| *stream == sample.stream && *end >= sample.end;
+        let is_in =
+            |(stream, end): &(StreamId, u64)| *stream == sample.stream && *end >= sample.end;
         if !ends.iter().any(is_in) {
             return;
         }

@@ -131,7 +131,8 @@ mod tests {
             assert!(term.poll_majority(STREAM, end, &waker).is_pending());
             assert!(term.poll_majority(STREAM, end, &waker).is_pending(), "registered once");
         }
-        let woken = || counts.iter().map(|count| count.0.load(Ordering::SeqCst)).collect::<Vec<_>>();
+        let woken =
+            || counts.iter().map(|count| count.0.load(Ordering::SeqCst)).collect::<Vec<_>>();
         term.raise(STREAM, 6);
         assert_eq!(woken(), [1, 1, 0]);
         term.raise(STREAM, 2);

@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use ringwal_engine::mutants::{self, Mutant};
-use ringwal_engine::{CommitError, Engine, EpochTable, Frames, ReadError, StreamId};
+use ringwal_engine::{CommitError, Engine, EpochTable, FrameSlice, Frames, ReadError, StreamId};
 
 use crate::history::Held;
 use crate::leader::{ReadOutcome, ReadRequest};
 use crate::orphans::{self, Reason};
 use crate::promise::{FACTS_STREAM, Fact, Promise, is_replicated};
+use crate::repair::Marker;
 use crate::wake::Wake;
+use crate::wire::{Stop, Wanted};
 
 /// Jobs that wait; their owner holds back more.
 const JOBS_MAX: usize = 64;
@@ -33,6 +35,10 @@ pub(crate) enum Job {
     Promise { promise: Promise, committed: BTreeMap<StreamId, u64> },
     /// Make durable what is known to be committed.
     SaveCommitted { promise: Option<Promise>, committed: BTreeMap<StreamId, u64> },
+    /// Read a part of what somebody wants who repairs its own.
+    Fetch { session: u64, wanted: Wanted, bytes_max: usize },
+    /// What a repair had taken away is back: forget that it was.
+    EndRepair,
     /// Keep records as an orphan, then cut them and begin an epoch there.
     Cut { stream: StreamId, from: u64, end: u64, epoch: u64, reason: Reason },
     /// Keep what is held as an orphan, then begin a stream anew.
@@ -54,12 +60,25 @@ pub struct BeginAnew {
 /// [`BeginAnew::trimmed`] or later. `None` when it cannot now; the leader is then asked again later.
 pub type Snapshots = dyn Fn(&BeginAnew) -> Option<u64> + Send + Sync;
 
+/// A part of what somebody wanted.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    pub(crate) wanted: Wanted,
+    /// None where it was only to be checked.
+    pub(crate) frames: Vec<FrameSlice>,
+    /// Offset after the last.
+    pub(crate) end: u64,
+    pub(crate) stop: Stop,
+}
+
 /// What came of a job.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Read(ReadRequest, ReadOutcome),
     Promised(Promise, Result<BTreeMap<StreamId, Held>, String>),
     Saved(Result<(), String>),
+    Fetched(u64, Fetched),
+    RepairEnded(Result<(), String>),
     Cut { stream: StreamId, at: u64, outcome: Result<(), String> },
     BegunAnew { stream: StreamId, outcome: Result<u64, String> },
 }
@@ -81,15 +100,16 @@ impl Worker {
     ) -> std::io::Result<Self> {
         let (jobs, to_do) = bounded::<Job>(JOBS_MAX);
         let (done, outcomes) = bounded(JOBS_MAX);
-        let thread = std::thread::Builder::new().name("ringwal-worker".into()).spawn(move || {
-            let mut work = Work { engine, snapshots, readers: HashMap::new() };
-            for job in to_do {
-                if done.send(work.outcome(job)).is_err() {
-                    return;
+        let thread =
+            std::thread::Builder::new().name("ringwal-worker".into()).spawn(move || {
+                let mut work = Work { engine, snapshots, readers: HashMap::new(), fetching: None };
+                for job in to_do {
+                    if done.send(work.outcome(job)).is_err() {
+                        return;
+                    }
+                    wake.wake();
                 }
-                wake.wake();
-            }
-        })?;
+            })?;
         Ok(Self { jobs: Some(jobs), outcomes, thread: Some(thread), under_way: 0 })
     }
 
@@ -136,6 +156,8 @@ struct Work {
     snapshots: Arc<Snapshots>,
     /// Where the last read of each follower ended: the next one goes on there.
     readers: HashMap<usize, (StreamId, Frames)>,
+    /// Where the last read ended for somebody who repairs.
+    fetching: Option<(u64, StreamId, Frames)>,
 }
 
 impl Work {
@@ -149,6 +171,13 @@ impl Work {
             Job::SaveCommitted { promise, committed } => {
                 let saved = save(&self.engine, promise, &committed);
                 Outcome::Saved(saved.map_err(|error| error.to_string()))
+            }
+            Job::Fetch { session, wanted, bytes_max } => {
+                Outcome::Fetched(session, self.fetch(session, wanted, bytes_max))
+            }
+            Job::EndRepair => {
+                let ended = Marker::remove(self.engine.directory());
+                Outcome::RepairEnded(ended.map_err(|error| error.to_string()))
             }
             Job::Cut { stream, from, end, epoch, reason } => {
                 let outcome = self.cut(stream, from, end, epoch, reason);
@@ -175,7 +204,8 @@ impl Work {
         match frames.next_batch(request.bytes_max) {
             Ok(batch) => {
                 let last = batch.last();
-                let end = last.map_or(request.from, |last| last.base_offset + u64::from(last.count));
+                let end =
+                    last.map_or(request.from, |last| last.base_offset + u64::from(last.count));
                 let at_end = end >= stream.end();
                 if !at_end {
                     self.readers.insert(request.follower, (request.stream, frames));
@@ -188,6 +218,39 @@ impl Work {
                 ReadOutcome::Failed
             }
         }
+    }
+
+    fn fetch(&mut self, session: u64, wanted: Wanted, bytes_max: usize) -> Fetched {
+        let Wanted { stream, from, end: until, is_check } = wanted;
+        let mut reader = match self.fetching.take() {
+            Some((of, same, frames)) if (of, same, frames.offset()) == (session, stream, from) => {
+                frames
+            }
+            _ => self.engine.stream(stream).frames(from),
+        };
+        let fetched = |end, stop| Fetched { wanted, frames: Vec::new(), end, stop };
+        let mut frames = match reader.next_batch(bytes_max) {
+            Ok(frames) => frames,
+            Err(ReadError::Trimmed { trimmed, .. }) => {
+                return fetched(from, Stop::Trimmed(trimmed));
+            }
+            Err(ReadError::Poisoned(_) | ReadError::Closed) => return fetched(from, Stop::End),
+            Err(error) => return fetched(from, Stop::Damaged(error.to_string())),
+        };
+        frames.retain(|frame| frame.base_offset < until);
+        let end = frames.last().map_or(from, |last| last.base_offset + u64::from(last.count));
+        let stop = match end {
+            end if end >= until => Stop::Whole,
+            end if end == from => Stop::End,
+            _ => Stop::More,
+        };
+        if stop == Stop::More {
+            self.fetching = Some((session, stream, reader));
+        }
+        if is_check {
+            frames.clear();
+        }
+        Fetched { wanted, frames, end, stop }
     }
 
     /// Everything that this node has under way in an older epoch has its outcome before the promise
@@ -245,14 +308,16 @@ fn refused(error: ringwal_engine::AppendError) -> CommitError {
 }
 
 /// Writes all facts anew and drops the older ones.
-fn save(
+pub(crate) fn save(
     engine: &Engine,
     promise: Option<Promise>,
     committed: &BTreeMap<StreamId, u64>,
 ) -> Result<(), CommitError> {
     let ends: Vec<_> = committed.iter().map(|(stream, end)| (*stream, *end)).collect();
-    let mut facts: Vec<Vec<u8>> =
-        ends.chunks(FACT_BYTES_MAX / 16).map(|ends| Fact::Committed(ends.to_vec()).encode()).collect();
+    let mut facts: Vec<Vec<u8>> = ends
+        .chunks(FACT_BYTES_MAX / 16)
+        .map(|ends| Fact::Committed(ends.to_vec()).encode())
+        .collect();
     facts.extend(promise.map(|promise| Fact::Promise(promise).encode()));
     let stream = engine.stream(FACTS_STREAM);
     let mut base = None;

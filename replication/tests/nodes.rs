@@ -37,10 +37,9 @@ impl Cluster {
     }
 
     fn config(&self, node: usize) -> Config {
-        let members = (1..).zip(&self.addresses).map(|(node, address)| Member {
-            node: NodeId::new(node),
-            address: address.clone(),
-        });
+        let members = (1..)
+            .zip(&self.addresses)
+            .map(|(node, address)| Member { node: NodeId::new(node), address: address.clone() });
         let mut config = Config::new(CLUSTER, NodeId::new(node as u64), members.collect());
         config.listen = self.addresses[node - 1].clone();
         config
@@ -300,7 +299,8 @@ fn a_port_that_is_taken_is_a_clear_error() {
     let cluster = Cluster::new(1);
     let node = cluster.start(1);
     let other = tempfile::tempdir().expect("a directory");
-    let engine = Engine::options().shards(1).segment_bytes(1 << 20).open(other.path()).expect("new");
+    let engine =
+        Engine::options().shards(1).segment_bytes(1 << 20).open(other.path()).expect("new");
     let error = Node::start(engine, cluster.config(1)).expect_err("taken");
     assert!(error.to_string().contains("in use"), "{error}");
     stop(node);

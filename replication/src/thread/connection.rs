@@ -153,7 +153,7 @@ impl Line {
 fn counted(item: &Received) -> usize {
     match item {
         Received::Frame(frame) => frame.len() + ITEM_BYTES,
-        Received::Message(_) => ITEM_BYTES,
+        Received::Message(message) => message.bytes() + ITEM_BYTES,
     }
 }
 

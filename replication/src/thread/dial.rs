@@ -177,7 +177,8 @@ mod tests {
     #[test]
     fn pauses_grow_and_are_bounded() {
         let (shortest, longest) = (Duration::from_millis(20), Duration::from_secs(2));
-        for (failures, most) in [(0, 20), (1, 20), (2, 40), (4, 160), (30, 2000), (u32::MAX, 2000)] {
+        for (failures, most) in [(0, 20), (1, 20), (2, 40), (4, 160), (30, 2000), (u32::MAX, 2000)]
+        {
             let most = Duration::from_millis(most);
             let pause = pause(failures, shortest, longest);
             assert!(pause >= most / 2 && pause <= most, "{failures} failures: {pause:?}");

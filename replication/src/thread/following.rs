@@ -192,7 +192,12 @@ impl Following {
                 Received::Message(Message::Leaving { epoch, reason }) => {
                     return Err(format!("the leader of epoch {epoch} leaves: {reason}"));
                 }
-                Received::Message(message) => self.core.handle_message(message),
+                Received::Message(message) => {
+                    if let Some(repairing) = &mut context.repairing {
+                        repairing.handle_message(&message);
+                    }
+                    self.core.handle_message(message);
+                }
             }
         }
         Ok(true)
@@ -261,7 +266,11 @@ impl Following {
     }
 
     /// A job that this session gave is done.
-    pub(crate) fn handle_outcome(&mut self, outcome: Outcome, context: &Context) -> Result<(), String> {
+    pub(crate) fn handle_outcome(
+        &mut self,
+        outcome: Outcome,
+        context: &Context,
+    ) -> Result<(), String> {
         match outcome {
             Outcome::Cut { stream, at, outcome } => {
                 outcome.map_err(|error| format!("cannot cut stream {stream}: {error}"))?;
