@@ -347,7 +347,7 @@ impl Asking<'_> {
     async fn go_on(
         &mut self,
         repair: Repair,
-        marker: Marker,
+        mut marker: Marker,
     ) -> Result<RepairedFrom, RepairFromError> {
         let mut peer = self.connect().await?;
         let node = Some(peer.answer.node);
@@ -356,7 +356,7 @@ impl Asking<'_> {
                 Some("an earlier repair has not come to its end; this one goes on".into());
             return Ok(RepairedFrom { peer: node, lacking, ..nothing_to_ask(repair) });
         }
-        let bringing = bring::bring(self.directory, &marker, &mut peer, self.options);
+        let bringing = bring::bring(self.directory, &mut marker, &mut peer, self.options);
         let bring::Bringing { brought, left, lacking } = bringing.await?;
         let after = offline::verify(self.directory)?;
         if lacking.is_none() && !after.is_corrupt() {

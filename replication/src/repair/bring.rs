@@ -44,7 +44,7 @@ pub(super) struct Bringing {
 /// Does what the marker says; what is there already is left alone.
 pub(super) async fn bring(
     directory: &Path,
-    marker: &Marker,
+    marker: &mut Marker,
     peer: &mut Peer,
     options: &RepairFrom,
 ) -> Result<Bringing, RepairFromError> {
@@ -58,6 +58,13 @@ pub(super) async fn bring(
     let (promised, committed) = worker::load(&engine)?;
     marker.settle_facts(&engine, promised, committed)?;
     append_own(&engine, marker)?;
+    if !marker.own.is_empty() {
+        // They are this node's to change again, and must not come back over what it makes of them.
+        marker.own.clear();
+        marker.ends.retain(|stream, _| is_replicated(*stream));
+        marker.store(directory)?;
+    }
+    let marker = &*marker;
     let left_to_stop = options.stop_after_frames;
     let mut bring =
         Bring { engine: &engine, marker, peer, appending: VecDeque::new(), left_to_stop };
