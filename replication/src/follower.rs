@@ -181,6 +181,7 @@ impl Follower {
             }
             Message::HeartbeatAnswer { .. } | Message::Leaving { .. } => {}
             Message::Want(_) | Message::Durable { .. } => self.violation("speaks as a follower"),
+            Message::Fetch(_) | Message::Fetched { .. } => self.violation("speaks of a repair"),
         }
     }
 

@@ -317,6 +317,9 @@ impl Leader {
             | Message::HistoriesEnd
             | Message::Committed(_)
             | Message::Trimmed(_) => Err(Violation("speaks as a leader".into())),
+            Message::Fetch(_) | Message::Fetched { .. } => {
+                Err(Violation("speaks of a repair".into()))
+            }
         }
     }
 

@@ -8,6 +8,7 @@
 
 mod acknowledge;
 pub mod config;
+pub mod fetch;
 pub mod follower;
 pub mod history;
 pub mod leader;
@@ -17,6 +18,7 @@ pub mod node_id;
 pub mod orphans;
 pub mod progress;
 pub mod promise;
+pub mod repair;
 pub mod stats;
 mod term;
 mod thread;

@@ -14,6 +14,7 @@ use crate::link::tls::{Tls, TlsError};
 use crate::link::{LinkError, Listener};
 use crate::node_id::{NodeId, RunId};
 use crate::promise::is_replicated;
+use crate::repair::{Marker, MarkerError};
 use crate::stats::{Counters, NodeStats};
 use crate::term::Term;
 use crate::thread::{self, Command, LeadError, Setup};
@@ -39,6 +40,9 @@ pub enum StartError {
     /// What it has promised is not known.
     #[error(transparent)]
     Facts(#[from] FactsError),
+    /// What a repair has left to be done cannot be read, or not be done.
+    #[error(transparent)]
+    Repair(#[from] MarkerError),
     /// A thread cannot be started, or no random number be had.
     #[error("cannot {what}: {source}")]
     System {
@@ -108,7 +112,15 @@ impl Node {
         let tls = config.tls.as_ref().map(Tls::load).transpose()?.map(Arc::new);
         let listener = Listener::bind(&config.listen)?;
         let address = listener.local_address();
-        let facts = Facts::load(&engine)?;
+        let mut facts = Facts::load(&engine)?;
+        let mut repairing = Marker::load(engine.directory())?;
+        if let Some(marker) = &repairing {
+            facts = marker.settle_facts(&engine, facts)?;
+            if marker.lacking(&engine).is_none() {
+                Marker::remove(engine.directory())?;
+                repairing = None;
+            }
+        }
         // Nobody leads yet.
         engine.close_epoch();
         let run = random_run().map_err(system("draw a random number"))?;
@@ -116,7 +128,9 @@ impl Node {
         let worker = Worker::start(engine.clone(), snapshots, wake.clone());
         let worker = worker.map_err(system("start the worker's thread"))?;
         let (commands, to_do) = bounded(COMMANDS_MAX);
-        let picture = Arc::new(Mutex::new(NodeStats::default()));
+        let lacking = repairing.as_ref().and_then(|marker| marker.lacking(&engine));
+        let picture = NodeStats { repairing: lacking, ..NodeStats::default() };
+        let picture = Arc::new(Mutex::new(picture));
         let setup = Setup {
             engine: engine.clone(),
             config: Arc::new(config),
@@ -127,6 +141,7 @@ impl Node {
             wake: wake.clone(),
             commands: to_do,
             facts,
+            repairing,
             counters: Arc::new(Counters::default()),
             picture: picture.clone(),
         };
@@ -241,7 +256,7 @@ impl Drop for Node {
     }
 }
 
-fn random_run() -> std::io::Result<RunId> {
+pub(crate) fn random_run() -> std::io::Result<RunId> {
     use std::io::Read as _;
     let mut run = [0; 16];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut run)?;

@@ -15,6 +15,10 @@ pub fn is_replicated(stream: StreamId) -> bool {
     !(1..=FACTS_STREAM.get()).contains(&stream.get())
 }
 
+/// As the leader of a promise: an epoch that others have seen, and it is not known whose it is. A
+/// repaired node that may have lost what it promised promises it; see [`crate::repair`].
+pub const NOBODY: NodeId = NodeId::new(0);
+
 /// An epoch and the run of the node that leads in it. An epoch belongs to one run of one process.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub struct Promise {
@@ -130,6 +134,10 @@ pub fn admit(
     let offered = Promise { epoch: hello.epoch, leader: hello.from, run: hello.run };
     match promised {
         Some(promised) if promised == offered => Admission::Follow,
+        // No earlier one; this one it may well have been.
+        Some(promised) if promised.leader == NOBODY && promised.epoch == offered.epoch => {
+            Admission::Promise(offered)
+        }
         Some(promised) if promised.epoch >= offered.epoch => {
             let what = format!(
                 "epoch {} is promised to node {}; epoch {} of node {} is over, or was used before",
@@ -222,6 +230,15 @@ mod tests {
             Admission::Promise(promise(0, 1)),
             "the first promise"
         );
+    }
+
+    #[test]
+    fn an_epoch_of_somebody_unknown_is_promised_to_whoever_leads_in_it() {
+        let promised = Some(Promise { leader: NOBODY, ..promise(5, 0) });
+        let admit = |epoch| admit(ME, &MEMBERS, promised, &hello(promise(epoch, 1)));
+        assert!(matches!(admit(4), Admission::Refuse(Refusal::Epoch, _)));
+        assert_eq!(admit(5), Admission::Promise(promise(5, 1)));
+        assert_eq!(admit(6), Admission::Promise(promise(6, 1)));
     }
 
     #[test]

@@ -113,6 +113,9 @@ pub struct NodeStats {
     pub tls_reload_errors: u64,
     /// Offsets up to which streams are known to be committed.
     pub committed: BTreeMap<StreamId, u64>,
+    /// What a repair has taken away and is not back, in words: until then the node does not lead,
+    /// and is not to be counted by whoever elects one.
+    pub repairing: Option<String>,
     /// Of each follower; empty unless it leads.
     pub followers: Vec<FollowerStats>,
     /// Latencies; empty unless it leads.

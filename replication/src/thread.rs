@@ -11,8 +11,10 @@
 mod accept;
 mod connection;
 mod dial;
+mod fetching;
 mod following;
 mod leading;
+mod repairing;
 #[cfg(test)]
 mod tests;
 
@@ -32,16 +34,19 @@ use crate::link::Listener;
 use crate::link::tls::{PeerCertificate, Tls, TlsError};
 use crate::node_id::{NodeId, RunId};
 use crate::promise::{Admission, Identity, Promise, admit};
+use crate::repair::Marker;
 use crate::stats::{Counters, NodeStats, Role};
 use crate::term::Term;
 use crate::wake::Wake;
-use crate::wire::{Answer, EPOCH_MAX, PROTOCOL_VERSION, Refusal};
+use crate::wire::{Answer, ConnectionKind, EPOCH_MAX, PROTOCOL_VERSION, Refusal};
 use crate::worker::{Facts, Job, Outcome, Worker};
 
 use accept::{Arrivals, Arrived};
 use connection::Connection;
+use fetching::Fetching;
 use following::{Appends, Following};
 use leading::Leading;
+use repairing::Repairing;
 
 /// What a node knows to be committed is made durable so often, when it has changed.
 const SAVE: Duration = Duration::from_secs(2);
@@ -102,6 +107,15 @@ pub enum LeadError {
         /// Why.
         why: String,
     },
+    /// A repair has taken something away here that is not all back.
+    #[error(
+        "this node was repaired and not everything is back, so it must not lead: {lacking}; let it \
+         follow another leader first"
+    )]
+    Repairing {
+        /// What is not.
+        lacking: String,
+    },
     /// The node is closed, or its thread has died.
     #[error("the node is closed")]
     Closed,
@@ -125,6 +139,8 @@ pub(crate) struct Context {
     pub(crate) failed: Option<String>,
     /// This thread did not run for so long that others only seem to be silent.
     pub(crate) was_late: bool,
+    /// What a repair has taken away, until it is back.
+    pub(crate) repairing: Option<Repairing>,
 }
 
 /// Nanoseconds since the thread began, for the cores.
@@ -147,6 +163,7 @@ pub(crate) struct Setup {
     pub(crate) wake: Arc<Wake>,
     pub(crate) commands: Receiver<Command>,
     pub(crate) facts: Facts,
+    pub(crate) repairing: Option<Marker>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) picture: Arc<Mutex<NodeStats>>,
 }
@@ -199,6 +216,7 @@ struct Replica {
     commands: Receiver<Command>,
     arrivals: Arrivals,
     appends: Appends,
+    fetching: Fetching,
     part: Part,
     change: Option<Change>,
     closing: Option<Instant>,
@@ -251,12 +269,14 @@ impl Replica {
             clock: Clock(Instant::now()),
             was_late: false,
             facts: setup.facts.clone(),
+            repairing: setup.repairing.map(Repairing::new),
         };
         Self {
             context,
             commands,
             arrivals,
             appends: Appends::default(),
+            fetching: Fetching::default(),
             part: Part::Idle,
             change: None,
             closing: None,
@@ -281,39 +301,46 @@ impl Replica {
             self.handle_outcome(outcome);
         }
         self.advance_change();
-        match &mut self.part {
-            Part::Idle => false,
-            Part::Leading(leading) => {
-                let (turn, is_busy) = leading.turn(&mut self.context);
-                match turn {
-                    leading::Turn::Goes => is_busy || !leading.park(&self.context.waker),
-                    leading::Turn::Deposed(why) => {
-                        self.end(&why);
-                        false
+        let may_read = self.change.is_none() && self.closing.is_none();
+        let is_read = self.fetching.turn(&mut self.context, may_read);
+        is_read
+            | match &mut self.part {
+                Part::Idle => false,
+                Part::Leading(leading) => {
+                    let (turn, is_busy) = leading.turn(&mut self.context);
+                    match turn {
+                        leading::Turn::Goes => is_busy || !leading.park(&self.context.waker),
+                        leading::Turn::Deposed(why) => {
+                            self.end(&why);
+                            false
+                        }
+                    }
+                }
+                Part::Following(following) => {
+                    match following.turn(&mut self.context, &mut self.appends) {
+                        following::Turn::Goes(is_busy) => is_busy,
+                        following::Turn::Ends(why) => {
+                            self.end_following(&why);
+                            false
+                        }
                     }
                 }
             }
-            Part::Following(following) => {
-                match following.turn(&mut self.context, &mut self.appends) {
-                    following::Turn::Goes(is_busy) => is_busy,
-                    following::Turn::Ends(why) => {
-                        self.end_following(&why);
-                        false
-                    }
-                }
-            }
-        }
     }
 
     fn handle_command(&mut self, command: Command) {
         match command {
             Command::Lead { epoch, reply } => {
+                let lacking = self.lacking();
                 // A promise that is about to be made counts too: they never go down.
                 let coming = self.change.as_ref().map(|change| change.promise);
                 let promised =
                     self.context.facts.promise.into_iter().chain(coming).max_by_key(|p| p.epoch);
                 let refused = match promised {
                     _ if self.closing.is_some() => Some(LeadError::Closed),
+                    _ if lacking.is_some() => {
+                        lacking.map(|lacking| LeadError::Repairing { lacking })
+                    }
                     _ if !(1..=EPOCH_MAX).contains(&epoch) => Some(LeadError::NoEpoch(epoch)),
                     Some(Promise { epoch: promised, leader, .. }) if promised >= epoch => {
                         Some(LeadError::EpochUsed { asked: epoch, promised, leader })
@@ -357,7 +384,16 @@ impl Replica {
         }
     }
 
+    /// What a repair has taken away and is not back.
+    fn lacking(&self) -> Option<String> {
+        let is_following = matches!(self.part, Part::Following(_));
+        self.context.repairing.as_ref()?.lacking(&self.context.engine, is_following)
+    }
+
     fn handle_arrived(&mut self, arrived: Arrived) {
+        if arrived.hello.kind == ConnectionKind::Fetch {
+            return self.handle_reader(arrived);
+        }
         let members: Vec<NodeId> = self.context.config.members.iter().map(|m| m.node).collect();
         let admission = match self.closing {
             Some(_) => Admission::Refuse(Refusal::NotNow, "this node is closing".into()),
@@ -388,6 +424,33 @@ impl Replica {
             return self.refuse(arrived, Refusal::Epoch, why);
         }
         self.begin_change(To::Follow(Box::new(arrived)), promise);
+    }
+
+    /// Somebody wants to read, to repair its own.
+    fn handle_reader(&mut self, arrived: Arrived) {
+        let members: Vec<NodeId> = self.context.config.members.iter().map(|m| m.node).collect();
+        let refused = crate::fetch::refuse(self.context.me, &members, &arrived.hello);
+        let not_now = |why: String| (Refusal::NotNow, why);
+        let refused = refused.or_else(|| match self.lacking() {
+            _ if !self.may_speak_for(&arrived) => {
+                let names = arrived.certificate.as_ref().map(PeerCertificate::names);
+                let node = arrived.hello.from;
+                let why = format!("the certificate names {names:?}, which is not node {node}");
+                Some((Refusal::NotAMember, why))
+            }
+            _ if self.closing.is_some() => Some(not_now("this node is closing".into())),
+            // What it has is no measure of what there was.
+            Some(lacking) => Some(not_now(format!("this node is being repaired: {lacking}"))),
+            None => self.fetching.is_full().map(not_now),
+        });
+        match refused {
+            Some((refusal, why)) => self.refuse(arrived, refusal, why),
+            None => {
+                let answer = self.answer(None);
+                self.fetching.begin(&self.context, arrived, &answer);
+                self.context.wake.wake();
+            }
+        }
     }
 
     /// With TLS a certificate says who somebody is: the host of a member's address, or `node-N`.
@@ -500,6 +563,9 @@ impl Replica {
     }
 
     fn follow(&mut self, promise: Promise, held: BTreeMap<StreamId, Held>, arrived: Arrived) {
+        if let Some(repairing) = &mut self.context.repairing {
+            repairing.handle_session();
+        }
         let context = &self.context;
         let committed = context.facts.committed.clone();
         let follows_trims = context.config.follow_trims;
@@ -539,6 +605,8 @@ impl Replica {
                 }
             }
             Outcome::Reloaded(outcome) => self.note_reloaded(outcome),
+            Outcome::Fetched(session, fetched) => self.fetching.handle_fetched(session, fetched),
+            Outcome::RepairEnded(ended) => self.finish_repair(ended),
             Outcome::Read(request, read) => {
                 if let Part::Leading(leading) = &mut self.part {
                     leading.handle_read(request, read);
@@ -597,6 +665,8 @@ impl Replica {
                 }
             }
         }
+        self.fetching.tick();
+        self.end_repair();
         if self.context.worker.has_died() {
             self.fail("the worker of this node has panicked: see its log");
         }
@@ -609,6 +679,35 @@ impl Replica {
         self.reload_certificates();
         if Instant::now() >= self.next_picture {
             self.make_picture();
+        }
+    }
+
+    /// What a repair has taken away is back: that is said durably before anything else is done
+    /// with it.
+    fn end_repair(&mut self) {
+        let is_over = self.context.repairing.is_some() && self.lacking().is_none();
+        let Some(repairing) = &mut self.context.repairing else { return };
+        if is_over && !repairing.is_ending && self.context.worker.has_room() {
+            repairing.is_ending = true;
+            self.context.worker.give(Job::EndRepair);
+        }
+    }
+
+    fn finish_repair(&mut self, ended: Result<(), String>) {
+        match ended {
+            Ok(()) => {
+                tracing::info!("what a repair has taken away is back");
+                self.context.repairing = None;
+            }
+            Err(error) => {
+                tracing::error!(
+                    error,
+                    "what a repair has taken away is back, and that cannot be noted"
+                );
+                if let Some(repairing) = &mut self.context.repairing {
+                    repairing.is_ending = false;
+                }
+            }
         }
     }
 
@@ -697,6 +796,9 @@ impl Replica {
             Part::Following(following) => following.core().committed().clone(),
             _ => self.context.facts.committed.clone(),
         };
+        let noted = || "all is back, and that is being noted".to_owned();
+        let repairing = self.context.repairing.is_some();
+        stats.repairing = repairing.then(|| self.lacking().unwrap_or_else(noted));
         *self.picture.lock().unwrap_or_else(PoisonError::into_inner) = stats;
         // With many streams it takes long: never more than a hundredth of the thread's time.
         self.next_picture = Instant::now() + PICTURE.max(began.elapsed() * 100);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use ringwal_engine::mutants::{self, Mutant};
-use ringwal_engine::{CommitError, Engine, EpochTable, Frames, ReadError, StreamId};
+use ringwal_engine::{CommitError, Engine, EpochTable, FrameSlice, Frames, ReadError, StreamId};
 
 use crate::history::Held;
 use crate::leader::{ReadOutcome, ReadRequest};
@@ -18,7 +18,9 @@ use crate::link::tls::{Tls, TlsError};
 use crate::node_id::NodeId;
 use crate::orphans::{self, Reason};
 use crate::promise::{FACTS_STREAM, Fact, Promise, is_replicated};
+use crate::repair::Marker;
 use crate::wake::Wake;
+use crate::wire::{Stop, Wanted};
 
 /// Jobs that wait; their owner holds back more.
 const JOBS_MAX: usize = 64;
@@ -40,6 +42,10 @@ pub(crate) enum Job {
     Trim { stream: StreamId, before: u64 },
     /// Load certificates again if their files have changed.
     Reload(Arc<Tls>),
+    /// Read a part of what somebody wants who repairs its own.
+    Fetch { session: u64, wanted: Wanted, bytes_max: usize },
+    /// What a repair had taken away is back: forget that it was.
+    EndRepair,
     /// Keep records as an orphan, then cut them and begin an epoch there.
     Cut { stream: StreamId, from: u64, end: u64, epoch: u64, reason: Reason },
     /// Keep what is held as an orphan, then begin a stream anew.
@@ -63,6 +69,17 @@ pub struct BeginAnew {
 /// else and not lead.
 pub type Snapshots = dyn Fn(&BeginAnew) -> Option<u64> + Send + Sync;
 
+/// A part of what somebody wanted.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    pub(crate) wanted: Wanted,
+    /// None where it was only to be checked.
+    pub(crate) frames: Vec<FrameSlice>,
+    /// Offset after the last.
+    pub(crate) end: u64,
+    pub(crate) stop: Stop,
+}
+
 /// What came of a job.
 #[derive(Debug)]
 pub(crate) enum Outcome {
@@ -85,6 +102,8 @@ pub(crate) enum Outcome {
         stream: StreamId,
         outcome: Result<u64, String>,
     },
+    Fetched(u64, Fetched),
+    RepairEnded(Result<(), String>),
 }
 
 /// Its owner's end. Dropping it ends the thread when its job is done, which is not waited for.
@@ -106,7 +125,7 @@ impl Worker {
         let (done, outcomes) = bounded(JOBS_MAX);
         let thread =
             std::thread::Builder::new().name("ringwal-worker".into()).spawn(move || {
-                let mut work = Work { engine, snapshots, readers: HashMap::new() };
+                let mut work = Work { engine, snapshots, readers: HashMap::new(), fetching: None };
                 for job in to_do {
                     if done.send(work.outcome(job)).is_err() {
                         return;
@@ -163,6 +182,8 @@ struct Work {
     snapshots: Arc<Snapshots>,
     /// Where the last read of each follower ended: the next one goes on there.
     readers: HashMap<usize, (StreamId, Frames)>,
+    /// Where the last read ended for somebody who repairs.
+    fetching: Option<(u64, StreamId, Frames)>,
 }
 
 impl Work {
@@ -182,6 +203,13 @@ impl Work {
                 Outcome::Trimmed { stream, before, outcome: trimmed.map_err(|e| e.to_string()) }
             }
             Job::Reload(tls) => Outcome::Reloaded(tls.reload_if_changed()),
+            Job::Fetch { session, wanted, bytes_max } => {
+                Outcome::Fetched(session, self.fetch(session, wanted, bytes_max))
+            }
+            Job::EndRepair => {
+                let ended = Marker::remove(self.engine.directory());
+                Outcome::RepairEnded(ended.map_err(|error| error.to_string()))
+            }
             Job::Cut { stream, from, end, epoch, reason } => {
                 let outcome = self.cut(stream, from, end, epoch, reason);
                 Outcome::Cut { stream, at: from, outcome: outcome.map_err(|e| e.to_string()) }
@@ -221,6 +249,39 @@ impl Work {
                 ReadOutcome::Failed
             }
         }
+    }
+
+    fn fetch(&mut self, session: u64, wanted: Wanted, bytes_max: usize) -> Fetched {
+        let Wanted { stream, from, end: until, is_check } = wanted;
+        let mut reader = match self.fetching.take() {
+            Some((of, same, frames)) if (of, same, frames.offset()) == (session, stream, from) => {
+                frames
+            }
+            _ => self.engine.stream(stream).frames(from),
+        };
+        let fetched = |end, stop| Fetched { wanted, frames: Vec::new(), end, stop };
+        let mut frames = match reader.next_batch(bytes_max) {
+            Ok(frames) => frames,
+            Err(ReadError::Trimmed { trimmed, .. }) => {
+                return fetched(from, Stop::Trimmed(trimmed));
+            }
+            Err(ReadError::Poisoned(_) | ReadError::Closed) => return fetched(from, Stop::End),
+            Err(error) => return fetched(from, Stop::Damaged(error.to_string())),
+        };
+        frames.retain(|frame| frame.base_offset < until);
+        let end = frames.last().map_or(from, |last| last.base_offset + u64::from(last.count));
+        let stop = match end {
+            end if end >= until => Stop::Whole,
+            end if end == from => Stop::End,
+            _ => Stop::More,
+        };
+        if stop == Stop::More {
+            self.fetching = Some((session, stream, reader));
+        }
+        if is_check {
+            frames.clear();
+        }
+        Fetched { wanted, frames, end, stop }
     }
 
     /// Everything that this node has under way in an older epoch has its outcome before the promise
@@ -277,7 +338,7 @@ impl Work {
     }
 }
 
-fn refused(error: ringwal_engine::AppendError) -> CommitError {
+pub(crate) fn refused(error: ringwal_engine::AppendError) -> CommitError {
     match error {
         ringwal_engine::AppendError::Poisoned(cause) => CommitError::NotWritten(cause),
         _ => CommitError::Closed,
@@ -296,7 +357,7 @@ pub(crate) struct Facts {
 
 impl Facts {
     /// Writes all of them anew, the promise last, and drops the older ones.
-    fn save(&self, engine: &Engine) -> Result<(), CommitError> {
+    pub(crate) fn save(&self, engine: &Engine) -> Result<(), CommitError> {
         let ends: Vec<_> = self.committed.iter().map(|(stream, end)| (*stream, *end)).collect();
         let committed = ends.chunks(FACT_BYTES_MAX / 16).map(|ends| Fact::Committed(ends.to_vec()));
         let members = self.members.iter().map(|(node, engine)| Fact::Member(*node, *engine));
@@ -362,7 +423,7 @@ pub enum FactsError {
 }
 
 /// What every replicated stream holds durably.
-fn held(engine: &Engine) -> BTreeMap<StreamId, Held> {
+pub(crate) fn held(engine: &Engine) -> BTreeMap<StreamId, Held> {
     let streams = engine.streams().into_iter().filter(|summary| is_replicated(summary.stream));
     streams
         .map(|summary| {

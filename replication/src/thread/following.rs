@@ -221,7 +221,12 @@ impl Following {
                 Received::Message(Message::Leaving { epoch, reason }) => {
                     return Err(format!("the leader of epoch {epoch} leaves: {reason}"));
                 }
-                Received::Message(message) => self.core.handle_message(message),
+                Received::Message(message) => {
+                    if let Some(repairing) = &mut context.repairing {
+                        repairing.handle_message(&message);
+                    }
+                    self.core.handle_message(message);
+                }
             }
         }
         Ok(true)

@@ -92,6 +92,17 @@ pub enum Message {
         /// Streams and ends.
         ends: Vec<(StreamId, u64)>,
     },
+    /// Who repairs: give these records, or only say whether they can be read.
+    Fetch(Wanted),
+    /// Who is asked: this is as far as one answer goes, and why.
+    Fetched {
+        /// Which stream.
+        stream: StreamId,
+        /// Records before it were sent, or were read and found right.
+        end: u64,
+        /// Why it ends there.
+        stop: Stop,
+    },
     /// Either side: it ends the session, and why.
     Leaving {
         /// The epoch that it has promised by now.
@@ -101,10 +112,50 @@ pub enum Message {
     },
 }
 
+/// Records that somebody needs who repairs its own.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub struct Wanted {
+    /// Of which stream.
+    pub stream: StreamId,
+    /// The first of them.
+    pub from: u64,
+    /// Offset after the last.
+    pub end: u64,
+    /// Read and check them, and send none.
+    pub is_check: bool,
+}
+
+/// Why an answer to [`Message::Fetch`] goes no further.
+#[derive(Clone, Eq, PartialEq, Debug)]
+pub enum Stop {
+    /// All that was asked for has been given.
+    Whole,
+    /// One answer is bounded: ask again from there on.
+    More,
+    /// No more is durable there.
+    End,
+    /// Everything below this offset is trimmed there.
+    Trimmed(u64),
+    /// It is damaged there, too: in words for a person.
+    Damaged(String),
+}
+
+impl Stop {
+    fn code(&self) -> (u64, u64, &str) {
+        match self {
+            Self::Whole => (0, 0, ""),
+            Self::More => (1, 0, ""),
+            Self::End => (2, 0, ""),
+            Self::Trimmed(before) => (3, *before, ""),
+            Self::Damaged(why) => (4, 0, why),
+        }
+    }
+}
+
 /// Streams of a list that fit a message.
 pub(crate) const PAIRS_MAX: usize = (MESSAGE_BYTES_MAX - 8) / 16;
 
-/// Longest reason in [`Message::Leaving`], in bytes.
+/// Longest reason in [`Message::Leaving`] and [`Stop::Damaged`], in bytes.
 const LEAVING_BYTES_MAX: usize = 1024;
 
 impl Message {
@@ -154,12 +205,18 @@ impl Message {
             }
             Self::Leaving { epoch, reason } => {
                 put(&mut body, &[*epoch]);
-                let mut end = reason.len().min(LEAVING_BYTES_MAX);
-                while !reason.is_char_boundary(end) {
-                    end -= 1;
-                }
-                body.extend_from_slice(&reason.as_bytes()[..end]);
+                put_reason(&mut body, reason);
                 9
+            }
+            Self::Fetch(Wanted { stream, from, end, is_check }) => {
+                put(&mut body, &[stream.get(), *from, *end, u64::from(*is_check)]);
+                10
+            }
+            Self::Fetched { stream, end, stop } => {
+                let (code, detail, why) = stop.code();
+                put(&mut body, &[stream.get(), *end, code, detail]);
+                put_reason(&mut body, why);
+                11
             }
         };
         assert!(body.len() <= MESSAGE_BYTES_MAX, "a message of {} bytes", body.len());
@@ -195,22 +252,30 @@ impl Message {
             8 => Self::Durable { took_ns: words.next()?, ends: words.pairs()? },
             9 => {
                 let epoch = words.next()?;
-                let text = std::mem::take(&mut words.0);
-                Self::Leaving { epoch, reason: String::from_utf8_lossy(text).into_owned() }
+                Self::Leaving { epoch, reason: words.reason() }
+            }
+            10 => Self::Fetch(words.wanted()?),
+            11 => {
+                let (stream, end) = (StreamId::new(words.next()?), words.offset()?);
+                Self::Fetched { stream, end, stop: words.stop()? }
             }
             kind => return Err(WireError::Unexpected(format!("a message of unknown kind {kind}"))),
         };
         if words.0.is_empty() { Ok(message) } else { Err(WireError::Short) }
     }
 
-    /// About how many bytes it takes, in memory and on the wire.
+    /// What it takes in memory beside itself, about.
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Histories(histories) => histories.iter().map(History::bytes).sum(),
-            Self::Committed(pairs) | Self::Trimmed(pairs) | Self::Want(pairs) => pairs.len() * 16,
-            Self::Durable { ends, .. } => ends.len() * 16,
-            Self::Leaving { reason, .. } => reason.len(),
-            Self::HistoriesEnd | Self::Heartbeat { .. } | Self::HeartbeatAnswer { .. } => 0,
+            Self::Histories(histories) => histories.iter().map(|h| 64 + h.bytes()).sum(),
+            Self::Committed(pairs)
+            | Self::Trimmed(pairs)
+            | Self::Want(pairs)
+            | Self::Durable { ends: pairs, .. } => 16 * pairs.len(),
+            Self::Leaving { reason, .. } | Self::Fetched { stop: Stop::Damaged(reason), .. } => {
+                reason.len()
+            }
+            _ => 0,
         }
     }
 
@@ -247,6 +312,14 @@ fn put(body: &mut Vec<u8>, words: &[u64]) {
     words.iter().for_each(|word| body.extend_from_slice(&word.to_le_bytes()));
 }
 
+fn put_reason(body: &mut Vec<u8>, reason: &str) {
+    let mut end = reason.len().min(LEAVING_BYTES_MAX);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    body.extend_from_slice(&reason.as_bytes()[..end]);
+}
+
 fn put_pairs(body: &mut Vec<u8>, pairs: &[(StreamId, u64)]) {
     pairs.iter().for_each(|(stream, offset)| put(body, &[stream.get(), *offset]));
 }
@@ -277,6 +350,35 @@ impl Words<'_> {
             pairs.push((StreamId::new(self.next()?), self.offset()?));
         }
         Ok(pairs)
+    }
+
+    fn reason(&mut self) -> String {
+        let text = std::mem::take(&mut self.0);
+        String::from_utf8_lossy(&text[..text.len().min(LEAVING_BYTES_MAX)]).into_owned()
+    }
+
+    fn wanted(&mut self) -> Result<Wanted, WireError> {
+        let (stream, from, end) = (StreamId::new(self.next()?), self.offset()?, self.offset()?);
+        let is_check = self.bounded("a flag of", 1)? == 1;
+        if from >= end {
+            let what = format!("offsets {from}..{end} of stream {stream}, which are none");
+            return Err(WireError::Unexpected(what));
+        }
+        Ok(Wanted { stream, from, end, is_check })
+    }
+
+    fn stop(&mut self) -> Result<Stop, WireError> {
+        let (code, detail) = (self.next()?, self.offset()?);
+        match code {
+            4 => return Ok(Stop::Damaged(self.reason())),
+            3 => return Ok(Stop::Trimmed(detail)),
+            _ if detail != 0 => {}
+            0 => return Ok(Stop::Whole),
+            1 => return Ok(Stop::More),
+            2 => return Ok(Stop::End),
+            _ => {}
+        }
+        Err(WireError::Unexpected(format!("a range that ends for unknown reason {code}")))
     }
 
     fn history(&mut self) -> Result<History, WireError> {
@@ -311,6 +413,10 @@ mod tests {
         EpochTable::from_entries(entries.iter().map(entry).collect()).expect("in order")
     }
 
+    fn fetched(stop: Stop) -> Message {
+        Message::Fetched { stream: StreamId::new(4), end: 8, stop }
+    }
+
     fn all() -> Vec<Message> {
         let pairs = vec![(StreamId::new(4), 9), (StreamId::new(u64::MAX), 0)];
         let epochs = table(&[(1, 0), (4, 10)]);
@@ -325,6 +431,13 @@ mod tests {
             Message::Want(pairs.clone()),
             Message::Durable { took_ns: 5, ends: pairs },
             Message::Leaving { epoch: 3, reason: "closing".into() },
+            Message::Fetch(Wanted { stream: StreamId::new(4), from: 7, end: 9, is_check: false }),
+            Message::Fetch(Wanted { stream: StreamId::new(4), from: 0, end: 1, is_check: true }),
+            fetched(Stop::Whole),
+            fetched(Stop::More),
+            fetched(Stop::End),
+            fetched(Stop::Trimmed(12)),
+            fetched(Stop::Damaged("segment-00000001 at byte 8192".into())),
         ]
     }
 
@@ -411,6 +524,45 @@ mod tests {
         ] {
             assert!(message(1, &bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_range_that_is_none_and_an_unknown_reason_are_refused() {
+        let message = |kind: u8, words: &[u64]| {
+            let mut body = Vec::new();
+            put(&mut body, words);
+            Message::decode(&[MessageHeader::new(kind, &body).as_bytes(), &body].concat())
+        };
+        assert!(message(10, &[8, 3, 4, 1]).is_ok());
+        for bad in [
+            &[8, 4, 4, 0][..],
+            &[8, 5, 4, 0],
+            &[8, 3, 4, 2],
+            &[8, 3, OFFSET_MAX + 1, 0],
+            &[8, u64::MAX, u64::MAX, 0],
+            &[8, 3, 4],
+            &[8, 3, 4, 0, 0],
+        ] {
+            assert!(message(10, bad).is_err(), "{bad:?}");
+        }
+        for (bad, is_good) in [
+            (&[8, 3, 0, 0][..], true),
+            (&[8, 3, 3, OFFSET_MAX], true),
+            (&[8, 3, 3, OFFSET_MAX + 1], false),
+            (&[8, OFFSET_MAX + 1, 0, 0], false),
+            (&[8, 3, 0, 1], false),
+            (&[8, 3, 5, 0], false),
+            (&[8, 3, 0, 0, 0], false),
+            (&[8, 3, 0], false),
+        ] {
+            assert_eq!(message(11, bad).is_ok(), is_good, "{bad:?}");
+        }
+        let long = fetched(Stop::Damaged("é".repeat(2000)));
+        let Ok(Message::Fetched { stop: Stop::Damaged(why), .. }) = Message::decode(&long.encode())
+        else {
+            panic!("it is cut to what a person reads");
+        };
+        assert_eq!(why, "é".repeat(LEAVING_BYTES_MAX / 2));
     }
 
     #[test]

@@ -92,4 +92,12 @@ pub struct RepairArgs {
     /// DIR/backup-TIME]
     #[arg(long, value_name = "FOLDER")]
     pub backup: Option<PathBuf>,
+    /// Fetch what is damaged from another node of the cluster, which runs; nothing is changed
+    /// unless it has all of it. Running it again goes on where it was
+    #[arg(long, value_name = "HOST:PORT", requires = "config")]
+    pub from: Option<String>,
+    /// The replication configuration of the node whose directory this is: cluster, node, members,
+    /// TLS
+    #[arg(long, value_name = "FILE", requires = "from")]
+    pub config: Option<PathBuf>,
 }

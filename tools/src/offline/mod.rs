@@ -1,5 +1,6 @@
 //! The offline tools: `inspect`, `verify`, `dump`, `tail` and `repair`. They print; what they
-//! print is found by `ringwal_engine::offline`. Only `repair` opens anything for writing.
+//! print is found by `ringwal_engine::offline`, and with `repair --from` by
+//! `ringwal_replication::repair`. Only `repair` opens anything for writing.
 
 mod args;
 mod dump;
@@ -7,6 +8,7 @@ mod inspect;
 mod lines;
 mod orphans;
 mod repair;
+mod repair_from;
 mod stream_reader;
 mod tail;
 mod verify;

@@ -7,11 +7,14 @@ use std::time::SystemTime;
 use anyhow::Result;
 use ringwal_engine::offline::{self, Repair, RepairError, RepairOptions};
 
-use super::{RepairArgs, verify};
+use super::{RepairArgs, repair_from, verify};
 use crate::exit::{self, Exit, Failure};
 
 /// Runs the subcommand.
 pub fn run(args: &RepairArgs) -> Result<Exit> {
+    if let (Some(from), Some(config)) = (&args.from, &args.config) {
+        return repair_from::run(args, from, config);
+    }
     let options = RepairOptions {
         dry_run: args.dry_run,
         accept_loss_from: args.accept_data_loss_from.clone(),
@@ -67,7 +70,7 @@ fn describe(repair: &Repair, dry_run: bool) -> String {
 }
 
 /// DIR/backup-TIME, with characters that every shell takes.
-fn backup_folder(directory: &Path) -> PathBuf {
+pub(super) fn backup_folder(directory: &Path) -> PathBuf {
     let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let folder = directory.join(format!("backup-{}", now.replace(':', "-")));
     let mut free = folder.clone();
@@ -80,7 +83,7 @@ fn backup_folder(directory: &Path) -> PathBuf {
     free
 }
 
-fn failure(error: RepairError) -> anyhow::Error {
+pub(super) fn failure(error: RepairError) -> anyhow::Error {
     let failure = match &error {
         RepairError::Open(error) => Failure::open(error),
         RepairError::Position { cut, why, advice } => {

@@ -105,7 +105,10 @@ pub fn fixes(verification: &Verification) -> Vec<String> {
     if !verification.is_corrupt() {
         return vec![format!("ringwal repair {directory}")];
     }
-    let mut fixes = vec!["restore the directory from a replica or a backup".to_owned()];
+    let mut fixes = vec![
+        format!("ringwal repair {directory} --from HOST:PORT --config FILE  (a running replica)"),
+        "restore the directory from a replica or a backup".to_owned(),
+    ];
     if !verification.cuts.is_empty() {
         let cuts: Vec<_> =
             verification.cuts.iter().map(|cut| format!("--accept-data-loss-from {cut}")).collect();
