@@ -263,16 +263,7 @@ fn take_space(mounted: &Mounted, balloon: &Path, room: u64) {
 /// Of several reads, in steps, and without holding all of it.
 #[test]
 fn a_long_suffix_is_copied_in_steps() {
-    long_suffix(80);
-}
-
-#[test]
-#[ignore = "writes two gigabytes"]
-fn a_gigabyte_is_copied_in_steps() {
-    long_suffix(1100);
-}
-
-fn long_suffix(mebibytes: u64) {
+    let mebibytes = 80;
     let directory = tempfile::tempdir().unwrap();
     let engine =
         options().segment_bytes(16 << 20).pool_bytes(8 << 20).open(directory.path()).unwrap();

@@ -1,7 +1,7 @@
 //! Many frames, there and back, over plain sockets and TLS; how fast that is.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use ringwal_engine::StreamId;
@@ -138,30 +138,4 @@ fn a_hundred_megabytes_with_tls() {
     let tls = Tls::load(&write(directory.path(), &issued, &[&authority])).expect("loaded");
     let tls = Arc::new(tls);
     there_and_back(Some(&tls), Some(tls.clone()), "localhost");
-}
-
-#[test]
-#[ignore = "a measurement: run it in a release build, alone"]
-fn throughput() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let authority = Authority::new();
-    let issued = authority.issue("localhost");
-    let tls = Tls::load(&write(directory.path(), &issued, &[&authority])).expect("loaded");
-    let tls = Arc::new(tls);
-    for tls in [None, Some(tls)] {
-        for bytes in [65_536, 4096] {
-            let frames = vec![frame(bytes - 64, 1); (4 << 30) / bytes];
-            let count = frames.len();
-            let listener = Listener::bind("localhost:0").expect("bound");
-            let address = format!("localhost:{}", listener.local_address().port());
-            let receiving = receiver(listener, tls.clone(), drop);
-            let start = Instant::now();
-            send(&address, tls.as_deref(), frames, (1 << 20) / bytes);
-            receiving.join().expect("no panic");
-            let seconds = start.elapsed().as_secs_f64();
-            let gigabytes = (count * bytes) as f64 / seconds / 1e9;
-            let over = if tls.is_some() { "TLS" } else { "plain" };
-            println!("{over:5} {bytes:6}-byte slices: {gigabytes:.2} GB/s");
-        }
-    }
 }

@@ -34,7 +34,7 @@ use crate::sim::{catch, trace};
 pub use world::Outcome;
 
 /// Seeds in CI.
-const SEEDS: u64 = 5000;
+const SEEDS: u64 = 2000;
 /// Seeds that are run twice.
 const SEEDS_TWICE: u64 = 20;
 /// Seeds after which everything must have happened.
