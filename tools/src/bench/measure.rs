@@ -13,6 +13,7 @@ use ringwal_replication::Node;
 
 use super::counters::Counters;
 use super::recorder::{Collector, Recorder, Window};
+use super::replicated;
 use super::{Bench, cpu, stalls, trimmer};
 use crate::environment::flush_requests;
 use crate::probe;
@@ -186,6 +187,10 @@ impl<'a> Progressing<'a> {
     }
 
     fn part(&mut self, bench: &Bench, warmup: Duration, length: Duration) -> Result<()> {
+        if let Some(leader) = &self.variant.node {
+            // What the part before has left to the followers is not this one's.
+            replicated::wait_until_in_step(leader, bench);
+        }
         let part = Part {
             collector: &self.collector,
             warmup,

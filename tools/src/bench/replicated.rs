@@ -31,6 +31,8 @@ const SEGMENT_BYTES: u64 = 32 << 20;
 const RETAIN_BYTES_MAX: u64 = 128 << 20;
 /// How long followers may take to connect, and to take what they lack.
 const FOLLOWERS_WAIT: Duration = Duration::from_secs(10);
+/// How long followers that lag are waited for between two parts of a run.
+const IN_STEP_WAIT: Duration = Duration::from_secs(60);
 /// How long after the end of a part the last appends may take; then nobody answers any more.
 const LAST_APPENDS: Duration = Duration::from_secs(5);
 /// Between two looks at either.
@@ -261,6 +263,18 @@ fn start_followers(bench: &Bench, count: usize) -> Result<(Vec<Node>, Config)> {
     };
     let leader = config(1, members(&address));
     Ok((followers, leader))
+}
+
+/// Waits until every follower that is connected has reported all that its leader has sealed, for a while.
+pub fn wait_until_in_step(leader: &Node, bench: &Bench) {
+    let patience = Instant::now() + IN_STEP_WAIT;
+    let is_lagging = |f: &FollowerStats| f.is_connected && f.lag_records > 0;
+    while leader.stats().followers.iter().any(is_lagging)
+        && Instant::now() < patience
+        && !bench.interrupt.is_asked()
+    {
+        thread::sleep(LOOK);
+    }
 }
 
 /// One part of a run, and somebody who sees to it that it ends: without a majority, an append waits
