@@ -406,7 +406,7 @@ impl Leading {
         })
     }
 
-    /// Leads no more: whoever waits learns why, followers are told.
+    /// Leads no more: whoever waits learns why, and the connections of followers are closed.
     pub(crate) fn end(&mut self, why: &str) {
         self.term.end(why);
         self.followers.iter_mut().for_each(|follower| follower.session = None);
