@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use ringwal_engine::offline::{
     RepairOptions, Severity, StreamRange, Verification, inspect, repair, verify,
 };
-use ringwal_engine::{Engine, Io, OpenError, Options, StreamId};
+use ringwal_engine::{Engine, Io, OpenError, Options, Shard, StreamId};
 
 const SEGMENT_BYTES: u64 = 128 << 10;
 const BLOCK: u64 = 4096;
@@ -279,5 +279,46 @@ fn a_directory_whose_making_was_cut_short_holds_nothing_and_is_made_again() {
     fs::remove_dir_all(data.join("shard-01")).unwrap();
     for options in [options(), options().read_only(true)] {
         assert!(matches!(kind(&data, &options), Some(OpenError::Corrupt(_))));
+    }
+}
+
+/// The end of a crash lies in a file of its own, a close comes after it, and the first batch of what
+/// was closed is damaged. The checkpoint that the close left says that the old file does not count.
+#[test]
+fn damage_at_the_start_of_what_was_closed_blames_no_file_that_was_cut_long_ago() {
+    let (_directory, data) = killed();
+    // So many files are ready that none of the later opens needs the old one.
+    let mut shard = options().segments_ahead(8).open_shard(&data).unwrap();
+    let append = |shard: &mut Shard| {
+        let token = shard.append(StreamId::new(7), vec![1; 3000]).unwrap();
+        while token.try_receipt().is_none() {
+            shard.run_once(None).unwrap();
+        }
+    };
+    let newest = || *live(&data).last().unwrap();
+    for _ in 0..4 {
+        let last = newest();
+        while newest() == last {
+            append(&mut shard);
+        }
+    }
+    shard.abandon();
+    let torn = name(newest());
+    // Its checkpoint and the batch behind it.
+    flip(&data, &torn, 2 * BLOCK + 100);
+    flip(&data, &torn, 3 * BLOCK + 20);
+    let mut shard = options().open_shard(&data).unwrap();
+    let cut = shard.recovery().torn.clone();
+    assert!(cut.is_some_and(|(file, at)| torn.ends_with(&file) && at == 2 * BLOCK));
+    append(&mut shard);
+    shard.close().unwrap();
+    let closed = name(newest());
+    flip(&data, &closed, 2 * BLOCK + 100);
+    // The first open still finds the old file behind the end that its incarnation names; the next
+    // ones have only the checkpoint.
+    for _ in 0..3 {
+        options().open_shard(&data).unwrap().abandon();
+        let findings = verify(&data).unwrap().findings;
+        assert!(findings.iter().all(|finding| finding.file == closed), "{torn}: {findings:?}");
     }
 }
