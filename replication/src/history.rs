@@ -54,10 +54,13 @@ pub fn trim(history: &mut History, trimmed: u64) {
     history.epochs.trim(history.trimmed.saturating_sub(1));
 }
 
-/// Whether a history that is told again is the same, as far as it is not trimmed.
+/// Whether a history that is told again is the same, as far as both tables reach back: also below
+/// what is trimmed by now, since what was followed there was compared with the first.
 pub fn agrees(before: &History, now: &History) -> bool {
+    let reaches_to = |history: &History| history.epochs.entries()[0].start;
+    let from = reaches_to(before).max(reaches_to(now));
     now.trimmed >= before.trimmed
-        && first_difference(&before.epochs, &now.epochs, now.trimmed, u64::MAX).is_none()
+        && first_difference(&before.epochs, &now.epochs, from, u64::MAX).is_none()
 }
 
 /// The first offset, of those that both tables reach back to, that is held in another epoch than

@@ -8,6 +8,8 @@
 
 mod dial;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod items;
 mod listener;
 pub mod tls;

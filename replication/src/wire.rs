@@ -74,6 +74,9 @@ impl MessageHeader {
 
     fn verify(bytes: &[u8]) -> Result<Self, WireError> {
         let (header, _) = Self::read_from_prefix(bytes).map_err(|_| WireError::Short)?;
+        if header.magic != MESSAGE_MAGIC {
+            return Err(WireError::Magic(header.magic.to_vec()));
+        }
         if header.own_crc() != header.crc.get() {
             return Err(WireError::Checksum("message header"));
         }

@@ -236,6 +236,10 @@ fn a_history_that_is_told_again_is_answered() {
         follower.handle_message(history(17, other));
         assert!(left(&mut follower), "{other:?}");
     }
+    // Nor is it another where it is trimmed by now, and was followed before.
+    let mut follower = following();
+    follower.handle_message(history(25, &[(EPOCH, 0)]));
+    assert!(left(&mut follower));
 }
 
 #[test]

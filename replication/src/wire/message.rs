@@ -578,6 +578,16 @@ mod tests {
         assert!(matches!(looked, WireError::TooLong { .. }), "{looked}");
     }
 
+    #[test]
+    fn what_does_not_begin_as_a_message_is_none() {
+        let mut header = MessageHeader::new(2, &[]);
+        assert_eq!(Message::decode(header.as_bytes()), Ok(Message::HistoriesEnd));
+        header.magic = *b"RF";
+        header.crc = header.own_crc().into();
+        let decoded = Message::decode(header.as_bytes());
+        assert_eq!(decoded, Err(WireError::Magic(b"RF".to_vec())));
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..200)) {

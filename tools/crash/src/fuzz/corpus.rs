@@ -14,6 +14,7 @@ use zerocopy::IntoBytes;
 
 use super::disk::Image;
 use super::mutate::Life;
+use super::wire;
 use crate::archive::{Files, pack, unpack};
 
 const FOLDER: &str = "shard-00/";
@@ -43,6 +44,9 @@ pub enum Kind {
     Start,
     /// A whole file.
     Orphan,
+    Hello,
+    Answer,
+    Message,
 }
 
 /// A part of a file.
@@ -93,9 +97,9 @@ impl Corpus {
             corpus.take(files).with_context(|| format!("corpus/{name}.rwd"))?;
         }
         let life = Life { engine_id: [7; 16], ..Life::default() };
-        for bytes in [orphan(1), orphan(4)] {
-            let sample = Sample { bytes, life, offset: 0, segment_bytes: 0, footer: None };
-            corpus.put(Kind::Orphan, sample);
+        let orphans = [orphan(1), orphan(4)].map(|bytes| (Kind::Orphan, bytes));
+        for (kind, bytes) in orphans.into_iter().chain(wire::seeds()?) {
+            corpus.put(kind, Sample { bytes, life, offset: 0, segment_bytes: 0, footer: None });
         }
         Ok(corpus)
     }
@@ -223,13 +227,16 @@ fn orphan(frames: u64) -> Vec<u8> {
     bytes
 }
 
-/// Writes the archives anew; each is a directory that this version has really written.
+/// Writes the archives anew; each is a directory that this version has really written, or what it
+/// sends.
 ///
 /// # Errors
 /// When something cannot be written.
 pub fn write(folder: &Path) -> Result<Vec<(String, usize)>> {
     std::fs::create_dir_all(folder)?;
-    let mut written = Vec::new();
+    let archive = pack(&wire::make());
+    std::fs::write(folder.join("wire.rwd"), &archive)?;
+    let mut written = vec![("wire".to_owned(), archive.len())];
     for (name, _) in ARCHIVES {
         let place = tempfile::tempdir()?;
         let data = place.path().join("data");

@@ -1,15 +1,17 @@
-//! Fuzzing of everything that decodes bytes from disk: inputs that begin as real ones, are mutated
-//! by structure, and mostly get their checksums put right again, so that what lies behind them is
-//! reached. No panic, no memory beyond a bound that the input gives, no endless loop; what is
-//! accepted is written as it was read.
+//! Fuzzing of everything that decodes bytes from disk or from other nodes: inputs that begin as real
+//! ones, are mutated by structure, and mostly get their checksums put right again, so that what lies
+//! behind them is reached. No panic, no memory beyond a bound that the input gives, no endless loop;
+//! what is accepted is written as it was read.
 //!
 //! An execution is a function of the seed and its number, whatever thread runs it.
 
 mod corpus;
 mod disk;
+mod leader;
 mod memory;
 mod mutate;
 mod targets;
+mod wire;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -209,8 +211,18 @@ mod tests {
         let request = Request { seed: 7, count: Some(200_000) };
         run(request, None, &mut report).unwrap();
         assert_eq!(report.failed(), 0);
-        for (kind, least) in [("Batch", 100), ("Controls", 100), ("Orphan", 100), ("Recovery", 10)]
-        {
+        let least = [
+            ("Batch", 100),
+            ("Controls", 100),
+            ("Orphan", 100),
+            ("Hello", 100),
+            ("Answer", 100),
+            ("Message", 1000),
+            ("Items", 1000),
+            ("Follower", 1000),
+            ("Recovery", 10),
+        ];
+        for (kind, least) in least {
             assert!(report.covered(&format!("{kind}: accepted")) > least, "{kind}");
         }
     }

@@ -14,6 +14,7 @@ use ringwal_engine::{Clock, Engine, Io, Options, Shard, StreamId, fuzzing};
 use super::corpus::{Corpus, Directory, Kind, Sample, Spot};
 use super::disk::{Image, MemoryDisk};
 use super::mutate::{fix_batch, fix_block, fix_frame, fix_orphan, mutate, mutate_in_place};
+use super::{leader, wire};
 use crate::random::Random;
 
 /// What is fed.
@@ -31,6 +32,13 @@ pub enum Target {
     FirstCheckpoint,
     Orphan,
     Text,
+    Hello,
+    Answer,
+    Message,
+    /// Items as a connection receives them.
+    Items,
+    /// The core of a follower.
+    Follower,
     /// The recovery of a shard on a disk in memory, reading, writing on, and the recovery of that.
     Recovery,
     /// The offline tools and a read-only open on a real directory.
@@ -38,7 +46,7 @@ pub enum Target {
 }
 
 /// How often each target comes, against the others.
-const WEIGHTS: [(Target, u64); 14] = [
+const WEIGHTS: [(Target, u64); 19] = [
     (Target::EngineHeader, 200),
     (Target::AnchorHeader, 200),
     (Target::SegmentHeader, 300),
@@ -51,12 +59,21 @@ const WEIGHTS: [(Target, u64); 14] = [
     (Target::FirstCheckpoint, 1000),
     (Target::Orphan, 800),
     (Target::Text, 200),
+    (Target::Hello, 300),
+    (Target::Answer, 300),
+    (Target::Message, 1600),
+    (Target::Items, 600),
+    (Target::Follower, 600),
     (Target::Recovery, 300),
     (Target::Offline, 2),
 ];
 
 /// Bytes that a decoder may hold for each byte of input, and beside it.
 const DECODER_BYTES: (usize, usize) = (16, 4 << 10);
+/// The same of what comes over a connection, and is put into words again.
+const WIRE_BYTES: (usize, usize) = (32, 16 << 10);
+/// The same of a receive buffer: twice its chunks, and the longest frame that it takes.
+const RECEIVED_BYTES: (usize, usize) = (64, 2 * (256 << 10) + 2 * wire::FRAME_BYTES_MAX);
 /// The same of a recovery: its reads, the pool's bookkeeping, histograms, prepared segments.
 const RECOVERY_BYTES: (usize, usize) = (24, 24 << 20);
 /// The same of the offline tools.
@@ -84,6 +101,8 @@ impl Target {
         let (each, beside) = match self {
             Target::Recovery => RECOVERY_BYTES,
             Target::Offline => OFFLINE_BYTES,
+            Target::Hello | Target::Answer | Target::Message => WIRE_BYTES,
+            Target::Items | Target::Follower => RECEIVED_BYTES,
             _ => DECODER_BYTES,
         };
         each * length + beside
@@ -93,6 +112,8 @@ impl Target {
 /// An input, ready to be fed.
 pub enum Input {
     Bytes(Sample),
+    /// What comes over a connection, and a number from which all else is drawn.
+    Items(Vec<u8>, u64),
     Directory(Box<Directory>, u64),
 }
 
@@ -139,6 +160,14 @@ pub fn input(target: Target, corpus: &Corpus, random: &mut Random) -> Input {
         Target::Index => Kind::Index,
         Target::FirstCheckpoint => Kind::Start,
         Target::Orphan => Kind::Orphan,
+        Target::Hello => Kind::Hello,
+        Target::Answer => Kind::Answer,
+        Target::Message => Kind::Message,
+        Target::Items => return Input::Items(wire::items(corpus, random), random.next()),
+        Target::Follower => {
+            let chance = random.next();
+            return Input::Items(leader::session(chance, random), chance);
+        }
         Target::Recovery | Target::Offline => {
             let at = random.below(corpus.directories.len() as u64) as usize;
             let mut directory = corpus.directories[at].clone();
@@ -168,6 +197,7 @@ fn fix(kind: Kind, sample: &mut Sample) {
         Kind::Footer => fix_block(bytes, 128, place),
         Kind::Batch => fix_batch(bytes, place),
         Kind::Frame => drop(fix_frame(bytes)),
+        Kind::Hello | Kind::Answer | Kind::Message => wire::fix(kind, bytes),
         Kind::Controls => {}
         Kind::Orphan => fix_orphan(bytes),
         Kind::Index => {
@@ -324,6 +354,7 @@ impl Input {
     pub fn length(&self) -> usize {
         match self {
             Input::Bytes(sample) => sample.bytes.len(),
+            Input::Items(bytes, _) => bytes.len(),
             Input::Directory(directory, _) => {
                 directory.image.values().map(|bytes| bytes.len()).sum::<usize>()
             }
@@ -334,6 +365,7 @@ impl Input {
     pub fn archive(&self) -> Vec<u8> {
         match self {
             Input::Bytes(sample) => sample.bytes.clone(),
+            Input::Items(bytes, _) => bytes.clone(),
             Input::Directory(directory, _) => {
                 let mut files = crate::archive::Files::new();
                 files.insert("engine".into(), directory.engine.clone());
@@ -350,6 +382,8 @@ impl Input {
 pub fn execute(target: Target, input: &Input, bench: &Bench) -> Outcome {
     match input {
         Input::Bytes(sample) => decode(target, sample),
+        Input::Items(bytes, chance) if target == Target::Follower => leader::follow(bytes, *chance),
+        Input::Items(bytes, chance) => wire::received(bytes, *chance),
         Input::Directory(directory, chance) if target == Target::Offline => {
             look_offline(directory, *chance, bench)
         }
@@ -466,7 +500,10 @@ fn decode(target: Target, sample: &Sample) -> Outcome {
             let cut = cut.parse::<offline::Cut>().or_else(|_| text.parse());
             Ok(if number.or(other).is_some() || cut.is_ok() { Accepted } else { Refused })
         }
-        Target::Recovery | Target::Offline => Ok(Refused),
+        Target::Hello => wire::hello(bytes),
+        Target::Answer => wire::answer(bytes),
+        Target::Message => wire::message(bytes),
+        Target::Items | Target::Follower | Target::Recovery | Target::Offline => Ok(Refused),
     }
 }
 
