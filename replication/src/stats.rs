@@ -13,7 +13,7 @@ use ringwal_engine::{FrameSlice, StreamId};
 use crate::config::Member;
 use crate::leader::{SessionCounts, SessionState};
 use crate::node_id::NodeId;
-use crate::wire::Refusal;
+use crate::wire::{Cause, Refusal};
 
 /// Longest latency that is told apart, in nanoseconds: a minute.
 const LATENCY_NS_MAX: u64 = 60_000_000_000;
@@ -50,11 +50,16 @@ pub(crate) struct Counters {
     pub(crate) tls_reloads: Counter,
     pub(crate) tls_reload_errors: Counter,
     refused: [Counter; Refusal::ALL.len()],
+    left: [Counter; Cause::ALL.len()],
 }
 
 impl Counters {
     pub(crate) fn note_refused(&self, refusal: Refusal) {
         self.refused[refusal as usize - 1].add(1);
+    }
+
+    pub(crate) fn note_left(&self, cause: Cause) {
+        self.left[cause as usize - 1].add(1);
     }
 }
 
@@ -93,6 +98,8 @@ pub struct NodeStats {
     pub bad_hellos: u64,
     /// Hellos that were refused, by reason.
     pub refused: Vec<(&'static str, u64)>,
+    /// Sessions with a leader that this node ended, by cause.
+    pub left: Vec<(&'static str, u64)>,
     /// Sessions that ended because the other side did what it must not.
     pub violations: u64,
     /// Times that the engine handed over less than it sealed.
@@ -141,6 +148,10 @@ pub struct FollowerStats {
     pub last_failure: Option<String>,
     /// Attempts that it refused.
     pub refused: u64,
+    /// The same by reason.
+    pub refused_by: Vec<(&'static str, u64)>,
+    /// Sessions that it ended and said why, by cause.
+    pub left_by: Vec<(&'static str, u64)>,
     /// Frames sent.
     pub frames: u64,
     /// Their bytes.
@@ -205,7 +216,9 @@ pub(crate) struct FollowerCounters {
     pub(crate) is_other_disk: bool,
     failures: u64,
     last_failure: Option<String>,
-    refused: u64,
+    refused: [u64; Refusal::ALL.len()],
+    left: [u64; Cause::ALL.len()],
+    last_left: Option<String>,
     /// Of sessions that have ended.
     counts: SessionCounts,
 }
@@ -219,7 +232,9 @@ impl FollowerCounters {
             is_other_disk: false,
             failures: 0,
             last_failure: None,
-            refused: 0,
+            refused: [0; Refusal::ALL.len()],
+            left: [0; Cause::ALL.len()],
+            last_left: None,
             counts: SessionCounts::default(),
         }
     }
@@ -234,10 +249,21 @@ impl FollowerCounters {
     }
 
     pub(crate) fn note_refused(&mut self, refusal: Refusal, why: &str) {
-        self.refused += 1;
+        self.refused[refusal as usize - 1] += 1;
         if self.last_failure.as_deref() != Some(why) {
             tracing::warn!(node = %self.node, %refusal, why, "a follower refuses");
             self.last_failure = Some(why.to_owned());
+        }
+    }
+
+    /// It has left. Said once, with what is to be done, not each time that it comes and leaves again.
+    pub(crate) fn note_left(&mut self, cause: Cause, why: &str) {
+        self.left[cause as usize - 1] += 1;
+        let Some(remedy) = cause.remedy() else { return };
+        if self.last_left.as_deref() != Some(why) {
+            let (node, cause) = (self.node, cause.name());
+            tracing::warn!(%node, cause, why, "a follower does not follow: {remedy}");
+            self.last_left = Some(why.to_owned());
         }
     }
 
@@ -268,7 +294,9 @@ impl FollowerCounters {
             connects: self.connects,
             failures: self.failures,
             last_failure: self.last_failure.clone(),
-            refused: self.refused,
+            refused: self.refused.iter().sum(),
+            refused_by: Refusal::ALL.map(Refusal::name).into_iter().zip(self.refused).collect(),
+            left_by: Cause::ALL.map(Cause::name).into_iter().zip(self.left).collect(),
             frames: before.frames + now.frames,
             bytes: before.bytes + now.bytes,
             bytes_resent: before.bytes_read + now.bytes_read,
@@ -401,7 +429,10 @@ impl Counters {
             let count = self.refused[*refusal as usize - 1].get();
             (refusal.name(), count)
         });
+        let left =
+            Cause::ALL.iter().map(|cause| (cause.name(), self.left[*cause as usize - 1].get()));
         NodeStats {
+            left: left.collect(),
             accepted: self.accepted.get(),
             too_many: self.too_many.get(),
             bad_hellos: self.bad_hellos.get(),

@@ -38,13 +38,13 @@ use crate::repair::Marker;
 use crate::stats::{Counters, NodeStats, Role};
 use crate::term::Term;
 use crate::wake::Wake;
-use crate::wire::{Answer, ConnectionKind, EPOCH_MAX, PROTOCOL_VERSION, Refusal};
+use crate::wire::{Answer, Cause, ConnectionKind, EPOCH_MAX, PROTOCOL_VERSION, Refusal};
 use crate::worker::{Facts, Job, Outcome, Worker};
 
 use accept::{Arrivals, Arrived};
 use connection::Connection;
 use fetching::Fetching;
-use following::{Appends, Following};
+use following::{Appends, Ending, Following};
 use leading::Leading;
 use repairing::Repairing;
 
@@ -190,7 +190,7 @@ pub(crate) fn run(setup: Setup) {
             }
             wake.wait(tick).await;
         }
-        replica.end("the node is closed");
+        replica.end(Cause::Closing, "the node is closed");
         drop((replica, fence));
         // Tasks that write a last message and end their connections get their time.
         tokio::time::sleep(LAST_WORDS.min(drain_timeout)).await;
@@ -311,7 +311,7 @@ impl Replica {
                     match turn {
                         leading::Turn::Goes => is_busy || !leading.park(&self.context.waker),
                         leading::Turn::Deposed(why) => {
-                            self.end(&why);
+                            self.end(Cause::Changing, &why);
                             false
                         }
                     }
@@ -319,8 +319,8 @@ impl Replica {
                 Part::Following(following) => {
                     match following.turn(&mut self.context, &mut self.appends) {
                         following::Turn::Goes(is_busy) => is_busy,
-                        following::Turn::Ends(why) => {
-                            self.end_following(&why);
+                        following::Turn::Ends(ending) => {
+                            self.end_following(ending);
                             false
                         }
                     }
@@ -363,7 +363,7 @@ impl Replica {
                 if let Part::Leading(leading) = &self.part
                     && leading.term.epoch() == epoch
                 {
-                    self.end(&why);
+                    self.end(Cause::Changing, &why);
                 }
             }
             Command::Trim { stream, before } => match &mut self.part {
@@ -489,8 +489,10 @@ impl Replica {
         }
         let is_followed = |part: &Part| matches!(part, Part::Following(following) if following.promise == promise);
         match &self.part {
-            part if is_followed(part) => self.end_following("the leader dials again"),
-            _ => self.end(&why),
+            part if is_followed(part) => {
+                self.end(Cause::Changing, "the leader dials again");
+            }
+            _ => self.end(Cause::Changing, &why),
         }
         self.change = Some(Change { to, promise, is_promising: false });
     }
@@ -614,19 +616,21 @@ impl Replica {
             }
             outcome => {
                 if let Part::Following(following) = &mut self.part
-                    && let Err(why) = following.handle_outcome(outcome, &self.context)
+                    && let Err(ending) = following.handle_outcome(outcome, &self.context)
                 {
-                    self.end_following(&why);
+                    self.end_following(ending);
                 }
             }
         }
     }
 
-    /// Whatever it does, it does no more; callers who wait learn why.
-    fn end(&mut self, why: &str) {
+    /// Whatever it does, it does no more; callers who wait learn why, and a leader that was followed.
+    fn end(&mut self, cause: Cause, why: &str) {
         match &mut self.part {
             Part::Idle => {}
-            Part::Following(_) => return self.end_following(why),
+            Part::Following(_) => {
+                return self.end_following(Ending { cause: Some(cause), why: why.to_owned() });
+            }
             Part::Leading(leading) => {
                 self.context.engine.close_epoch();
                 leading.end(why);
@@ -637,7 +641,7 @@ impl Replica {
         self.make_picture();
     }
 
-    fn end_following(&mut self, why: &str) {
+    fn end_following(&mut self, Ending { cause, why }: Ending) {
         if let Part::Following(following) = std::mem::replace(&mut self.part, Part::Idle) {
             // They may wait for space, for ever: none of them is sealed any more.
             self.context.engine.fence_frames();
@@ -645,7 +649,17 @@ impl Replica {
             self.context.facts.committed.clone_from(following.core().committed());
             self.context.counters.sessions_ended.add(1);
             let Promise { epoch, leader, .. } = following.promise;
-            tracing::info!(epoch, %leader, why, "following no more");
+            if let Some(cause) = cause {
+                self.context.counters.note_left(cause);
+                let promised = self.context.facts.promise.map_or(epoch, |promise| promise.epoch);
+                following.leave(promised, cause, &why);
+            }
+            match cause {
+                Some(cause) if cause.remedy().is_some() => {
+                    tracing::warn!(epoch, %leader, cause = cause.name(), why, "following no more");
+                }
+                _ => tracing::info!(epoch, %leader, why, "following no more"),
+            }
             self.make_picture();
         }
     }
@@ -656,12 +670,12 @@ impl Replica {
             Part::Idle => {}
             Part::Leading(leading) => {
                 if let leading::Turn::Deposed(why) = leading.tick(&mut self.context) {
-                    self.end(&why);
+                    self.end(Cause::Changing, &why);
                 }
             }
             Part::Following(following) => {
-                if let Err(why) = following.tick(&self.context) {
-                    self.end_following(&why);
+                if let Err(ending) = following.tick(&self.context) {
+                    self.end_following(ending);
                 }
             }
         }
@@ -724,7 +738,7 @@ impl Replica {
                 }
             }
         }
-        self.end(why);
+        self.end(Cause::Engine, why);
     }
 
     /// What is known to be committed survives this process: it is never cut (I-14). A member counts

@@ -290,6 +290,55 @@ fn a_leader_keeps_what_a_connected_follower_lacks_and_trims_with_it() {
 }
 
 #[test]
+fn a_leader_learns_why_nobody_follows_it() {
+    let cluster = Cluster::new(3);
+    let [first, second] = [1, 2].map(|node| cluster.start(node));
+    let leadership = first.lead(1).expect("a new epoch");
+    for number in 0..50 {
+        let pending = leadership.append(STREAM, record(number), Ack::Quorum).expect("it leads");
+        pending.wait().expect("a majority");
+    }
+    wait_until("the follower knows what is committed", || {
+        second.stats().committed.get(&STREAM) == Some(&50)
+    });
+    let before = contents(&second, STREAM);
+    stop(first);
+    // It has nothing of what is committed, and must not be followed.
+    let wrong = cluster.start(3);
+    let leadership = wrong.lead(2).expect("a later epoch");
+    let count = |counts: &[(&str, u64)], why| {
+        counts.iter().find(|(name, _)| *name == why).map_or(0, |(_, count)| *count)
+    };
+    wait_until("the follower says why it leaves", || {
+        count(&wrong.stats().followers[1].left_by, "below_committed") > 0
+    });
+    let text = wrong.stats().prometheus();
+    let line = text.lines().find(|line| {
+        line.starts_with("ringwal_replication_follower_left_total{node=\"2\"")
+            && line.contains("cause=\"below_committed\"")
+    });
+    assert!(line.is_some_and(|line| !line.ends_with(" 0")), "{line:?}");
+    wait_until("it counts that, too", || count(&second.stats().left, "below_committed") > 0);
+    assert_eq!(second.stats().violations, 0);
+    assert!(contents(&second, STREAM) == before, "nothing was changed");
+    drop(leadership);
+    stop(second);
+    stop(wrong);
+}
+
+#[test]
+fn a_follower_that_is_closed_says_so() {
+    let cluster = Cluster::new(2);
+    let [leader, follower] = [1, 2].map(|node| cluster.start(node));
+    let leadership = leader.lead(1).expect("a new epoch");
+    let pending = leadership.append(STREAM, record(0), Ack::Quorum).expect("it leads");
+    pending.wait().expect("a majority");
+    stop(follower);
+    wait_until("it is counted", || leader.stats().followers[0].left_by[0] == ("closing", 1));
+    stop(leader);
+}
+
+#[test]
 fn a_thousand_streams_reach_a_follower() {
     let cluster = Cluster::new(2);
     let [leader, follower] = [1, 2].map(|node| cluster.start(node));

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ringwal_engine::{EpochTable, StreamId};
 
-use crate::wire::Message;
+use crate::wire::{Cause, Message};
 
 /// What its owner has to do.
 #[derive(Clone, Eq, PartialEq, Debug)]
@@ -89,6 +89,17 @@ pub enum Why {
     /// The leader does what none does.
     #[error("the leader {0}")]
     Violation(String),
+}
+
+impl Why {
+    /// As what the leader is told, and it is counted.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::BelowCommitted { .. } => Cause::BelowCommitted,
+            Self::LeaderLacks { .. } => Cause::LeaderLacks,
+            Self::Violation(_) => Cause::Violation,
+        }
+    }
 }
 
 /// What a frame is worth.

@@ -19,6 +19,7 @@ impl NodeStats {
         page.node(self);
         page.streams(self);
         page.followers(&self.followers);
+        page.reasons(&self.followers);
         if let Some(times) = &self.times {
             for (name, help, histogram) in [
                 ("send", "From sealed to written to the connection of a follower.", &times.send_ns),
@@ -104,6 +105,10 @@ impl Page {
         for (reason, count) in &stats.refused {
             self.line("hellos_refused_total", &[("reason", reason)], count);
         }
+        self.head("sessions_left_total", "counter", "Sessions that this node left, by cause.");
+        for (cause, count) in &stats.left {
+            self.line("sessions_left_total", &[("cause", cause)], count);
+        }
     }
 
     fn streams(&mut self, stats: &NodeStats) {
@@ -115,11 +120,10 @@ impl Page {
 
     fn followers(&mut self, followers: &[FollowerStats]) {
         type Value = fn(&FollowerStats) -> Option<f64>;
-        let columns: [(&str, &str, &str, Value); 14] = [
+        let columns: [(&str, &str, &str, Value); 13] = [
             ("connected", "gauge", "Whether it is connected.", |f| Some(f.is_connected.into())),
             ("connects_total", "counter", "Sessions that began.", |f| Some(f.connects as f64)),
             ("failures_total", "counter", "Attempts without answer.", |f| Some(f.failures as f64)),
-            ("refused_total", "counter", "Attempts that it refused.", |f| Some(f.refused as f64)),
             ("frames_total", "counter", "Frames sent.", |f| Some(f.frames as f64)),
             ("bytes_total", "counter", "Bytes of frames sent.", |f| Some(f.bytes as f64)),
             ("bytes_resent_total", "counter", "Bytes sent that were read from segments.", |f| {
@@ -155,6 +159,24 @@ impl Page {
                 let labels = [("node", node.as_str()), ("address", follower.address.as_str())];
                 if let Some(value) = value(follower) {
                     self.line(&name, &labels, value);
+                }
+            }
+        }
+    }
+
+    fn reasons(&mut self, followers: &[FollowerStats]) {
+        type Counts = fn(&FollowerStats) -> &[(&'static str, u64)];
+        let counts: [(&str, &str, &str, Counts); 2] = [
+            ("follower_refused_total", "reason", "Attempts that it refused.", |f| &f.refused_by),
+            ("follower_left_total", "cause", "Sessions that it ended.", |f| &f.left_by),
+        ];
+        for (name, label, help, counts) in counts {
+            self.head(name, "counter", help);
+            for follower in followers {
+                let node = follower.node.to_string();
+                for (why, count) in counts(follower) {
+                    let address = ("address", follower.address.as_str());
+                    self.line(name, &[("node", node.as_str()), address, (label, why)], count);
                 }
             }
         }

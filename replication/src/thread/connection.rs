@@ -15,10 +15,12 @@ use crate::wake::Wake;
 
 /// Received bytes that wait for the loop; beyond it nothing more is read.
 const RECEIVED_BYTES_MAX: usize = 4 << 20;
+/// Last words are written within this, or not at all.
+const LAST_WORDS_LIMIT: Duration = Duration::from_millis(250);
 /// What an item is counted for beside its bytes.
 const ITEM_BYTES: usize = 128;
 
-/// Dropping it closes the connection, whatever is being written.
+/// Dropping it closes the connection, whatever is being written; see [`Connection::say_last`].
 pub(crate) struct Connection {
     line: Rc<Line>,
 }
@@ -39,6 +41,8 @@ struct State {
     received_bytes: usize,
     heard: Instant,
     outgoing: Option<Vec<Bytes>>,
+    /// To be written when it is closed.
+    last_words: Option<Bytes>,
     /// Handed over, and not reported as written by [`Connection::take_sent`].
     is_sending: bool,
     is_sent: bool,
@@ -60,6 +64,7 @@ impl Connection {
             received_bytes: 0,
             heard: Instant::now(),
             outgoing: None,
+            last_words: None,
             is_sending: false,
             is_sent: false,
             calls: 0,
@@ -117,6 +122,12 @@ impl Connection {
         self.line.to_write.notify_one();
     }
 
+    /// An item that is written when this is dropped, before the end, unless the other side does not
+    /// read or something is being written.
+    pub(crate) fn say_last(&self, item: Bytes) {
+        self.line.state.borrow_mut().last_words = Some(item);
+    }
+
     /// Whether what was handed over has been written since the last look.
     pub(crate) fn take_sent(&self) -> bool {
         let mut state = self.line.state.borrow_mut();
@@ -145,6 +156,12 @@ impl Line {
         state.ended.get_or_insert(why);
         drop(state);
         self.wake.wake();
+    }
+
+    /// None behind what was not begun; behind what was broken off the connection takes none.
+    fn take_last_words(&self) -> Option<Bytes> {
+        let mut state = self.state.borrow_mut();
+        state.last_words.take().filter(|_| state.outgoing.is_none())
     }
 
     fn is_closed(&self) -> bool {
@@ -216,6 +233,9 @@ async fn write(line: Rc<Line>, mut writer: LinkWriter) {
             }
         }
         line.wake.wake();
+    }
+    if let Some(item) = line.take_last_words() {
+        let _ = tokio::time::timeout(LAST_WORDS_LIMIT, writer.write_all(vec![item])).await;
     }
     writer.shutdown().await;
 }

@@ -18,7 +18,7 @@ use crate::follower::{Act, Follower, Refused, Worth};
 use crate::link::Received;
 use crate::orphans::Reason;
 use crate::promise::Promise;
-use crate::wire::Message;
+use crate::wire::{Cause, Message};
 use crate::worker::{BeginAnew, Job, Outcome};
 
 /// Items that are taken in one turn, so that receipts get their time.
@@ -104,6 +104,8 @@ pub(crate) struct Following {
     connection: Connection,
     _place: Place,
     outgoing: VecDeque<Bytes>,
+    /// The answer to the hello has been handed to the connection.
+    has_answered: bool,
     jobs: VecDeque<Job>,
     /// Trims that wait for the worker; the last of each stream counts.
     trims: BTreeMap<StreamId, u64>,
@@ -116,7 +118,28 @@ pub(crate) enum Turn {
     /// It goes on; whether there is more to do at once.
     Goes(bool),
     /// The session is over.
-    Ends(String),
+    Ends(Ending),
+}
+
+/// Why a session ends.
+pub(crate) struct Ending {
+    /// What the leader is told; `None` when there is nobody to tell.
+    pub(crate) cause: Option<Cause>,
+    pub(crate) why: String,
+}
+
+impl Ending {
+    pub(crate) fn gone(why: String) -> Self {
+        Self { cause: None, why }
+    }
+
+    fn for_cause(cause: Cause, why: impl ToString) -> Self {
+        Self { cause: Some(cause), why: why.to_string() }
+    }
+
+    fn engine(why: impl ToString) -> Self {
+        Self::for_cause(Cause::Engine, why)
+    }
 }
 
 impl Following {
@@ -133,6 +156,7 @@ impl Following {
             connection,
             _place: place,
             outgoing: VecDeque::from([answer]),
+            has_answered: false,
             jobs: VecDeque::new(),
             trims: BTreeMap::new(),
             spoke: Instant::now(),
@@ -151,7 +175,7 @@ impl Following {
         }
     }
 
-    fn try_turn(&mut self, context: &mut Context, appends: &mut Appends) -> Result<bool, String> {
+    fn try_turn(&mut self, context: &mut Context, appends: &mut Appends) -> Result<bool, Ending> {
         let has_room = self.outgoing.len() < OUTGOING_MAX;
         let is_busy = has_room && self.take_received(context, appends)?;
         // Behind what has just been appended, so that its outcome wakes this thread.
@@ -171,9 +195,10 @@ impl Following {
         if !self.outgoing.is_empty() && self.connection.is_free() {
             self.connection.send(self.outgoing.drain(..).collect());
             self.spoke = Instant::now();
+            self.has_answered = true;
         }
         if let Some(why) = self.connection.ended() {
-            return Err(why);
+            return Err(Ending::gone(why));
         }
         Ok(is_busy)
     }
@@ -182,8 +207,8 @@ impl Following {
         &mut self,
         context: &mut Context,
         appends: &mut Appends,
-    ) -> Result<(), String> {
-        appends.poll_waiting(&context.waker).map_err(|error| error.to_string())?;
+    ) -> Result<(), Ending> {
+        appends.poll_waiting(&context.waker).map_err(Ending::engine)?;
         while let Some((stream, end, came, outcome)) = appends.poll_appended(&context.waker) {
             let end_here = || context.engine.stream(stream).end();
             match outcome {
@@ -199,7 +224,8 @@ impl Following {
                     if matches!(error, CommitError::Unknown(_) | CommitError::NotWritten(_)) {
                         context.failed = Some(error.to_string());
                     }
-                    return Err(format!("the engine does not take stream {stream}: {error}"));
+                    let why = format!("the engine does not take stream {stream}: {error}");
+                    return Err(Ending::engine(why));
                 }
             }
         }
@@ -210,7 +236,7 @@ impl Following {
         &mut self,
         context: &mut Context,
         appends: &mut Appends,
-    ) -> Result<bool, String> {
+    ) -> Result<bool, Ending> {
         for _ in 0..ITEMS_PER_TURN {
             if appends.waiting.is_some() {
                 return Ok(false);
@@ -218,8 +244,9 @@ impl Following {
             let Some((item, came)) = self.connection.take_received() else { return Ok(false) };
             match item {
                 Received::Frame(frame) => self.take_frame(frame, came, context, appends)?,
-                Received::Message(Message::Leaving { epoch, reason }) => {
-                    return Err(format!("the leader of epoch {epoch} leaves: {reason}"));
+                Received::Message(Message::Leaving { epoch, reason, .. }) => {
+                    let why = format!("the leader of epoch {epoch} leaves: {reason}");
+                    return Err(Ending::gone(why));
                 }
                 Received::Message(message) => {
                     if let Some(repairing) = &mut context.repairing {
@@ -238,8 +265,9 @@ impl Following {
         came: Instant,
         context: &mut Context,
         appends: &mut Appends,
-    ) -> Result<(), String> {
-        let (header, _) = FrameHeader::verify(&frame).map_err(|error| error.to_string())?;
+    ) -> Result<(), Ending> {
+        let (header, _) = FrameHeader::verify(&frame)
+            .map_err(|error| Ending::for_cause(Cause::Violation, error))?;
         context.counters.frames_received.add(1);
         context.counters.bytes_received.add(frame.len() as u64);
         if self.core.handle_frame(&header) == Worth::Ignore {
@@ -255,11 +283,12 @@ impl Following {
             Err(AppendError::Full { .. }) => {
                 let room = Box::pin(stream.append_frame_async(frame));
                 appends.waiting = Some(Waiting { room, stream: id, end, came, shard });
-                appends.poll_waiting(&context.waker).map_err(|error| error.to_string())
+                appends.poll_waiting(&context.waker).map_err(Ending::engine)
             }
             Err(AppendError::BadFrame(error)) => {
                 context.counters.violations.add(1);
-                Err(format!("the leader has sent a damaged frame of stream {id}: {error}"))
+                let why = format!("the leader has sent a damaged frame of stream {id}: {error}");
+                Err(Ending::for_cause(Cause::Violation, why))
             }
             Err(AppendError::NoSpace { .. }) if !appends.has(id) => {
                 // It is asked for again; the other shards may have space.
@@ -271,12 +300,12 @@ impl Following {
                 if let AppendError::Poisoned(cause) = &error {
                     context.failed = Some(cause.to_string());
                 }
-                Err(format!("the engine does not take stream {id}: {error}"))
+                Err(Ending::engine(format!("the engine does not take stream {id}: {error}")))
             }
         }
     }
 
-    fn act(&mut self, context: &mut Context) -> Result<(), String> {
+    fn act(&mut self, context: &mut Context) -> Result<(), Ending> {
         let Promise { epoch, leader, run } = self.promise;
         let reason = Reason { epoch, leader, run };
         while self.outgoing.len() < OUTGOING_MAX
@@ -296,8 +325,11 @@ impl Following {
                     self.trims.insert(stream, before);
                 }
                 Act::Leave(why) => {
-                    context.counters.violations.add(1);
-                    return Err(why.to_string());
+                    let cause = why.cause();
+                    if cause == Cause::Violation {
+                        context.counters.violations.add(1);
+                    }
+                    return Err(Ending::for_cause(cause, why));
                 }
             }
         }
@@ -309,14 +341,18 @@ impl Following {
         &mut self,
         outcome: Outcome,
         context: &Context,
-    ) -> Result<(), String> {
+    ) -> Result<(), Ending> {
         match outcome {
             Outcome::Cut { stream, at, outcome } => {
-                outcome.map_err(|error| format!("cannot cut stream {stream}: {error}"))?;
+                outcome.map_err(|error| {
+                    Ending::engine(format!("cannot cut stream {stream}: {error}"))
+                })?;
                 self.core.handle_cut(stream, at);
             }
             Outcome::BegunAnew { stream, outcome } => {
-                let at = outcome.map_err(|e| format!("cannot begin stream {stream} anew: {e}"))?;
+                let at = outcome.map_err(|error| {
+                    Ending::engine(format!("cannot begin stream {stream} anew: {error}"))
+                })?;
                 context.counters.begun_anew.add(1);
                 self.core.handle_begun_anew(stream, at);
             }
@@ -325,12 +361,20 @@ impl Following {
         Ok(())
     }
 
+    /// The session is over, and the leader is told why.
+    pub(crate) fn leave(&self, epoch: u64, cause: Cause, why: &str) {
+        let message = Message::Leaving { epoch, cause, reason: why.to_owned() };
+        if self.has_answered {
+            self.connection.say_last(Bytes::from(message.encode()));
+        }
+    }
+
     /// Now and then: a leader that is silent is gone.
-    pub(crate) fn tick(&mut self, context: &Context) -> Result<(), String> {
+    pub(crate) fn tick(&mut self, context: &Context) -> Result<(), Ending> {
         self.core.handle_time(context.clock.now_ns());
         let silent = self.connection.silence();
         if silent > context.config.session_timeout && !context.was_late {
-            return Err(format!("the leader has been silent for {silent:?}"));
+            return Err(Ending::gone(format!("the leader has been silent for {silent:?}")));
         }
         // The leader hears that this node is there also while a long frame comes, or its engine has
         // no room.

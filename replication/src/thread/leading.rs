@@ -258,10 +258,14 @@ impl Leading {
                 self.end_session(index, "a follower sends frames", context);
                 return (Turn::Goes, false);
             };
-            if let Message::Leaving { epoch, reason } = &message
-                && *epoch > self.term.epoch()
-            {
-                return (Turn::Deposed(reason.clone()), false);
+            if let Message::Leaving { epoch, cause, reason } = &message {
+                if *epoch > self.term.epoch() {
+                    return (Turn::Deposed(reason.clone()), false);
+                }
+                self.followers[index].counters.note_left(*cause, reason);
+                let why = format!("it leaves ({}): {reason}", cause.name());
+                self.end_session(index, &why, context);
+                return (Turn::Goes, false);
             }
             if let Message::Durable { took_ns, ends } = &message {
                 self.times.note_reported(index, *took_ns, ends);

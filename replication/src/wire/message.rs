@@ -107,9 +107,68 @@ pub enum Message {
     Leaving {
         /// The epoch that it has promised by now.
         epoch: u64,
+        /// Of which kind the reason is.
+        cause: Cause,
         /// In words for a person.
         reason: String,
     },
+}
+
+/// Why a side leaves a session.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+#[repr(u64)]
+pub enum Cause {
+    /// It is being closed.
+    Closing = 1,
+    /// It follows, or leads, in another session from now on.
+    Changing = 2,
+    /// To follow would take back what is known to be committed.
+    BelowCommitted = 3,
+    /// The leader lacks what was trimmed here, and so applied.
+    LeaderLacks = 4,
+    /// The other side does what it must not.
+    Violation = 5,
+    /// Its engine does not take what it is given.
+    Engine = 6,
+}
+
+impl Cause {
+    /// Every one.
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Closing,
+        Self::Changing,
+        Self::BelowCommitted,
+        Self::LeaderLacks,
+        Self::Violation,
+        Self::Engine,
+    ];
+
+    /// The name under which it is counted.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Closing => "closing",
+            Self::Changing => "changing",
+            Self::BelowCommitted => "below_committed",
+            Self::LeaderLacks => "leader_lacks",
+            Self::Violation => "violation",
+            Self::Engine => "engine",
+        }
+    }
+
+    /// What an operator has to do when a follower leaves for it; `None` when it comes back by itself.
+    pub(crate) fn remedy(self) -> Option<&'static str> {
+        match self {
+            Self::Closing | Self::Changing => None,
+            Self::BelowCommitted | Self::LeaderLacks => Some(
+                "this node lacks what others have acknowledged: let a node lead that has it, and \
+                 look at the disk of this one",
+            ),
+            Self::Violation => Some(
+                "see that both nodes run versions of this program that go together, and report it",
+            ),
+            Self::Engine => Some("look at the log and the disk of that follower"),
+        }
+    }
 }
 
 /// Records that somebody needs who repairs its own.
@@ -203,8 +262,8 @@ impl Message {
                 put_pairs(&mut body, ends);
                 8
             }
-            Self::Leaving { epoch, reason } => {
-                put(&mut body, &[*epoch]);
+            Self::Leaving { epoch, cause, reason } => {
+                put(&mut body, &[*epoch, *cause as u64]);
                 put_reason(&mut body, reason);
                 9
             }
@@ -251,8 +310,8 @@ impl Message {
             7 => Self::Want(words.pairs()?),
             8 => Self::Durable { took_ns: words.next()?, ends: words.pairs()? },
             9 => {
-                let epoch = words.next()?;
-                Self::Leaving { epoch, reason: words.reason() }
+                let (epoch, cause) = (words.next()?, words.cause()?);
+                Self::Leaving { epoch, cause, reason: words.reason() }
             }
             10 => Self::Fetch(words.wanted()?),
             11 => {
@@ -357,6 +416,12 @@ impl Words<'_> {
         String::from_utf8_lossy(&text[..text.len().min(LEAVING_BYTES_MAX)]).into_owned()
     }
 
+    fn cause(&mut self) -> Result<Cause, WireError> {
+        let code = self.next()?;
+        let told = || WireError::Unexpected(format!("a session that is left for cause {code}"));
+        Cause::ALL.into_iter().find(|cause| *cause as u64 == code).ok_or_else(told)
+    }
+
     fn wanted(&mut self) -> Result<Wanted, WireError> {
         let (stream, from, end) = (StreamId::new(self.next()?), self.offset()?, self.offset()?);
         let is_check = self.bounded("a flag of", 1)? == 1;
@@ -430,7 +495,7 @@ mod tests {
             Message::Trimmed(pairs.clone()),
             Message::Want(pairs.clone()),
             Message::Durable { took_ns: 5, ends: pairs },
-            Message::Leaving { epoch: 3, reason: "closing".into() },
+            Message::Leaving { epoch: 3, cause: Cause::Closing, reason: "it is closed".into() },
             Message::Fetch(Wanted { stream: StreamId::new(4), from: 7, end: 9, is_check: false }),
             Message::Fetch(Wanted { stream: StreamId::new(4), from: 0, end: 1, is_check: true }),
             fetched(Stop::Whole),
@@ -563,6 +628,18 @@ mod tests {
             panic!("it is cut to what a person reads");
         };
         assert_eq!(why, "é".repeat(LEAVING_BYTES_MAX / 2));
+    }
+
+    #[test]
+    fn every_cause_is_known_again_and_no_other_is() {
+        for cause in Cause::ALL {
+            let message = Message::Leaving { epoch: 3, cause, reason: String::new() };
+            assert_eq!(Message::decode(&message.encode()), Ok(message));
+        }
+        let mut body = Vec::new();
+        put(&mut body, &[3, 7]);
+        let bytes = [MessageHeader::new(9, &body).as_bytes(), &body].concat();
+        assert!(matches!(Message::decode(&bytes), Err(WireError::Unexpected(_))));
     }
 
     #[test]

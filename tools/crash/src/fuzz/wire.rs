@@ -7,7 +7,8 @@ use ringwal_replication::link::fuzzing::receive;
 use ringwal_replication::node_id::{ClusterId, NodeId, RunId};
 use ringwal_replication::promise::{Admission, Identity, Promise, admit};
 use ringwal_replication::wire::{
-    Answer, ConnectionKind, HELLO_BYTES, Hello, History, Item, Message, Refusal, Stop, Wanted,
+    Answer, Cause, ConnectionKind, HELLO_BYTES, Hello, History, Item, Message, Refusal, Stop,
+    Wanted,
 };
 
 use super::corpus::{Corpus, Kind};
@@ -91,7 +92,7 @@ fn messages() -> Vec<Message> {
         Message::Trimmed(pairs.clone()),
         Message::Want(pairs.clone()),
         Message::Durable { took_ns: 90_000, ends: pairs },
-        Message::Leaving { epoch: 3, reason: "closing".into() },
+        Message::Leaving { epoch: 3, cause: Cause::Closing, reason: "it is closed".into() },
         Message::Fetch(wanted(false)),
         Message::Fetch(wanted(true)),
         fetched(Stop::Whole),
@@ -250,9 +251,10 @@ fn check_message(bytes: &[u8], message: &Message) -> Result<(), String> {
     let again = message.encode();
     let decoded = Message::decode(&again);
     let is_same = match (message, &decoded) {
-        (Message::Leaving { epoch, reason }, Ok(Message::Leaving { epoch: same, reason: cut })) => {
-            epoch == same && reason.starts_with(cut)
-        }
+        (
+            Message::Leaving { epoch, cause, reason },
+            Ok(Message::Leaving { epoch: same, cause: also, reason: cut }),
+        ) => epoch == same && cause == also && reason.starts_with(cut),
         (
             Message::Fetched { stream, end, stop: Stop::Damaged(why) },
             Ok(Message::Fetched { stream: same, end: also, stop: Stop::Damaged(cut) }),
