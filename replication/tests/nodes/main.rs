@@ -1,5 +1,8 @@
 //! Whole nodes in one process, over loopback: real engines, threads and connections.
 
+mod many;
+mod names;
+
 use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -22,14 +25,21 @@ struct Cluster {
 
 impl Cluster {
     fn new(nodes: usize) -> Self {
-        let free = |_| TcpListener::bind("127.0.0.1:0").expect("a free port");
+        Self::on(nodes, "127.0.0.1").expect("free ports")
+    }
+
+    /// On free ports of a host.
+    fn on(nodes: usize, host: &str) -> std::io::Result<Self> {
+        let free = |_| TcpListener::bind(format!("{host}:0"));
         // All at once, so that they differ.
-        let listeners: Vec<_> = (0..nodes).map(free).collect();
-        let address = |listener: &TcpListener| listener.local_addr().expect("bound").to_string();
-        Self {
+        let listeners = (0..nodes).map(free).collect::<Result<Vec<_>, _>>()?;
+        let address = |listener: &TcpListener| {
+            format!("{host}:{}", listener.local_addr().expect("bound").port())
+        };
+        Ok(Self {
             directories: (0..nodes).map(|_| tempfile::tempdir().expect("a directory")).collect(),
             addresses: listeners.iter().map(address).collect(),
-        }
+        })
     }
 
     fn path(&self, node: usize) -> &Path {
@@ -46,7 +56,12 @@ impl Cluster {
     }
 
     fn engine(&self, node: usize) -> Engine {
-        let options = Engine::options().shards(1).segment_bytes(1 << 20).pool_bytes(4 << 20);
+        self.engine_of(node, 1 << 20)
+    }
+
+    fn engine_of(&self, node: usize, segment_bytes: u64) -> Engine {
+        let options = Engine::options().shards(1).pool_bytes(4 << 20);
+        let options = options.segment_bytes(segment_bytes);
         let options = options.batch_bytes_max(128 << 10).lock_wait(LIMIT);
         options.open(self.path(node)).expect("the engine opens")
     }
