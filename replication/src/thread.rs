@@ -550,6 +550,7 @@ impl Replica {
             Part::Following(following) => {
                 let Promise { epoch, leader, .. } = following.promise;
                 stats.role = Role::Following { epoch, leader };
+                stats.following = Some(following.stats());
             }
         }
         stats.committed = match &self.part {

@@ -16,6 +16,11 @@ fn eight_followers_follow_and_four_of_them_make_a_majority() {
     let expected = contents(&leader, STREAM);
     for follower in &followers {
         wait_end(follower, STREAM, 200);
+        wait_until("it knows that it is in step", || {
+            let stats = follower.stats();
+            stats.committed.get(&STREAM) == Some(&200)
+                && stats.following.is_some_and(|following| following.lag_records == 0)
+        });
         assert!(contents(follower, STREAM) == expected);
     }
     followers.drain(4..).for_each(stop);
