@@ -141,6 +141,12 @@ impl Follower {
         self.streams.get(&stream).map(|followed| followed.said_committed)
     }
 
+    /// Records that the leader says are committed and that are not durable here, of all streams.
+    pub fn lag_records(&self) -> u64 {
+        let lag = |followed: &Followed| followed.said_committed.saturating_sub(followed.durable);
+        self.streams.values().map(lag).fold(0, u64::saturating_add)
+    }
+
     /// The epoch that the leader has at an offset of a stream.
     pub fn epoch_at(&self, stream: StreamId, offset: u64) -> Option<u64> {
         self.streams.get(&stream).map(|followed| followed.leader.epochs.epoch_at(offset))

@@ -6,9 +6,9 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam_channel::{Sender, bounded};
-use ringwal_engine::{Append, AppendBatch, Engine, ReadError, StreamId, Tail};
+use ringwal_engine::{Append, AppendBatch, Engine, ReadError, Stream, StreamId, Tail};
 
-use crate::acknowledge::{Ack, LedAppendError, Pending};
+use crate::acknowledge::{Ack, LedAppendError, Pending, Token};
 use crate::config::{Config, ConfigError};
 use crate::link::tls::{Tls, TlsError};
 use crate::link::{LinkError, Listener};
@@ -294,9 +294,8 @@ impl Leadership {
         record: impl AsRef<[u8]>,
         ack: Ack,
     ) -> Result<Pending<Append>, LedAppendError> {
-        self.check(stream)?;
-        let token = self.inner.engine.stream(stream).append(record)?;
-        Ok(Pending::new(token, self.term.clone(), ack))
+        let token = self.stream(stream)?.append(record)?;
+        Ok(self.pending(token, ack))
     }
 
     /// As [`Leadership::append`], but never waits.
@@ -309,9 +308,8 @@ impl Leadership {
         record: impl AsRef<[u8]>,
         ack: Ack,
     ) -> Result<Pending<Append>, LedAppendError> {
-        self.check(stream)?;
-        let token = self.inner.engine.stream(stream).try_append(record)?;
-        Ok(Pending::new(token, self.term.clone(), ack))
+        let token = self.stream(stream)?.try_append(record)?;
+        Ok(self.pending(token, ack))
     }
 
     /// As [`Leadership::append`], but waits for room without blocking the thread.
@@ -324,9 +322,8 @@ impl Leadership {
         record: impl AsRef<[u8]>,
         ack: Ack,
     ) -> Result<Pending<Append>, LedAppendError> {
-        self.check(stream)?;
-        let token = self.inner.engine.stream(stream).append_async(record).await?;
-        Ok(Pending::new(token, self.term.clone(), ack))
+        let token = self.stream(stream)?.append_async(record).await?;
+        Ok(self.pending(token, ack))
     }
 
     /// Appends records that follow one another, and of which a crash of this node keeps all or none.
@@ -343,9 +340,8 @@ impl Leadership {
         I: IntoIterator,
         I::Item: AsRef<[u8]>,
     {
-        self.check(stream)?;
-        let token = self.inner.engine.stream(stream).append_batch(records)?;
-        Ok(Pending::new(token, self.term.clone(), ack))
+        let token = self.stream(stream)?.append_batch(records)?;
+        Ok(self.pending(token, ack))
     }
 
     /// Leads no more: records that wait get their outcome as *unknown*.
@@ -354,11 +350,19 @@ impl Leadership {
         self.inner.send(Command::Retire { epoch, why: why.to_owned() });
     }
 
-    fn check(&self, stream: StreamId) -> Result<(), LedAppendError> {
+    /// The stream, if it may be appended to now.
+    fn stream(&self, stream: StreamId) -> Result<Stream, LedAppendError> {
         if let Some(why) = self.term.ended() {
             let epoch = self.term.epoch();
             return Err(LedAppendError::NotLeading { epoch, why: why.to_owned() });
         }
-        if is_replicated(stream) { Ok(()) } else { Err(LedAppendError::OwnStream(stream)) }
+        match is_replicated(stream) {
+            true => Ok(self.inner.engine.stream(stream)),
+            false => Err(LedAppendError::OwnStream(stream)),
+        }
+    }
+
+    fn pending<T: Token>(&self, token: T, ack: Ack) -> Pending<T> {
+        Pending::new(token, self.term.clone(), ack)
     }
 }

@@ -123,10 +123,22 @@ pub struct NodeStats {
     /// What a repair has taken away and is not back, in words: until then the node does not lead,
     /// and is not to be counted by whoever elects one.
     pub repairing: Option<String>,
+    /// How far it is behind; empty unless it follows.
+    pub following: Option<FollowingStats>,
     /// Of each follower; empty unless it leads.
     pub followers: Vec<FollowerStats>,
     /// Latencies; empty unless it leads.
     pub times: Option<StageTimes>,
+}
+
+/// How far a follower is behind its leader.
+#[derive(Copy, Clone, Debug, Default)]
+pub struct FollowingStats {
+    /// Records that the leader says are committed, and that are not durable here. What the leader has
+    /// beyond that is not known here.
+    pub lag_records: u64,
+    /// For how long nothing has come from the leader; it is zero while this node takes nothing.
+    pub silence: Duration,
 }
 
 /// What a leader counts of one follower.

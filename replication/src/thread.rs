@@ -9,43 +9,40 @@
 //! any more, the new epoch is promised durably; then the new part begins.
 
 mod accept;
+mod admit;
 mod connection;
 mod dial;
 mod fetching;
 mod following;
 mod leading;
+mod part;
 mod repairing;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 use ringwal_engine::{Engine, StreamId};
 
 use crate::config::Config;
-use crate::follower::Follower;
-use crate::history::Held;
 use crate::link::Listener;
-use crate::link::tls::{PeerCertificate, Tls, TlsError};
+use crate::link::tls::{Tls, TlsError};
 use crate::node_id::{NodeId, RunId};
-use crate::promise::{Admission, Identity, Promise, admit};
+use crate::promise::{Identity, Promise};
 use crate::repair::Marker;
 use crate::stats::{Counters, NodeStats, Role};
 use crate::term::Term;
 use crate::wake::Wake;
-use crate::wire::{Answer, Cause, ConnectionKind, EPOCH_MAX, PROTOCOL_VERSION, Refusal};
+use crate::wire::{Cause, EPOCH_MAX, Refusal};
 use crate::worker::{Facts, Job, Outcome, Worker};
 
-use accept::{Arrivals, Arrived};
-use connection::Connection;
+use accept::Arrivals;
 use fetching::Fetching;
-use following::{Appends, Ending, Following};
-use leading::Leading;
+use following::Appends;
+use part::{Change, Part, To};
 use repairing::Repairing;
 
 /// What a node knows to be committed is made durable so often, when it has changed.
@@ -229,24 +226,6 @@ struct Replica {
     tls_looked: Instant,
 }
 
-enum Part {
-    Idle,
-    Leading(Box<Leading>),
-    Following(Box<Following>),
-}
-
-/// A change of part that is under way.
-struct Change {
-    to: To,
-    promise: Promise,
-    is_promising: bool,
-}
-
-enum To {
-    Lead(Sender<Result<Arc<Term>, LeadError>>),
-    Follow(Box<Arrived>),
-}
-
 impl Replica {
     fn new(setup: Setup) -> Self {
         let Setup { engine, config, run, listener, tls, worker, wake, commands, .. } = setup;
@@ -390,199 +369,6 @@ impl Replica {
         self.context.repairing.as_ref()?.lacking(&self.context.engine, is_following)
     }
 
-    fn handle_arrived(&mut self, arrived: Arrived) {
-        if arrived.hello.kind == ConnectionKind::Fetch {
-            return self.handle_reader(arrived);
-        }
-        let members: Vec<NodeId> = self.context.config.members.iter().map(|m| m.node).collect();
-        let admission = match self.closing {
-            Some(_) => Admission::Refuse(Refusal::NotNow, "this node is closing".into()),
-            None if self.context.failed.is_some() => {
-                let why = self.context.failed.clone().unwrap_or_default();
-                Admission::Refuse(Refusal::NotNow, why)
-            }
-            None if !self.may_speak_for(&arrived) => {
-                let why = format!(
-                    "the certificate names {:?}; that of node {} must name node-{} or the host of its \
-                     address",
-                    arrived.certificate.as_ref().map(PeerCertificate::names),
-                    arrived.hello.from,
-                    arrived.hello.from
-                );
-                Admission::Refuse(Refusal::NotAMember, why)
-            }
-            None => admit(self.context.me, &members, self.context.facts.promise, &arrived.hello),
-        };
-        let promise = match admission {
-            Admission::Promise(promise) => promise,
-            Admission::Follow => self.context.facts.promise.expect("it is promised"),
-            Admission::Refuse(refusal, why) => return self.refuse(arrived, refusal, why),
-        };
-        let is_later = |change: &Change| change.promise.epoch > promise.epoch;
-        if self.change.as_ref().is_some_and(is_later) {
-            let why = "a later epoch is about to begin here".to_owned();
-            return self.refuse(arrived, Refusal::Epoch, why);
-        }
-        self.begin_change(To::Follow(Box::new(arrived)), promise);
-    }
-
-    /// Somebody wants to read, to repair its own.
-    fn handle_reader(&mut self, arrived: Arrived) {
-        let members: Vec<NodeId> = self.context.config.members.iter().map(|m| m.node).collect();
-        let refused = crate::fetch::refuse(self.context.me, &members, &arrived.hello);
-        let not_now = |why: String| (Refusal::NotNow, why);
-        let refused = refused.or_else(|| match self.lacking() {
-            _ if !self.may_speak_for(&arrived) => {
-                let names = arrived.certificate.as_ref().map(PeerCertificate::names);
-                let node = arrived.hello.from;
-                let why = format!("the certificate names {names:?}, which is not node {node}");
-                Some((Refusal::NotAMember, why))
-            }
-            _ if self.closing.is_some() => Some(not_now("this node is closing".into())),
-            // What it has is no measure of what there was.
-            Some(lacking) => Some(not_now(format!("this node is being repaired: {lacking}"))),
-            None => self.fetching.is_full().map(not_now),
-        });
-        match refused {
-            Some((refusal, why)) => self.refuse(arrived, refusal, why),
-            None => {
-                let answer = self.answer(None);
-                self.fetching.begin(&self.context, arrived, &answer);
-                self.context.wake.wake();
-            }
-        }
-    }
-
-    /// With TLS a certificate says who somebody is: the host of a member's address, or `node-N`.
-    fn may_speak_for(&self, arrived: &Arrived) -> bool {
-        let Some(certificate) = &arrived.certificate else { return true };
-        let node = arrived.hello.from;
-        let member = self.context.config.members.iter().find(|member| member.node == node);
-        member.is_some_and(|member| {
-            certificate.is_of(&format!("node-{node}")) || certificate.is_of(member.host())
-        })
-    }
-
-    fn refuse(&self, arrived: Arrived, refusal: Refusal, why: String) {
-        self.context.counters.note_refused(refusal);
-        tracing::info!(node = %arrived.hello.from, epoch = arrived.hello.epoch, %refusal, why, "refused");
-        let answer = self.answer(Some((refusal, why)));
-        accept::refuse(arrived, &answer);
-    }
-
-    fn answer(&self, refused: Option<(Refusal, String)>) -> Answer {
-        Answer {
-            version: if refused.is_some() { 0 } else { PROTOCOL_VERSION },
-            refused,
-            node: self.context.me.node,
-            run: self.context.run,
-            engine: self.context.engine.id(),
-            epoch: self.context.facts.promise.map_or(0, |promise| promise.epoch),
-        }
-    }
-
-    /// What this node was ends at once; what it will be begins when nothing is in flight.
-    fn begin_change(&mut self, to: To, promise: Promise) {
-        let why = format!("epoch {} of node {} begins", promise.epoch, promise.leader);
-        if let Some(before) = self.change.take() {
-            self.give_up(before, Refusal::NotNow, &why);
-        }
-        let is_followed = |part: &Part| matches!(part, Part::Following(following) if following.promise == promise);
-        match &self.part {
-            part if is_followed(part) => {
-                self.end(Cause::Changing, "the leader dials again");
-            }
-            _ => self.end(Cause::Changing, &why),
-        }
-        self.change = Some(Change { to, promise, is_promising: false });
-    }
-
-    fn give_up(&self, change: Change, refusal: Refusal, why: &str) {
-        match change.to {
-            To::Follow(arrived) => self.refuse(*arrived, refusal, why.to_owned()),
-            To::Lead(reply) => {
-                let asked = change.promise.epoch;
-                let _ = reply.send(Err(LeadError::Overtaken { asked, why: why.to_owned() }));
-            }
-        }
-    }
-
-    fn advance_change(&mut self) {
-        // Frames of an earlier leader are fenced off, and what was sealed of them is waited for.
-        let is_quiet = self.context.worker.is_idle();
-        let promised = self.context.facts.promise.map_or(0, |promise| promise.epoch);
-        if let Some(change) = self.change.take_if(|change| change.promise.epoch < promised) {
-            let why = format!("epoch {promised} has been promised meanwhile");
-            return self.give_up(change, Refusal::Epoch, &why);
-        }
-        let Some(change) = &mut self.change else { return };
-        if change.is_promising || !is_quiet {
-            return;
-        }
-        change.is_promising = true;
-        let (promise, facts) = (change.promise, self.context.facts.clone());
-        self.context.worker.give(Job::Promise { promise, facts });
-    }
-
-    fn finish_change(&mut self, promise: Promise, held: Result<BTreeMap<StreamId, Held>, String>) {
-        if held.is_ok() {
-            self.context.facts.promise = Some(promise);
-        }
-        // Another one may have taken its place meanwhile, and makes a promise of its own.
-        let Some(change) = self.change.take_if(|change| change.promise == promise) else { return };
-        let held = match held {
-            Ok(held) => held,
-            Err(why) => {
-                tracing::error!(epoch = promise.epoch, why, "cannot make a promise durable");
-                return match change.to {
-                    To::Follow(arrived) => self.refuse(*arrived, Refusal::NotNow, why),
-                    To::Lead(reply) => {
-                        let asked = promise.epoch;
-                        drop(reply.send(Err(LeadError::NotPromised { asked, why })));
-                    }
-                };
-            }
-        };
-        match change.to {
-            To::Lead(reply) => self.lead(promise, held, &reply),
-            To::Follow(arrived) => self.follow(promise, held, *arrived),
-        }
-    }
-
-    fn lead(
-        &mut self,
-        promise: Promise,
-        held: BTreeMap<StreamId, Held>,
-        reply: &Sender<Result<Arc<Term>, LeadError>>,
-    ) {
-        let is_alone = self.context.config.members.len() <= 1;
-        let term = Arc::new(Term::new(promise.epoch, is_alone));
-        let leading = Leading::new(&self.context, term.clone(), held);
-        self.part = Part::Leading(Box::new(leading));
-        tracing::info!(epoch = promise.epoch, "leading");
-        self.make_picture();
-        let _ = reply.send(Ok(term));
-    }
-
-    fn follow(&mut self, promise: Promise, held: BTreeMap<StreamId, Held>, arrived: Arrived) {
-        if let Some(repairing) = &mut self.context.repairing {
-            repairing.handle_session();
-        }
-        let context = &self.context;
-        let committed = context.facts.committed.clone();
-        let follows_trims = context.config.follow_trims;
-        let core = Follower::new(promise.epoch, follows_trims, held, committed);
-        let answer = Bytes::from(self.answer(None).encode());
-        let Arrived { reader, writer, place, .. } = arrived;
-        let (bytes_max, wake) = (context.frame_bytes_max, context.wake.clone());
-        let connection = Connection::start(reader, writer, bytes_max, wake);
-        let following = Following::new(promise, core, connection, place, answer);
-        self.part = Part::Following(Box::new(following));
-        tracing::info!(epoch = promise.epoch, leader = %promise.leader, "following");
-        self.make_picture();
-        self.context.wake.wake();
-    }
-
     fn handle_outcome(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Promised(promise, held) => self.finish_change(promise, held),
@@ -621,46 +407,6 @@ impl Replica {
                     self.end_following(ending);
                 }
             }
-        }
-    }
-
-    /// Whatever it does, it does no more; callers who wait learn why, and a leader that was followed.
-    fn end(&mut self, cause: Cause, why: &str) {
-        match &mut self.part {
-            Part::Idle => {}
-            Part::Following(_) => {
-                return self.end_following(Ending { cause: Some(cause), why: why.to_owned() });
-            }
-            Part::Leading(leading) => {
-                self.context.engine.close_epoch();
-                leading.end(why);
-                tracing::info!(epoch = leading.term.epoch(), why, "leading no more");
-            }
-        }
-        self.part = Part::Idle;
-        self.make_picture();
-    }
-
-    fn end_following(&mut self, Ending { cause, why }: Ending) {
-        if let Part::Following(following) = std::mem::replace(&mut self.part, Part::Idle) {
-            // They may wait for space, for ever: none of them is sealed any more.
-            self.context.engine.fence_frames();
-            self.appends = Appends::default();
-            self.context.facts.committed.clone_from(following.core().committed());
-            self.context.counters.sessions_ended.add(1);
-            let Promise { epoch, leader, .. } = following.promise;
-            if let Some(cause) = cause {
-                self.context.counters.note_left(cause);
-                let promised = self.context.facts.promise.map_or(epoch, |promise| promise.epoch);
-                following.leave(promised, cause, &why);
-            }
-            match cause {
-                Some(cause) if cause.remedy().is_some() => {
-                    tracing::warn!(epoch, %leader, cause = cause.name(), why, "following no more");
-                }
-                _ => tracing::info!(epoch, %leader, why, "following no more"),
-            }
-            self.make_picture();
         }
     }
 
@@ -804,6 +550,7 @@ impl Replica {
             Part::Following(following) => {
                 let Promise { epoch, leader, .. } = following.promise;
                 stats.role = Role::Following { epoch, leader };
+                stats.following = Some(following.stats());
             }
         }
         stats.committed = match &self.part {

@@ -200,7 +200,7 @@ pub struct FollowArgs {
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
 
-    /// Print JSON: a line for each change
+    /// Print JSON: a line for each change, and once a second when it is more or less behind
     #[arg(long)]
     pub json: bool,
 

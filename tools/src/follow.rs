@@ -1,8 +1,9 @@
 //! `ringwal follow`: a node that follows whoever leads, until it is told to stop.
 
+use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use ringwal_engine::Engine;
@@ -23,6 +24,9 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Looks between two at whether the engine still writes: that takes a moment of the shard.
 const LOOKS_PER_HEALTH: u32 = 20;
 
+/// Between two lines about how far it is behind.
+const LAG: Duration = Duration::from_secs(1);
+
 /// Runs the subcommand.
 pub fn run(args: &FollowArgs) -> Result<Exit> {
     logging::start(args.log);
@@ -33,7 +37,7 @@ pub fn run(args: &FollowArgs) -> Result<Exit> {
     let me = config.node;
     let engine = open(args)?;
     let node = nodes::start(engine.clone(), config)?;
-    let mut lines = Lines { json: args.json };
+    let mut lines = Lines::new(args.json);
     let outcome = lines
         .started(&node, me, args)
         .and_then(|()| watch(&node, &engine, &interrupt, &metrics, &mut lines));
@@ -70,6 +74,7 @@ fn watch(
         }
         let now = node.stats();
         lines.changes(&before, &now)?;
+        lines.lag(&now)?;
         before = now;
         looks += 1;
         if looks % LOOKS_PER_HEALTH == 0 {
@@ -96,10 +101,46 @@ fn check_health(engine: &Engine) -> Result<()> {
 /// A line for each change: for people, or as JSON.
 struct Lines {
     json: bool,
+    /// Standard error is a terminal, which has a line that says how far this node is behind.
+    shows_lag: bool,
+    is_shown: bool,
+    /// When the lag was said last, and what.
+    said: Option<(Instant, u64)>,
 }
 
 impl Lines {
+    fn new(json: bool) -> Self {
+        Self { json, shows_lag: io::stderr().is_terminal(), is_shown: false, said: None }
+    }
+
+    /// How far it is behind what the leader says is committed: once a second, in place on a terminal,
+    /// and as JSON when that has changed.
+    fn lag(&mut self, now: &NodeStats) -> Result<()> {
+        let (Some(following), Role::Following { leader, .. }) = (now.following, now.role) else {
+            self.said = None;
+            return Ok(());
+        };
+        if self.said.is_some_and(|(when, _)| when.elapsed() < LAG) {
+            return Ok(());
+        }
+        let before = self.said.replace((Instant::now(), following.lag_records));
+        let (records, silent) = (following.lag_records, following.silence.as_secs_f64());
+        if self.json {
+            let is_new = before.is_none_or(|(_, before)| before != records);
+            let json = json!({"event": "lag", "records": records, "silent_seconds": silent});
+            return if is_new { exit::print(&format!("{json}\n")) } else { Ok(()) };
+        }
+        if self.shows_lag {
+            let text = lag_line(leader, records, silent);
+            self.is_shown = write!(io::stderr().lock(), "\r{text}\x1b[K").is_ok();
+        }
+        Ok(())
+    }
+
     fn put(&mut self, text: String, json: Value) -> Result<()> {
+        if std::mem::take(&mut self.is_shown) {
+            let _ = write!(io::stderr().lock(), "\r\x1b[K");
+        }
         exit::print(&if self.json { format!("{json}\n") } else { format!("{text}\n") })
     }
 
@@ -158,5 +199,25 @@ impl Lines {
             }
         }
         Ok(())
+    }
+}
+
+fn lag_line(leader: NodeId, records: u64, silent: f64) -> String {
+    let behind = match records {
+        0 => "in step with what is committed".to_owned(),
+        records => format!("{records} committed records behind"),
+    };
+    format!("{behind}, heard of node {leader} {silent:.1} s ago")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_says_how_far_it_is_behind() {
+        let line = |records| lag_line(NodeId::new(1), records, 0.04);
+        assert_eq!(line(0), "in step with what is committed, heard of node 1 0.0 s ago");
+        assert_eq!(line(7), "7 committed records behind, heard of node 1 0.0 s ago");
     }
 }

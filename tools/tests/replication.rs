@@ -163,6 +163,7 @@ fn nodes_that_are_killed_and_started_again_hold_the_same_records() {
     let leader = cluster.start("leader", &arguments);
     second.wait_for("\"following\"");
     third.wait_for("\"following\"");
+    second.wait_for("\"event\":\"lag\"");
     let receipts = cluster.path().join("receipts");
     let wait_for_receipts = |more: u64| {
         let length = || fs::metadata(&receipts).map_or(0, |file| file.len());

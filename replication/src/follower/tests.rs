@@ -293,13 +293,16 @@ fn committed_is_what_is_followed_and_durable_here() {
     let mut follower = following();
     follower.handle_message(Message::Committed(vec![(STREAM, 15), (OTHER, 9)]));
     assert_eq!((committed(&follower), follower.said_committed(STREAM)), (Some(10), Some(15)));
+    assert_eq!(follower.lag_records(), 5);
     assert_eq!(follower.committed().get(&OTHER), None, "nobody follows that");
     follower.handle_frame(&frame(1, 10, 8));
     assert_eq!(committed(&follower), Some(10), "it is not durable");
     follower.handle_durable(STREAM, 13, 1);
     assert_eq!(committed(&follower), Some(13));
+    assert_eq!(follower.lag_records(), 2);
     follower.handle_durable(STREAM, 18, 1);
     assert_eq!(committed(&follower), Some(15));
+    assert_eq!(follower.lag_records(), 0, "what is more than committed is no lag");
     // What parts from the leader's history is not committed, whatever is said of that offset.
     let mut parting = super::tests::follower(30, &[(1, 0), (2, 14)], 0);
     tell(&mut parting, history(0, &[(1, 0), (EPOCH, 20)]));

@@ -101,6 +101,12 @@ impl Page {
         ] {
             self.counter(name, help, value);
         }
+        if let Some(following) = stats.following {
+            self.head("lag_records", "gauge", "Records said to be committed and not durable here.");
+            self.line("lag_records", &[], following.lag_records);
+            self.head("silence_seconds", "gauge", "For how long the leader has said nothing.");
+            self.line("silence_seconds", &[], following.silence.as_secs_f64());
+        }
         self.head("hellos_refused_total", "counter", "Hellos that were refused, by reason.");
         for (reason, count) in &stats.refused {
             self.line("hellos_refused_total", &[("reason", reason)], count);

@@ -18,6 +18,7 @@ use crate::follower::{Act, Follower, Refused, Worth};
 use crate::link::Received;
 use crate::orphans::Reason;
 use crate::promise::Promise;
+use crate::stats::FollowingStats;
 use crate::wire::{Cause, Message};
 use crate::worker::{BeginAnew, Job, Outcome};
 
@@ -165,6 +166,12 @@ impl Following {
 
     pub(crate) fn core(&self) -> &Follower {
         &self.core
+    }
+
+    /// How far it is behind.
+    pub(crate) fn stats(&self) -> FollowingStats {
+        let lag_records = self.core.lag_records();
+        FollowingStats { lag_records, silence: self.connection.silence() }
     }
 
     /// One turn of everything that can be done now.

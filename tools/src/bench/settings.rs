@@ -277,6 +277,7 @@ fn replication(args: &BenchArgs) -> Result<Option<Replication>, Failure> {
 fn refuse_what_is_not_replicated(runs: &[RunName], io: &[Io]) -> Result<(), Failure> {
     if let Some(run) = runs.iter().find(|run| !REPLICATED_RUNS.contains(run)) {
         return Err(Failure::usage(format!("{} is not run with followers", cli::name_of(run)))
+            .cause("it measures an engine alone: its load does not go through a leader")
             .fix("--only idle,loaded"));
     }
     if io.len() > 1 {
