@@ -15,6 +15,7 @@ mod fetching;
 mod following;
 mod leading;
 mod repairing;
+mod requesting;
 #[cfg(test)]
 mod tests;
 
@@ -27,7 +28,7 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 use ringwal_engine::{Engine, StreamId};
 
-use crate::config::Config;
+use crate::config::{Config, Member};
 use crate::follower::Follower;
 use crate::history::Held;
 use crate::link::Listener;
@@ -35,6 +36,7 @@ use crate::link::tls::{PeerCertificate, Tls, TlsError};
 use crate::node_id::{NodeId, RunId};
 use crate::promise::{Admission, Identity, Promise, admit};
 use crate::repair::Marker;
+use crate::requests::Replies;
 use crate::stats::{Counters, NodeStats, Role};
 use crate::term::Term;
 use crate::wake::Wake;
@@ -47,6 +49,8 @@ use fetching::Fetching;
 use following::{Appends, Following};
 use leading::Leading;
 use repairing::Repairing;
+pub(crate) use requesting::Asking;
+use requesting::Requesting;
 
 /// What a node knows to be committed is made durable so often, when it has changed.
 const SAVE: Duration = Duration::from_secs(2);
@@ -65,6 +69,10 @@ pub(crate) enum Command {
     Retire { epoch: u64, why: String },
     /// Drop a prefix of a stream as soon as followers allow it.
     Trim { stream: StreamId, before: u64 },
+    /// Ask a node.
+    Ask { member: Member, asking: Asking },
+    /// Take requests of other nodes from now on.
+    Reply(Arc<dyn Replies>),
     /// Send what is sealed, within the limit, and end.
     Close,
 }
@@ -191,6 +199,7 @@ pub(crate) fn run(setup: Setup) {
             wake.wait(tick).await;
         }
         replica.end("the node is closed");
+        replica.requesting.end();
         drop((replica, fence));
         // Tasks that write a last message and end their connections get their time.
         tokio::time::sleep(LAST_WORDS.min(drain_timeout)).await;
@@ -217,6 +226,7 @@ struct Replica {
     arrivals: Arrivals,
     appends: Appends,
     fetching: Fetching,
+    requesting: Requesting,
     part: Part,
     change: Option<Change>,
     closing: Option<Instant>,
@@ -277,6 +287,7 @@ impl Replica {
             arrivals,
             appends: Appends::default(),
             fetching: Fetching::default(),
+            requesting: Requesting::default(),
             part: Part::Idle,
             change: None,
             closing: None,
@@ -303,7 +314,9 @@ impl Replica {
         self.advance_change();
         let may_read = self.change.is_none() && self.closing.is_none();
         let is_read = self.fetching.turn(&mut self.context, may_read);
+        let is_asked = self.requesting.turn(&self.context);
         is_read
+            | is_asked
             | match &mut self.part {
                 Part::Idle => false,
                 Part::Leading(leading) => {
@@ -373,6 +386,8 @@ impl Replica {
                 }
                 _ => tracing::warn!(%stream, before, "too busy to trim; ask again"),
             },
+            Command::Ask { member, asking } => self.requesting.ask(&self.context, member, asking),
+            Command::Reply(replies) => self.requesting.handle_replies(replies),
             Command::Close => {
                 self.closing.get_or_insert_with(Instant::now);
                 if let Some(change) = self.change.take() {
@@ -391,8 +406,10 @@ impl Replica {
     }
 
     fn handle_arrived(&mut self, arrived: Arrived) {
-        if arrived.hello.kind == ConnectionKind::Fetch {
-            return self.handle_reader(arrived);
+        match arrived.hello.kind {
+            ConnectionKind::Frames => {}
+            ConnectionKind::Fetch => return self.handle_reader(arrived),
+            ConnectionKind::Requests => return self.handle_asker(arrived),
         }
         let members: Vec<NodeId> = self.context.config.members.iter().map(|m| m.node).collect();
         let admission = match self.closing {
@@ -453,14 +470,41 @@ impl Replica {
         }
     }
 
+    /// Somebody wants to ask: also when the engine has failed, and whoever is of the cluster.
+    fn handle_asker(&mut self, arrived: Arrived) {
+        let not_now = |why: String| (Refusal::NotNow, why);
+        let refused = crate::requests::refuse(self.context.me, &arrived.hello);
+        let refused = refused.or_else(|| match &arrived.certificate {
+            Some(certificate) if !self.is_of(certificate, arrived.hello.from) => {
+                let (names, node) = (certificate.names(), arrived.hello.from);
+                let why = format!("the certificate names {names:?}, which is not node {node}");
+                Some((Refusal::NotAMember, why))
+            }
+            _ if self.closing.is_some() => Some(not_now("this node is closing".into())),
+            _ => self.requesting.is_full().map(not_now),
+        });
+        match refused {
+            Some((refusal, why)) => self.refuse(arrived, refusal, why),
+            None => {
+                let answer = self.answer(None);
+                self.requesting.begin(&self.context, arrived, &answer);
+                self.context.wake.wake();
+            }
+        }
+    }
+
     /// With TLS a certificate says who somebody is: the host of a member's address, or `node-N`.
     fn may_speak_for(&self, arrived: &Arrived) -> bool {
         let Some(certificate) = &arrived.certificate else { return true };
         let node = arrived.hello.from;
+        let is_member = self.context.config.members.iter().any(|member| member.node == node);
+        is_member && self.is_of(certificate, node)
+    }
+
+    fn is_of(&self, certificate: &PeerCertificate, node: NodeId) -> bool {
         let member = self.context.config.members.iter().find(|member| member.node == node);
-        member.is_some_and(|member| {
-            certificate.is_of(&format!("node-{node}")) || certificate.is_of(member.host())
-        })
+        certificate.is_of(&format!("node-{node}"))
+            || member.is_some_and(|member| certificate.is_of(member.host()))
     }
 
     fn refuse(&self, arrived: Arrived, refusal: Refusal, why: String) {
@@ -666,6 +710,7 @@ impl Replica {
             }
         }
         self.fetching.tick();
+        self.requesting.tick();
         self.end_repair();
         if self.context.worker.has_died() {
             self.fail("the worker of this node has panicked: see its log");
