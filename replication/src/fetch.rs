@@ -16,8 +16,8 @@
 pub(crate) mod client;
 
 use crate::node_id::NodeId;
-use crate::promise::Identity;
-use crate::wire::{Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refusal};
+use crate::promise::{Identity, refuse_foreign};
+use crate::wire::{Hello, Refusal};
 
 /// In a hello of this kind, as the node that is dialled: whoever answers.
 pub const WHOEVER: NodeId = NodeId::new(0);
@@ -26,18 +26,8 @@ pub const WHOEVER: NodeId = NodeId::new(0);
 /// member may that leads or follows.
 pub(crate) fn refuse(me: Identity, members: &[NodeId], hello: &Hello) -> Option<(Refusal, String)> {
     let Hello { from, to, epoch, .. } = hello;
-    if hello.version().is_none() {
-        let (oldest, newest) = hello.versions;
-        let what = format!(
-            "node {from} speaks protocol {oldest} to {newest}, node {} {PROTOCOL_VERSION_MIN} to \
-             {PROTOCOL_VERSION}",
-            me.node
-        );
-        return Some((Refusal::Version, what));
-    }
-    if hello.cluster != me.cluster {
-        let what = format!("node {from} is of another cluster than {}", me.node);
-        return Some((Refusal::Cluster, what));
+    if let Some(refused) = refuse_foreign(me, hello) {
+        return Some(refused);
     }
     if *to != me.node && *to != WHOEVER {
         return Some((Refusal::Node, format!("this is node {}, not {to}", me.node)));

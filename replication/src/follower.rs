@@ -188,6 +188,9 @@ impl Follower {
             Message::HeartbeatAnswer { .. } | Message::Leaving { .. } => {}
             Message::Want(_) | Message::Durable { .. } => self.violation("speaks as a follower"),
             Message::Fetch(_) | Message::Fetched { .. } => self.violation("speaks of a repair"),
+            Message::Request(_) | Message::Reply(_) | Message::NoReply { .. } => {
+                self.violation("asks where nobody is asked")
+            }
         }
     }
 

@@ -320,6 +320,9 @@ impl Leader {
             Message::Fetch(_) | Message::Fetched { .. } => {
                 Err(Violation("speaks of a repair".into()))
             }
+            Message::Request(_) | Message::Reply(_) | Message::NoReply { .. } => {
+                Err(Violation("asks where nobody is asked".into()))
+            }
         }
     }
 

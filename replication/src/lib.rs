@@ -19,6 +19,7 @@ pub mod orphans;
 pub mod progress;
 pub mod promise;
 pub mod repair;
+pub mod requests;
 pub mod stats;
 mod term;
 mod thread;
@@ -27,6 +28,6 @@ pub mod wire;
 mod worker;
 
 pub use acknowledge::{Ack, Acknowledged, LedAppendError, LedCommitError, Pending, Placed, Token};
-pub use node::{Leadership, Node, StartError};
+pub use node::{Leadership, Node, Requests, StartError};
 pub use thread::LeadError;
 pub use worker::{BeginAnew, FactsError, Snapshots};

@@ -3,21 +3,23 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, bounded};
+use bytes::Bytes;
+use crossbeam_channel::{Sender, TrySendError, bounded};
 use ringwal_engine::{Append, AppendBatch, Engine, ReadError, Stream, StreamId, Tail};
 
 use crate::acknowledge::{Ack, LedAppendError, Pending, Token};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Member};
 use crate::link::tls::{Tls, TlsError};
 use crate::link::{LinkError, Listener};
 use crate::node_id::{NodeId, RunId};
 use crate::promise::is_replicated;
 use crate::repair::{Marker, MarkerError};
+use crate::requests::{REQUEST_BYTES_MAX, Replies, Request, RequestError};
 use crate::stats::{Counters, NodeStats};
 use crate::term::Term;
-use crate::thread::{self, Command, LeadError, Setup};
+use crate::thread::{self, Asking, Command, LeadError, Setup};
 use crate::wake::Wake;
 use crate::worker::{BeginAnew, Facts, FactsError, Snapshots, Worker};
 
@@ -229,6 +231,16 @@ impl Node {
         self.inner.send(Command::Readmit(member));
     }
 
+    /// The way to ask other nodes, for any thread; see [`crate::requests`].
+    pub fn requests(&self) -> Requests {
+        Requests { inner: self.inner.clone() }
+    }
+
+    /// From now on requests of other nodes are given to `replies`; before, they are refused.
+    pub fn reply_with(&self, replies: Arc<dyn Replies>) {
+        self.inner.send(Command::Reply(replies));
+    }
+
     /// Everything that is counted, as it was at most a tenth of a second ago.
     pub fn stats(&self) -> NodeStats {
         self.inner.picture.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -364,5 +376,34 @@ impl Leadership {
 
     fn pending<T: Token>(&self, token: T, ack: Ack) -> Pending<T> {
         Pending::new(token, self.term.clone(), ack)
+    }
+}
+
+/// Asks other nodes. Clones share the connections.
+#[derive(Clone, Debug)]
+pub struct Requests {
+    inner: Arc<Inner>,
+}
+
+impl Requests {
+    /// Asks a node, a member or not; the outcome is there within `limit`, about. Never waits.
+    pub fn ask(&self, to: &Member, bytes: impl Into<Bytes>, limit: Duration) -> Request {
+        let (request, outcome) = Request::new();
+        let bytes = bytes.into();
+        if bytes.len() > REQUEST_BYTES_MAX {
+            let _ = outcome.send(Err(RequestError::TooLong { length: bytes.len() }));
+            return request;
+        }
+        let asking = Asking { bytes, limit, deadline: Instant::now() + limit, outcome };
+        let refused = self.inner.commands.try_send(Command::Ask { member: to.clone(), asking });
+        match refused {
+            Ok(()) => self.inner.wake.wake(),
+            Err(TrySendError::Full(Command::Ask { asking, .. })) => {
+                let _ = asking.outcome.send(Err(RequestError::Busy { node: to.node }));
+            }
+            // Dropping the outcome says that the node is closed.
+            Err(_) => {}
+        }
+        request
     }
 }

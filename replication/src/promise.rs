@@ -149,9 +149,9 @@ pub fn admit(
     }
 }
 
-/// Whoever must not lead here, whatever was promised. Nothing that it names may become a promise.
-fn refuse_stranger(me: Identity, members: &[NodeId], hello: &Hello) -> Option<(Refusal, String)> {
-    let Hello { from, to, epoch, .. } = hello;
+/// Whoever speaks no common protocol, or is of another cluster.
+pub(crate) fn refuse_foreign(me: Identity, hello: &Hello) -> Option<(Refusal, String)> {
+    let from = hello.from;
     if hello.version().is_none() {
         let (oldest, newest) = hello.versions;
         let what = format!(
@@ -162,9 +162,17 @@ fn refuse_stranger(me: Identity, members: &[NodeId], hello: &Hello) -> Option<(R
         );
         return Some((Refusal::Version, what));
     }
-    if hello.cluster != me.cluster {
+    (hello.cluster != me.cluster).then(|| {
         let what = format!("node {from} is of another cluster than {}", me.node);
-        return Some((Refusal::Cluster, what));
+        (Refusal::Cluster, what)
+    })
+}
+
+/// Whoever must not lead here, whatever was promised. Nothing that it names may become a promise.
+fn refuse_stranger(me: Identity, members: &[NodeId], hello: &Hello) -> Option<(Refusal, String)> {
+    let Hello { from, to, epoch, .. } = hello;
+    if let Some(refused) = refuse_foreign(me, hello) {
+        return Some(refused);
     }
     if *to != me.node {
         return Some((Refusal::Node, format!("this is node {}, not {to}", me.node)));

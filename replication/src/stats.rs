@@ -49,6 +49,7 @@ pub(crate) struct Counters {
     pub(crate) begun_anew: Counter,
     pub(crate) tls_reloads: Counter,
     pub(crate) tls_reload_errors: Counter,
+    pub(crate) requests_taken: Counter,
     refused: [Counter; Refusal::ALL.len()],
     left: [Counter; Cause::ALL.len()],
 }
@@ -118,6 +119,8 @@ pub struct NodeStats {
     pub tls_reloads: u64,
     /// Times that they could not be.
     pub tls_reload_errors: u64,
+    /// Requests of other nodes that were taken.
+    pub requests_taken: u64,
     /// Offsets up to which streams are known to be committed.
     pub committed: BTreeMap<StreamId, u64>,
     /// What a repair has taken away and is not back, in words: until then the node does not lead,
@@ -458,6 +461,7 @@ impl Counters {
             begun_anew: self.begun_anew.get(),
             tls_reloads: self.tls_reloads.get(),
             tls_reload_errors: self.tls_reload_errors.get(),
+            requests_taken: self.requests_taken.get(),
             ..NodeStats::default()
         }
     }

@@ -17,6 +17,7 @@ mod following;
 mod leading;
 mod part;
 mod repairing;
+mod requesting;
 #[cfg(test)]
 mod tests;
 
@@ -27,12 +28,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use ringwal_engine::{Engine, StreamId};
 
-use crate::config::Config;
+use crate::config::{Config, Member};
 use crate::link::Listener;
 use crate::link::tls::{Tls, TlsError};
 use crate::node_id::{NodeId, RunId};
 use crate::promise::{Identity, Promise};
 use crate::repair::Marker;
+use crate::requests::Replies;
 use crate::stats::{Counters, NodeStats, Role};
 use crate::term::Term;
 use crate::wake::Wake;
@@ -44,6 +46,8 @@ use fetching::Fetching;
 use following::Appends;
 use part::{Change, Part, To};
 use repairing::Repairing;
+pub(crate) use requesting::Asking;
+use requesting::Requesting;
 
 /// What a node knows to be committed is made durable so often, when it has changed.
 const SAVE: Duration = Duration::from_secs(2);
@@ -62,6 +66,10 @@ pub(crate) enum Command {
     Retire { epoch: u64, why: String },
     /// Drop a prefix of a stream as soon as followers allow it.
     Trim { stream: StreamId, before: u64 },
+    /// Ask a node.
+    Ask { member: Member, asking: Asking },
+    /// Take requests of other nodes from now on.
+    Reply(Arc<dyn Replies>),
     /// Send what is sealed, within the limit, and end.
     Close,
 }
@@ -188,6 +196,7 @@ pub(crate) fn run(setup: Setup) {
             wake.wait(tick).await;
         }
         replica.end(Cause::Closing, "the node is closed");
+        replica.requesting.end();
         drop((replica, fence));
         // Tasks that write a last message and end their connections get their time.
         tokio::time::sleep(LAST_WORDS.min(drain_timeout)).await;
@@ -214,6 +223,7 @@ struct Replica {
     arrivals: Arrivals,
     appends: Appends,
     fetching: Fetching,
+    requesting: Requesting,
     part: Part,
     change: Option<Change>,
     closing: Option<Instant>,
@@ -256,6 +266,7 @@ impl Replica {
             arrivals,
             appends: Appends::default(),
             fetching: Fetching::default(),
+            requesting: Requesting::default(),
             part: Part::Idle,
             change: None,
             closing: None,
@@ -282,7 +293,9 @@ impl Replica {
         self.advance_change();
         let may_read = self.change.is_none() && self.closing.is_none();
         let is_read = self.fetching.turn(&mut self.context, may_read);
+        let is_asked = self.requesting.turn(&self.context);
         is_read
+            | is_asked
             | match &mut self.part {
                 Part::Idle => false,
                 Part::Leading(leading) => {
@@ -352,6 +365,8 @@ impl Replica {
                 }
                 _ => tracing::warn!(%stream, before, "too busy to trim; ask again"),
             },
+            Command::Ask { member, asking } => self.requesting.ask(&self.context, member, asking),
+            Command::Reply(replies) => self.requesting.handle_replies(replies),
             Command::Close => {
                 self.closing.get_or_insert_with(Instant::now);
                 if let Some(change) = self.change.take() {
@@ -426,6 +441,7 @@ impl Replica {
             }
         }
         self.fetching.tick();
+        self.requesting.tick();
         self.end_repair();
         if self.context.worker.has_died() {
             self.fail("the worker of this node has panicked: see its log");

@@ -15,7 +15,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub use hello::{Answer, ConnectionKind, HELLO_BYTES, Hello, REASON_BYTES_MAX, Refusal};
 pub(crate) use message::PAIRS_MAX;
-pub use message::{Cause, HISTORY_ENTRIES_MAX, History, Message, Stop, Wanted};
+pub use message::{
+    Cause, HISTORY_ENTRIES_MAX, History, Message, PART_BYTES_MAX, Part, Stop, Wanted,
+};
 
 /// The protocol of this version.
 pub const PROTOCOL_VERSION: u16 = 1;

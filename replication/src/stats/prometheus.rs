@@ -98,6 +98,7 @@ impl Page {
             ("streams_begun_anew_total", "Streams that were begun anew.", stats.begun_anew),
             ("tls_reloads_total", "Times that certificates were loaded anew.", stats.tls_reloads),
             ("tls_reload_errors_total", "Times that they could not be.", stats.tls_reload_errors),
+            ("requests_taken_total", "Requests of other nodes that came.", stats.requests_taken),
         ] {
             self.counter(name, help, value);
         }

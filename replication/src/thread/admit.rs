@@ -1,4 +1,5 @@
-//! What becomes of a connection with a sound hello: somebody who leads, or who reads to repair its own.
+//! What becomes of a connection with a sound hello: somebody who leads, who reads
+//! to repair its own, or who asks.
 
 use super::Replica;
 use super::accept::{self, Arrived};
@@ -10,8 +11,10 @@ use crate::wire::{Answer, ConnectionKind, PROTOCOL_VERSION, Refusal};
 
 impl Replica {
     pub(super) fn handle_arrived(&mut self, arrived: Arrived) {
-        if arrived.hello.kind == ConnectionKind::Fetch {
-            return self.handle_reader(arrived);
+        match arrived.hello.kind {
+            ConnectionKind::Frames => {}
+            ConnectionKind::Fetch => return self.handle_reader(arrived),
+            ConnectionKind::Requests => return self.handle_asker(arrived),
         }
         let members: Vec<NodeId> = self.context.config.members.iter().map(|m| m.node).collect();
         let admission = match self.closing {
@@ -72,14 +75,41 @@ impl Replica {
         }
     }
 
+    /// Somebody wants to ask: also when the engine has failed, and whoever is of the cluster.
+    fn handle_asker(&mut self, arrived: Arrived) {
+        let not_now = |why: String| (Refusal::NotNow, why);
+        let refused = crate::requests::refuse(self.context.me, &arrived.hello);
+        let refused = refused.or_else(|| match &arrived.certificate {
+            Some(certificate) if !self.is_of(certificate, arrived.hello.from) => {
+                let (names, node) = (certificate.names(), arrived.hello.from);
+                let why = format!("the certificate names {names:?}, which is not node {node}");
+                Some((Refusal::NotAMember, why))
+            }
+            _ if self.closing.is_some() => Some(not_now("this node is closing".into())),
+            _ => self.requesting.is_full().map(not_now),
+        });
+        match refused {
+            Some((refusal, why)) => self.refuse(arrived, refusal, why),
+            None => {
+                let answer = self.answer(None);
+                self.requesting.begin(&self.context, arrived, &answer);
+                self.context.wake.wake();
+            }
+        }
+    }
+
     /// With TLS a certificate says who somebody is: the host of a member's address, or `node-N`.
     fn may_speak_for(&self, arrived: &Arrived) -> bool {
         let Some(certificate) = &arrived.certificate else { return true };
         let node = arrived.hello.from;
+        let is_member = self.context.config.members.iter().any(|member| member.node == node);
+        is_member && self.is_of(certificate, node)
+    }
+
+    fn is_of(&self, certificate: &PeerCertificate, node: NodeId) -> bool {
         let member = self.context.config.members.iter().find(|member| member.node == node);
-        member.is_some_and(|member| {
-            certificate.is_of(&format!("node-{node}")) || certificate.is_of(member.host())
-        })
+        certificate.is_of(&format!("node-{node}"))
+            || member.is_some_and(|member| certificate.is_of(member.host()))
     }
 
     pub(super) fn refuse(&self, arrived: Arrived, refusal: Refusal, why: String) {

@@ -1,4 +1,4 @@
-//! Dials one follower, again and again with a growing pause, until it answers.
+//! Dials one node, again and again with a growing pause, until it answers.
 
 use std::cell::{Cell, RefCell};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
@@ -58,8 +58,13 @@ struct Shared {
 }
 
 impl Dialler {
-    /// Begins to dial a member, as the leader of an epoch.
-    pub(crate) fn start(context: &Context, member: Member, epoch: u64) -> Self {
+    /// Begins to dial a node: as the leader of an epoch, or to ask it, with epoch 0.
+    pub(crate) fn start(
+        context: &Context,
+        member: Member,
+        kind: ConnectionKind,
+        epoch: u64,
+    ) -> Self {
         let shared = Rc::new(Shared {
             dialled: RefCell::new(None),
             again: Notify::new(),
@@ -69,7 +74,7 @@ impl Dialler {
         });
         let hello = Hello {
             versions: (PROTOCOL_VERSION_MIN, PROTOCOL_VERSION),
-            kind: ConnectionKind::Frames,
+            kind,
             cluster: context.me.cluster,
             from: context.me.node,
             to: member.node,

@@ -17,7 +17,7 @@ use crate::link::Received;
 use crate::node_id::NodeId;
 use crate::stats::{FollowerCounters, FollowerStats, LeaderTimes, StageTimes};
 use crate::term::Term;
-use crate::wire::{Message, Refusal};
+use crate::wire::{ConnectionKind, Message, Refusal};
 use crate::worker::{Facts, Job};
 
 /// Messages from shards that wait.
@@ -96,7 +96,12 @@ impl Leading {
         let others = context.config.members.iter().filter(|m| m.node != context.me.node);
         let followers: Vec<Follower> = others
             .map(|member| Follower {
-                dialler: Dialler::start(context, member.clone(), term.epoch()),
+                dialler: Dialler::start(
+                    context,
+                    member.clone(),
+                    ConnectionKind::Frames,
+                    term.epoch(),
+                ),
                 session: None,
                 engine: [0; 16],
                 counters: FollowerCounters::new(member),

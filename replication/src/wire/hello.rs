@@ -64,6 +64,8 @@ pub enum ConnectionKind {
     Frames = 1,
     /// Somebody reads ranges of streams, to repair its own.
     Fetch = 2,
+    /// Somebody asks, and is replied to.
+    Requests = 3,
 }
 
 impl ConnectionKind {
@@ -71,6 +73,7 @@ impl ConnectionKind {
         match byte {
             1 => Some(Self::Frames),
             2 => Some(Self::Fetch),
+            3 => Some(Self::Requests),
             _ => None,
         }
     }

@@ -1,10 +1,12 @@
 //! What the two sides of a session tell each other beside frames.
 
+use bytes::Bytes;
 use ringwal_engine::{EpochStart, EpochTable, StreamId};
 use zerocopy::IntoBytes;
 
 use super::{
     EPOCH_MAX, MESSAGE_BYTES_MAX, MESSAGE_HEADER_BYTES, MessageHeader, OFFSET_MAX, WireError,
+    check_length,
 };
 
 /// Epochs of one stream that fit a message. Of a longer table come several pieces, see
@@ -103,6 +105,15 @@ pub enum Message {
         /// Why it ends there.
         stop: Stop,
     },
+    /// Who asks: the next part of a request.
+    Request(Part),
+    /// Who is asked: the next part of a reply.
+    Reply(Part),
+    /// Who is asked: there will be no reply to the request with this number.
+    NoReply {
+        /// Its number.
+        number: u64,
+    },
     /// Either side: it ends the session, and why.
     Leaving {
         /// The epoch that it has promised by now.
@@ -171,6 +182,30 @@ impl Cause {
     }
 }
 
+/// Bytes of a request or a reply. The parts of one follow each other, without another one's between.
+#[derive(Clone, Eq, PartialEq, Debug)]
+pub struct Part {
+    /// Number of the request, on its connection.
+    pub number: u64,
+    /// Nothing more of it follows.
+    pub is_last: bool,
+    /// At most [`PART_BYTES_MAX`].
+    pub bytes: Bytes,
+}
+
+impl Part {
+    /// The parts of so many bytes: at least one.
+    pub fn of(number: u64, bytes: &Bytes) -> impl Iterator<Item = Self> + use<> {
+        let bytes = bytes.clone();
+        let count = bytes.len().div_ceil(PART_BYTES_MAX).max(1);
+        (1..=count).map(move |nth| {
+            let start = (nth - 1) * PART_BYTES_MAX;
+            let end = (start + PART_BYTES_MAX).min(bytes.len());
+            Self { number, is_last: nth == count, bytes: bytes.slice(start..end) }
+        })
+    }
+}
+
 /// Records that somebody needs who repairs its own.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub struct Wanted {
@@ -210,6 +245,9 @@ impl Stop {
         }
     }
 }
+
+/// Bytes of one part of a request or a reply.
+pub const PART_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 16;
 
 /// Streams of a list that fit a message.
 pub(crate) const PAIRS_MAX: usize = (MESSAGE_BYTES_MAX - 8) / 16;
@@ -277,6 +315,18 @@ impl Message {
                 put_reason(&mut body, why);
                 11
             }
+            Self::Request(part) => {
+                put_part(&mut body, part);
+                12
+            }
+            Self::Reply(part) => {
+                put_part(&mut body, part);
+                13
+            }
+            Self::NoReply { number } => {
+                put(&mut body, &[*number]);
+                14
+            }
         };
         assert!(body.len() <= MESSAGE_BYTES_MAX, "a message of {} bytes", body.len());
         [MessageHeader::new(kind, &body).as_bytes(), &body].concat()
@@ -318,6 +368,9 @@ impl Message {
                 let (stream, end) = (StreamId::new(words.next()?), words.offset()?);
                 Self::Fetched { stream, end, stop: words.stop()? }
             }
+            12 => Self::Request(words.part()?),
+            13 => Self::Reply(words.part()?),
+            14 => Self::NoReply { number: words.next()? },
             kind => return Err(WireError::Unexpected(format!("a message of unknown kind {kind}"))),
         };
         if words.0.is_empty() { Ok(message) } else { Err(WireError::Short) }
@@ -334,6 +387,7 @@ impl Message {
             Self::Leaving { reason, .. } | Self::Fetched { stop: Stop::Damaged(reason), .. } => {
                 reason.len()
             }
+            Self::Request(part) | Self::Reply(part) => part.bytes.len(),
             _ => 0,
         }
     }
@@ -369,6 +423,11 @@ impl Message {
 
 fn put(body: &mut Vec<u8>, words: &[u64]) {
     words.iter().for_each(|word| body.extend_from_slice(&word.to_le_bytes()));
+}
+
+fn put_part(body: &mut Vec<u8>, part: &Part) {
+    put(body, &[part.number, u64::from(part.is_last)]);
+    body.extend_from_slice(&part.bytes);
 }
 
 fn put_reason(body: &mut Vec<u8>, reason: &str) {
@@ -420,6 +479,13 @@ impl Words<'_> {
         let code = self.next()?;
         let told = || WireError::Unexpected(format!("a session that is left for cause {code}"));
         Cause::ALL.into_iter().find(|cause| *cause as u64 == code).ok_or_else(told)
+    }
+
+    fn part(&mut self) -> Result<Part, WireError> {
+        let (number, is_last) = (self.next()?, self.bounded("a flag of", 1)? == 1);
+        let bytes = Bytes::copy_from_slice(std::mem::take(&mut self.0));
+        check_length("a part", bytes.len(), PART_BYTES_MAX)?;
+        Ok(Part { number, is_last, bytes })
     }
 
     fn wanted(&mut self) -> Result<Wanted, WireError> {
@@ -503,6 +569,10 @@ mod tests {
             fetched(Stop::End),
             fetched(Stop::Trimmed(12)),
             fetched(Stop::Damaged("segment-00000001 at byte 8192".into())),
+            Message::Request(Part { number: 3, is_last: true, bytes: Bytes::new() }),
+            Message::Request(Part { number: 4, is_last: false, bytes: vec![7; 30].into() }),
+            Message::Reply(Part { number: u64::MAX, is_last: true, bytes: vec![8; 9].into() }),
+            Message::NoReply { number: 5 },
         ]
     }
 
@@ -665,11 +735,29 @@ mod tests {
         assert_eq!(decoded, Err(WireError::Magic(b"RF".to_vec())));
     }
 
+    #[test]
+    fn a_long_request_goes_in_parts() {
+        for length in [0, 1, PART_BYTES_MAX, PART_BYTES_MAX + 1, 3 * PART_BYTES_MAX] {
+            let bytes = Bytes::from((0..length).map(|n| n as u8).collect::<Vec<_>>());
+            let (mut back, mut is_whole) = (Vec::new(), false);
+            for part in Part::of(6, &bytes) {
+                let Ok(Message::Request(part)) = Message::decode(&Message::Request(part).encode())
+                else {
+                    panic!()
+                };
+                assert!(part.number == 6 && !is_whole);
+                back.extend_from_slice(&part.bytes);
+                is_whole = part.is_last;
+            }
+            assert!(is_whole && back == bytes, "{length}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Item::look(&bytes, 1 << 20);
-            for kind in 0..12 {
+            for kind in 0..16 {
                 let body = bytes.split_off(bytes.len().min(16));
                 let bytes = [MessageHeader::new(kind, &body).as_bytes(), &body].concat();
                 let _ = Message::decode(&bytes);
