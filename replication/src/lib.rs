@@ -19,6 +19,8 @@ pub mod orphans;
 pub mod progress;
 pub mod promise;
 pub mod repair;
+#[doc(hidden)]
+pub mod sending;
 pub mod stats;
 mod term;
 mod thread;

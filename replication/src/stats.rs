@@ -151,7 +151,7 @@ pub struct FollowerStats {
     pub frames_dropped: u64,
     /// Hand-overs to the connection.
     pub sends: u64,
-    /// System calls that wrote, of the present session.
+    /// System calls that wrote to its connections: one for all the slices that it takes at once.
     pub calls: u64,
     /// Bytes that wait for it in memory.
     pub queued_bytes: usize,
@@ -208,6 +208,8 @@ pub(crate) struct FollowerCounters {
     refused: u64,
     /// Of sessions that have ended.
     counts: SessionCounts,
+    /// System calls that wrote, of the same.
+    calls: u64,
 }
 
 impl FollowerCounters {
@@ -221,6 +223,7 @@ impl FollowerCounters {
             last_failure: None,
             refused: 0,
             counts: SessionCounts::default(),
+            calls: 0,
         }
     }
 
@@ -241,8 +244,9 @@ impl FollowerCounters {
         }
     }
 
-    /// A session has ended.
-    pub(crate) fn add(&mut self, session: &SessionCounts) {
+    /// A session has ended, whose connection took so many system calls to write.
+    pub(crate) fn add(&mut self, session: &SessionCounts, calls: u64) {
+        self.calls += calls;
         let counts = &mut self.counts;
         counts.frames += session.frames;
         counts.bytes += session.bytes;
@@ -274,7 +278,7 @@ impl FollowerCounters {
             bytes_resent: before.bytes_read + now.bytes_read,
             frames_dropped: before.frames_dropped + now.frames_dropped,
             sends: before.sends + now.sends,
-            calls,
+            calls: self.calls + calls,
             queued_bytes: session.map_or(0, |session| session.queued_bytes),
             streams_behind: session.map_or(0, |session| session.behind),
             lag_records: session.map_or(0, |session| session.lag_records),

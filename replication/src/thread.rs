@@ -42,10 +42,11 @@ use crate::wire::{Answer, ConnectionKind, EPOCH_MAX, PROTOCOL_VERSION, Refusal};
 use crate::worker::{Facts, Job, Outcome, Worker};
 
 use accept::{Arrivals, Arrived};
-use connection::Connection;
+pub(crate) use connection::Connection;
 use fetching::Fetching;
 use following::{Appends, Following};
 use leading::Leading;
+pub(crate) use leading::SLICES_MAX;
 use repairing::Repairing;
 
 /// What a node knows to be committed is made durable so often, when it has changed.

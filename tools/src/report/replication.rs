@@ -47,7 +47,8 @@ pub fn complete(report: &mut Report) {
 
 /// `("quorum", "idle")` of `replicated-quorum-idle`.
 fn parts(name: &str) -> Option<(&str, &str)> {
-    name.strip_prefix("replicated-")?.split_once('-')
+    let parts = name.strip_prefix("replicated-")?.split_once('-')?;
+    ["local", "quorum"].contains(&parts.0).then_some(parts)
 }
 
 fn stage_ns(run: &Run, name: &str) -> Option<u64> {
@@ -108,10 +109,86 @@ pub fn ratios(report: &Report) -> Vec<String> {
     lines
 }
 
+/// Half of the saturated rate: with live followers, beside the control and a lone leader. Medians of
+/// parts.
+fn half(report: &Report) -> Option<String> {
+    let run = report.run("replicated-half")?;
+    let ratio = |name: &str| run.extra.get(name).copied().map(human::ratio);
+    let times = |name: &str| {
+        let extra = &report.run(name)?.extra;
+        let time = |name| extra.get(name).map(|time: &f64| human::duration(*time as u64));
+        Some(format!("{} / {}", time("part_p50_ns")?, time("part_p99_ns")?))
+    };
+    Some(format!(
+        "{} records/s, p50 / p99: {} with followers, {} control, {} alone; p99 {} the control's (p50 \
+         {}), {} a lone leader's (p50 {})",
+        human::count(run.rate?),
+        times("replicated-half")?,
+        times("replicated-half-control")?,
+        times("replicated-half-alone")?,
+        ratio("p99_ratio_to_control")?,
+        ratio("p50_ratio_to_control")?,
+        ratio("p99_ratio_to_alone")?,
+        ratio("p50_ratio_to_alone")?,
+    ))
+}
+
+/// A follower that does not keep up, beside one that is gone. Medians of parts.
+fn lagging(report: &Report) -> Option<String> {
+    let grown = |run: &Run| run.extra.get("resident_growth_bytes").map(|b| human::bytes(*b as u64));
+    let gone = report.run("replicated-gone")?;
+    let mut facts = Vec::new();
+    for (name, words) in [("replicated-behind", "behind"), ("replicated-stopped", "stopped")] {
+        let run = report.run(name)?;
+        let ratio = |name: &str| run.extra.get(name).copied().map(human::ratio);
+        facts.push(format!(
+            "{words}: p50 {}, p99 {}",
+            ratio("p50_ratio_to_gone")?,
+            ratio("p99_ratio_to_gone")?
+        ));
+    }
+    let (behind, stopped) = (report.run("replicated-behind")?, report.run("replicated-stopped")?);
+    Some(format!(
+        "follower / gone: {}; the leader's memory grew by {} gone, {} behind, {} stopped",
+        facts.join("; "),
+        grown(gone)?,
+        grown(behind)?,
+        grown(stopped)?
+    ))
+}
+
+fn catch_up(report: &Report) -> Option<String> {
+    let run = report.run("catch-up")?;
+    let extra = |name: &str| run.extra.get(name).copied();
+    let mut text = format!(
+        "catch-up: {}, {} reading and writing at once ({})",
+        human::bytes_per_second(run.bytes_per_second),
+        human::ratio(extra("ratio_to_read_and_write")?),
+        human::bytes_per_second(extra("read_and_write_bytes_per_second")? as u64)
+    );
+    if let Some(streams) = report.run("catch-up-streams") {
+        let rate = human::count(streams.records_per_second);
+        text += &format!("; of interleaved streams {rate} records/s");
+    }
+    Some(text)
+}
+
+fn sender(report: &Report) -> Option<String> {
+    let run = report.run("sender")?;
+    let mut text = format!("sender: {}", human::bytes_per_second(run.bytes_per_second));
+    if let Some(small) = report.run("sender-small")
+        && let Some(calls) = small.extra.get("send_calls_per_frame").filter(|calls| **calls > 0.0)
+    {
+        text += &format!("; of small frames one call for each {:.0}", 1.0 / calls);
+    }
+    Some(text)
+}
+
 /// All of it, for a page or a screen.
 pub fn lines(report: &Report) -> Vec<String> {
     let waterfalls = report.runs.iter().filter_map(waterfall);
-    ratios(report).into_iter().chain(waterfalls).collect()
+    let others = [half(report), lagging(report), catch_up(report), sender(report)];
+    ratios(report).into_iter().chain(waterfalls).chain(others.into_iter().flatten()).collect()
 }
 
 #[cfg(test)]
