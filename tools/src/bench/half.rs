@@ -113,6 +113,7 @@ fn measure_all(
     let rate = bench.settings.rate.or(saturated.map(|rate| rate * SHARE_OF_LOADED));
     let rate = rate.unwrap_or(0.0).max(1.0);
 
+    let interrupt = bench.interrupt.clone();
     let (followers, writers) = (Mutex::new(followers), Mutex::new(writers));
     let (with, control) = (Mutex::new(Done::default()), Mutex::new(Done::default()));
     let load = |engine: &ringwal_engine::Engine, leads: bool| Load {
@@ -139,7 +140,9 @@ fn measure_all(
             yardstick: Yardstick::Slice,
             work: Box::new(|part| {
                 let mut followers = followers.lock().unwrap_or_else(PoisonError::into_inner);
-                counted(&leading, &mut followers, &with, part)
+                counted(&leading, &mut followers, &with, part, |_| {
+                    wait_until(&led.node, &interrupt, is_in_step).map(drop)
+                })
             }),
         },
         Variant {
@@ -161,11 +164,9 @@ fn measure_all(
                 for writer in &mut *writers {
                     writer.ask(&format!("write {rate} {bursts}"))?;
                 }
-                let tally = counted(&unled_control, &mut writers, &control, part)?;
-                for writer in &mut *writers {
-                    writer.ask("stop")?;
-                }
-                Ok(tally)
+                counted(&unled_control, &mut writers, &control, part, |writers| {
+                    writers.iter_mut().try_for_each(|writer| writer.ask("stop").map(drop))
+                })
             }),
         },
         Variant {
@@ -222,13 +223,15 @@ pub fn clients(bench: &Bench, led: &Led) -> Clients {
     }
 }
 
-/// One part, and what the leader and the processes beside it did meanwhile.
+/// One part, and what the leader and the processes beside it did meanwhile: `settle` waits until they
+/// have done all of it.
 fn counted(load: &Load, peers: &mut [Peer], done: &Mutex<Done>, part: &Part<'_>) -> Result<Tally> {
     let batches = || load.engine.stats().shards.iter().map(|shard| shard.batches).sum::<u64>();
     let before = peers.iter_mut().map(Peer::counts).collect::<Result<Vec<_>>>()?;
     let (start, batches_before) = (Instant::now(), batches());
     let tally = load.work(part)?;
     let (seconds, more) = (start.elapsed().as_secs_f64(), batches() - batches_before);
+    settle(peers)?;
     let mut theirs = Counts::default();
     for (peer, before) in peers.iter_mut().zip(before) {
         let since = peer.counts()?.since(before);

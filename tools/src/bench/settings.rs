@@ -400,6 +400,12 @@ mod tests {
         assert!(settings(&["--receipts", "f", "--io", "uring,blocking"]).is_err());
         assert!(settings(&["--rate", "5k", "--only", "idle"]).is_err());
         assert!(settings(&["--receipts", "f"]).unwrap().keep);
+        assert!(settings(&["--rate", "5k", "--only", "replicated-half"]).is_ok());
+        assert!(settings(&["--rate", "5k", "--only", "catch-up"]).is_err());
+        assert!(settings(&["--receipts", "f", "--only", "catch-up"]).is_err());
+        assert!(settings(&["--only", "sender", "--io", "uring,blocking"]).is_err());
+        let slo = ["--only", "replicated-half", "--slo", "replicated-half-control:p99<2ms"];
+        assert!(settings(&slo).is_ok());
         assert!(settings(&["--slo", "foo:p99<2ms"]).is_err());
         assert!(settings(&["--slo", "recovery:p99<2ms"]).is_err());
         assert!(settings(&["--slo", "open:p99<2ms,max<1s"]).is_ok());

@@ -247,6 +247,56 @@ mod tests {
     }
 
     #[test]
+    fn what_was_set_beside_each_other_is_said_in_a_line_each() {
+        let with = |name: &str, p50_ns, extra: &[(&str, f64)]| Run {
+            rate: Some(50_000.0),
+            bytes_per_second: 400_000_000,
+            extra: extra.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect(),
+            ..run(name, p50_ns, &[])
+        };
+        let times = |p50, p99| [("part_p50_ns", p50), ("part_p99_ns", p99)];
+        let to = [
+            ("p50_ratio_to_control", 1.02),
+            ("p99_ratio_to_control", 1.2),
+            ("p50_ratio_to_alone", 1.3),
+            ("p99_ratio_to_alone", 2.0),
+        ];
+        let grown = ("resident_growth_bytes", 1_048_576.0);
+        let to_gone = [("p50_ratio_to_gone", 1.0), ("p99_ratio_to_gone", 0.9), grown];
+        let disk =
+            [("ratio_to_read_and_write", 0.8), ("read_and_write_bytes_per_second", 500_000_000.0)];
+        let mut report = Report {
+            runs: vec![
+                with("replicated-half", 1, &[&times(200_000.0, 600_000.0)[..], &to].concat()),
+                with("replicated-half-control", 1, &times(196_000.0, 500_000.0)),
+                with("replicated-half-alone", 1, &times(150_000.0, 300_000.0)),
+                with("replicated-gone", 1, &[grown]),
+                with("replicated-behind", 1, &to_gone),
+                with("replicated-stopped", 1, &to_gone),
+                with("catch-up", 1, &disk),
+                with("catch-up-streams", 100_000, &[]),
+                with("sender", 1, &[]),
+                with("sender-small", 1, &[("send_calls_per_frame", 0.002)]),
+            ],
+            ..Report::default()
+        };
+        complete(&mut report);
+        assert_eq!(
+            lines(&report),
+            [
+                "50.0 k records/s, p50 / p99: 200 µs / 600 µs with followers, 196 µs / 500 µs \
+                 control, 150 µs / 300 µs alone; p99 1.20× the control's (p50 1.02×), 2.00× a lone \
+                 leader's (p50 1.30×)",
+                "follower / gone: behind: p50 1.00×, p99 0.90×; stopped: p50 1.00×, p99 0.90×; the \
+                 leader's memory grew by 1 MiB gone, 1 MiB behind, 1 MiB stopped",
+                "catch-up: 400 MB/s, 0.80× reading and writing at once (500 MB/s); of interleaved \
+                 streams 10.0 k records/s",
+                "sender: 400 MB/s; of small frames one call for each 500",
+            ]
+        );
+    }
+
+    #[test]
     fn without_followers_there_is_nothing_to_say() {
         let mut report = Report { runs: vec![run("idle", 1, &[])], ..Report::default() };
         complete(&mut report);
