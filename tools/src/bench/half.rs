@@ -225,7 +225,13 @@ pub fn clients(bench: &Bench, led: &Led) -> Clients {
 
 /// One part, and what the leader and the processes beside it did meanwhile: `settle` waits until they
 /// have done all of it.
-fn counted(load: &Load, peers: &mut [Peer], done: &Mutex<Done>, part: &Part<'_>) -> Result<Tally> {
+fn counted(
+    load: &Load,
+    peers: &mut [Peer],
+    done: &Mutex<Done>,
+    part: &Part<'_>,
+    settle: impl Fn(&mut [Peer]) -> Result<()>,
+) -> Result<Tally> {
     let batches = || load.engine.stats().shards.iter().map(|shard| shard.batches).sum::<u64>();
     let before = peers.iter_mut().map(Peer::counts).collect::<Result<Vec<_>>>()?;
     let (start, batches_before) = (Instant::now(), batches());
