@@ -284,13 +284,13 @@ mod tests {
         assert_eq!(
             lines(&report),
             [
-                "50.0 k records/s, p50 / p99: 200 µs / 600 µs with followers, 196 µs / 500 µs \
+                "50 k records/s, p50 / p99: 200 µs / 600 µs with followers, 196 µs / 500 µs \
                  control, 150 µs / 300 µs alone; p99 1.20× the control's (p50 1.02×), 2.00× a lone \
                  leader's (p50 1.30×)",
                 "follower / gone: behind: p50 1.00×, p99 0.90×; stopped: p50 1.00×, p99 0.90×; the \
                  leader's memory grew by 1 MiB gone, 1 MiB behind, 1 MiB stopped",
                 "catch-up: 400 MB/s, 0.80× reading and writing at once (500 MB/s); of interleaved \
-                 streams 10.0 k records/s",
+                 streams 10 k records/s",
                 "sender: 400 MB/s; of small frames one call for each 500",
             ]
         );
