@@ -20,6 +20,8 @@ pub mod progress;
 pub mod promise;
 pub mod repair;
 pub mod requests;
+#[doc(hidden)]
+pub mod sending;
 pub mod stats;
 mod term;
 mod thread;

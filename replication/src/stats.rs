@@ -177,7 +177,7 @@ pub struct FollowerStats {
     pub frames_dropped: u64,
     /// Hand-overs to the connection.
     pub sends: u64,
-    /// System calls that wrote, of the present session.
+    /// System calls that wrote to its connections: one for all the slices that it takes at once.
     pub calls: u64,
     /// Bytes that wait for it in memory.
     pub queued_bytes: usize,
@@ -236,6 +236,8 @@ pub(crate) struct FollowerCounters {
     last_left: Option<String>,
     /// Of sessions that have ended.
     counts: SessionCounts,
+    /// System calls that wrote, of the same.
+    calls: u64,
 }
 
 impl FollowerCounters {
@@ -251,6 +253,7 @@ impl FollowerCounters {
             left: [0; Cause::ALL.len()],
             last_left: None,
             counts: SessionCounts::default(),
+            calls: 0,
         }
     }
 
@@ -282,8 +285,9 @@ impl FollowerCounters {
         }
     }
 
-    /// A session has ended.
-    pub(crate) fn add(&mut self, session: &SessionCounts) {
+    /// A session has ended, whose connection took so many system calls to write.
+    pub(crate) fn add(&mut self, session: &SessionCounts, calls: u64) {
+        self.calls += calls;
         let counts = &mut self.counts;
         counts.frames += session.frames;
         counts.bytes += session.bytes;
@@ -317,7 +321,7 @@ impl FollowerCounters {
             bytes_resent: before.bytes_read + now.bytes_read,
             frames_dropped: before.frames_dropped + now.frames_dropped,
             sends: before.sends + now.sends,
-            calls,
+            calls: self.calls + calls,
             queued_bytes: session.map_or(0, |session| session.queued_bytes),
             streams_behind: session.map_or(0, |session| session.behind),
             lag_records: session.map_or(0, |session| session.lag_records),

@@ -42,8 +42,10 @@ use crate::wire::{Cause, EPOCH_MAX, Refusal};
 use crate::worker::{Facts, Job, Outcome, Worker};
 
 use accept::Arrivals;
+pub(crate) use connection::Connection;
 use fetching::Fetching;
 use following::Appends;
+pub(crate) use leading::SLICES_MAX;
 use part::{Change, Part, To};
 use repairing::Repairing;
 pub(crate) use requesting::Asking;

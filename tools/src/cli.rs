@@ -75,6 +75,9 @@ pub enum Command {
     /// The writer that the recovery run kills
     #[command(hide = true)]
     RecoveryWriter(RecoveryWriterArgs),
+    /// A follower of a measurement, or who does the same work unconnected
+    #[command(hide = true)]
+    BenchPeer(BenchPeerArgs),
 }
 
 /// Flags of `ringwal bench`.
@@ -98,7 +101,8 @@ pub struct BenchArgs {
           value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub clients: u32,
 
-    /// Records per second of the open loop [default: half of what the loaded run reached]
+    /// Records per second of the open loop, and of replicated-half and replicated-lagging [default:
+    /// half of what many clients reach]
     #[arg(long, value_name = "N", value_parser = rate)]
     pub rate: Option<f64>,
 
@@ -136,7 +140,8 @@ pub struct BenchArgs {
     #[arg(long, value_name = "TIME", value_parser = duration_or_zero)]
     pub linger: Option<Duration>,
 
-    /// Which runs to make [default: idle,loaded,open,window]
+    /// Which runs to make [default: idle,loaded,open,window]; the last four are about replication
+    /// and start followers of their own
     #[arg(long, value_enum, value_delimiter = ',', value_name = "NAME,…")]
     pub only: Vec<RunName>,
 
@@ -158,6 +163,10 @@ pub struct BenchArgs {
     /// The epoch to lead in, greater than every one before [default: milliseconds since 1970]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 62))]
     pub epoch: Option<u64>,
+
+    /// Bytes that a follower lacks in replicated-lagging and catch-up; the disk takes twice as much
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = behind)]
+    pub behind: ByteSize,
 
     /// Keep the data directory; with --config nothing is trimmed either, and records that are there
     /// stay
@@ -292,6 +301,47 @@ pub struct RecoveryWriterArgs {
     pub close: bool,
 }
 
+/// Flags of a hidden process beside a measurement.
+#[derive(Debug, Args)]
+pub struct BenchPeerArgs {
+    /// The directory of its engine.
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// Shards.
+    #[arg(long)]
+    pub shards: u16,
+    /// Length of its segments.
+    #[arg(long)]
+    pub segment_bytes: u64,
+    /// How the engine does its I/O.
+    #[arg(long, value_enum)]
+    pub io: Io,
+    /// How a batch is made durable.
+    #[arg(long, value_enum)]
+    pub sync: Option<Sync>,
+    /// It follows, as this node; without it, it writes what it is told to.
+    #[arg(long, requires = "listen", requires = "members")]
+    pub node: Option<u64>,
+    /// Members of its cluster.
+    #[arg(long)]
+    pub members: Option<u64>,
+    /// Where it listens.
+    #[arg(long)]
+    pub listen: Option<String>,
+    /// It says how long it took to get so many records.
+    #[arg(long)]
+    pub await_records: Option<u64>,
+    /// Streams that it writes.
+    #[arg(long, default_value_t = 1)]
+    pub streams: usize,
+    /// Payload of each of its records.
+    #[arg(long, default_value_t = 128)]
+    pub record_bytes: usize,
+    /// Seed of their bytes.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
+
 /// How the engine does its I/O.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Io {
@@ -342,6 +392,15 @@ pub enum RunName {
     /// Like window, with 4 KiB records
     #[value(name = "window-4k")]
     Window4k,
+    /// The sender alone: frames of 64 KiB, and small ones
+    Sender,
+    /// Half of the saturated rate with two followers in processes of their own, beside a control and
+    /// a lone leader
+    ReplicatedHalf,
+    /// The same with a follower that is gone, stopped, or behind
+    ReplicatedLagging,
+    /// How fast a follower gets what it lacks
+    CatchUp,
 }
 
 /// A name as the command line and the report write it.
@@ -378,6 +437,14 @@ fn record_size(text: &str) -> Result<ByteSize, String> {
         Ok(size) if size <= ByteSize::mb(1) => Ok(size),
         Ok(_) => Err("at most 1 MB, 1,000,000 bytes".to_owned()),
         Err(error) => Err(format!("{error}; write a number with a unit, such as 128B or 4KiB")),
+    }
+}
+
+fn behind(text: &str) -> Result<ByteSize, String> {
+    match text.parse::<ByteSize>() {
+        Ok(size) if (ByteSize::mib(1)..=ByteSize::gib(64)).contains(&size) => Ok(size),
+        Ok(_) => Err("from 1MiB to 64GiB".to_owned()),
+        Err(error) => Err(format!("{error}; write a number with a unit, such as 1GiB")),
     }
 }
 

@@ -33,6 +33,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         None => bench::run(cli.bench),
         Some(Command::Bench(args)) => bench::run(*args),
         Some(Command::RecoveryWriter(args)) => bench::recovery_writer(&args),
+        Some(Command::BenchPeer(args)) => bench::peer(&args),
         Some(Command::Follow(args)) => follow::run(&args),
         Some(Command::Report(args)) => commands::report(&args),
         Some(Command::Compare(args)) => commands::compare(&args),

@@ -69,6 +69,8 @@ fn nonsense_is_a_usage_error_that_names_itself() {
         (&["--clients", "0"], "1..=4096"),
         (&["--followers", "0"], "1..=16"),
         (&["--followers", "2", "--only", "open"], "not run with followers"),
+        (&["--followers", "2", "--only", "catch-up"], "not run with followers"),
+        (&["--behind", "5KiB"], "from 1MiB to 64GiB"),
         (&["--ack", "quorum"], "--followers N"),
         (&["--config", "node.toml"], "--dir"),
         (&["follow", "data"], "--config"),

@@ -275,6 +275,100 @@ fn followers_in_this_process_have_rows_ratios_and_stages() {
 }
 
 #[test]
+fn runs_with_processes_beside_them_have_rows_and_ratios() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = [
+        "bench",
+        "--only",
+        "sender,replicated-half,replicated-lagging,catch-up",
+        "--io",
+        "blocking",
+        "--duration",
+        "600ms",
+        "--warmup",
+        "50ms",
+        "--clients",
+        "4",
+        "--behind",
+        "4MiB",
+        "--out",
+        "out",
+    ];
+    let output = run(directory.path(), &arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let report = fs::read(directory.path().join("out/report.json")).unwrap();
+    let report: Value = serde_json::from_slice(&report).unwrap();
+    let with = |rest: &[&'static str]| [&["part_p50_ns", "part_p99_ns"], rest].concat();
+    let peers = ["peer_records_per_second", "peer_written_bytes_per_second"];
+    let ratios = ["p50_ratio_to_control", "p99_ratio_to_control", "p99_ratio_to_alone"];
+    let led = ["saturated_records_per_second", "frames_sent", "send_calls"];
+    let to_gone = ["p50_ratio_to_gone", "p99_ratio_to_gone"];
+    let expected = [
+        ("sender", vec!["send_calls_per_frame"]),
+        ("sender-small", vec!["send_calls_per_frame"]),
+        ("replicated-half", with(&[&peers[..], &ratios, &led].concat())),
+        ("replicated-half-control", with(&peers)),
+        ("replicated-half-alone", with(&[])),
+        ("replicated-gone", with(&[])),
+        ("replicated-behind", with(&[&to_gone[..], &["lacked_bytes", "frames_sent"]].concat())),
+        ("replicated-stopped", with(&to_gone)),
+        ("catch-up", vec!["read_and_write_bytes_per_second", "ratio_to_read_and_write"]),
+        ("catch-up-streams", vec![]),
+    ];
+    let runs = report["runs"].as_array().unwrap();
+    let names: Vec<_> = runs.iter().map(|run| run["name"].as_str().unwrap()).collect();
+    assert_eq!(names, expected.clone().map(|(name, _)| name));
+    for (run, (name, extra)) in runs.iter().zip(expected) {
+        assert!(run["records"].as_u64().unwrap() > 0, "{name}");
+        assert!(run["response"]["p50_ns"].as_u64().unwrap() > 0, "{name}");
+        for number in extra {
+            assert!(run["extra"][number].as_f64().unwrap() > 0.0, "{name}: {number}");
+        }
+    }
+    // A new follower had to get all of it; a sender that is busy fills its calls.
+    assert_eq!(runs[8]["records"], 1024);
+    assert!(runs[1]["extra"]["send_calls_per_frame"].as_f64().unwrap() <= 1.0 / 64.0);
+    let screen = text(&output.stdout);
+    for part in ["with followers", "follower / gone: ", "catch-up: ", "sender: "] {
+        assert!(screen.contains(part), "{part:?} in {screen}");
+    }
+    let left: Vec<_> =
+        fs::read_dir(directory.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["out"]);
+}
+
+/// Processes beside a measurement in this directory.
+fn peers(directory: &Path) -> Vec<Pid> {
+    let directory = directory.canonicalize().unwrap();
+    let is_peer = |process: &Path| {
+        let is_named = |line: Vec<u8>| line.windows(10).any(|part| part == b"bench-peer");
+        fs::read(process.join("cmdline")).is_ok_and(is_named)
+            && fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == directory)
+    };
+    let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+    let peers = processes.filter(|process| is_peer(process));
+    peers.filter_map(|p| Pid::from_raw(p.file_name()?.to_str()?.parse().ok()?)).collect()
+}
+
+#[test]
+fn processes_beside_a_measurement_die_with_it_also_when_they_are_stopped() {
+    let cluster = Cluster::new(1);
+    let arguments = ["bench", "--only", "replicated-half", "--io", "blocking", "--duration", "60s"];
+    let bench = cluster.start("bench", &arguments);
+    let wait_for = |count: usize| {
+        let start = Instant::now();
+        while peers(cluster.path()).len() != count {
+            assert!(start.elapsed() < LIMIT, "{:?}", peers(cluster.path()));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    wait_for(4);
+    kill_process(peers(cluster.path())[0], Signal::STOP).unwrap();
+    bench.end(Signal::KILL);
+    wait_for(0);
+}
+
+#[test]
 fn a_follower_prints_metrics_when_asked_and_ends_as_it_is_told() {
     let cluster = Cluster::new(2);
     let follower = cluster.follow(2);

@@ -127,12 +127,15 @@ impl Page {
 
     fn followers(&mut self, followers: &[FollowerStats]) {
         type Value = fn(&FollowerStats) -> Option<f64>;
-        let columns: [(&str, &str, &str, Value); 13] = [
+        let columns: [(&str, &str, &str, Value); 14] = [
             ("connected", "gauge", "Whether it is connected.", |f| Some(f.is_connected.into())),
             ("connects_total", "counter", "Sessions that began.", |f| Some(f.connects as f64)),
             ("failures_total", "counter", "Attempts without answer.", |f| Some(f.failures as f64)),
             ("frames_total", "counter", "Frames sent.", |f| Some(f.frames as f64)),
             ("bytes_total", "counter", "Bytes of frames sent.", |f| Some(f.bytes as f64)),
+            ("send_calls_total", "counter", "System calls that wrote to it.", |f| {
+                Some(f.calls as f64)
+            }),
             ("bytes_resent_total", "counter", "Bytes sent that were read from segments.", |f| {
                 Some(f.bytes_resent as f64)
             }),

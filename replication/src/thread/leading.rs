@@ -23,7 +23,7 @@ use crate::worker::{Facts, Job};
 /// Messages from shards that wait.
 const SEALED_MAX: usize = 1024;
 /// Slices of one hand-over to a connection.
-const SLICES_MAX: usize = 1024;
+pub(crate) const SLICES_MAX: usize = 1024;
 /// Messages from shards that are taken in one turn, so that the rest of it gets its time.
 const SEALED_PER_TURN: usize = 256;
 /// Items of one follower that are taken in one turn.
@@ -290,7 +290,7 @@ impl Leading {
         let follower = &mut self.followers[index];
         let Some(session) = follower.session.take() else { return };
         let counts = self.core.handle_disconnected(index, session.number);
-        follower.counters.add(&counts);
+        follower.counters.add(&counts, session.connection.calls());
         follower.dialler.again(session.began.elapsed());
         let (node, epoch) = (follower.dialler.member().node, self.term.epoch());
         context.counters.sessions_ended.add(1);

@@ -113,6 +113,29 @@ pub struct Measured {
     pub yardstick: Vec<f64>,
 }
 
+impl Measured {
+    /// Median and 99th percentile in nanoseconds, of each part by itself: the medians of these. A
+    /// stall in one part does not change them.
+    pub fn of_parts(&self, length: Duration) -> (f64, f64) {
+        let part_ns = (length.as_nanos() as u64).max(1);
+        let mut parts: Vec<Histogram<u64>> = Vec::new();
+        for interval in &self.histograms.intervals {
+            let part = (interval.start_ns / part_ns) as usize;
+            if parts.len() <= part {
+                parts.resize_with(part + 1, probe::histogram);
+            }
+            parts[part].add(&interval.response).expect("a growing histogram takes every value");
+        }
+        parts.retain(|part| !part.is_empty());
+        let of = |quantile| {
+            let values: Vec<f64> =
+                parts.iter().map(|part| part.value_at_quantile(quantile) as f64).collect();
+            probe::median(&values)
+        };
+        (of(0.5), of(0.99))
+    }
+}
+
 /// What has been collected of a variant so far.
 struct Progressing<'a> {
     variant: Variant<'a>,
@@ -122,6 +145,7 @@ struct Progressing<'a> {
     cpu_ns: u64,
     device_flushes: Option<u64>,
     counters: Counters,
+    sent: Sent,
     stalls: SchedulerStalls,
     service: Option<Histogram<u64>>,
     yardstick: Vec<f64>,
@@ -133,6 +157,25 @@ struct Snapshot {
     cpu_ns: u64,
     device_flushes: Option<u64>,
     counters: Option<Counters>,
+    sent: Option<Sent>,
+}
+
+/// What a leader has sent to its followers, together.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sent {
+    frames: u64,
+    calls: u64,
+}
+
+impl Sent {
+    fn by(node: &Node) -> Sent {
+        let mut sent = Sent::default();
+        for follower in node.stats().followers {
+            sent.frames += follower.frames;
+            sent.calls += follower.calls;
+        }
+        sent
+    }
 }
 
 /// Measures the variants in turn, part by part. Stops early when asked to; an error of a workload
@@ -178,6 +221,7 @@ impl<'a> Progressing<'a> {
             cpu_ns: 0,
             device_flushes: None,
             counters: Counters::default(),
+            sent: Sent::default(),
             stalls: SchedulerStalls::default(),
             service: None,
             yardstick: Vec::new(),
@@ -248,6 +292,10 @@ impl<'a> Progressing<'a> {
         if let (Some(before), Some(after)) = (before.counters, after.counters) {
             self.counters.add_difference(&before, &after);
         }
+        if let (Some(before), Some(after)) = (before.sent, after.sent) {
+            self.sent.frames += after.frames - before.frames;
+            self.sent.calls += after.calls - before.calls;
+        }
     }
 
     fn add_tally(&mut self, tally: Tally) {
@@ -301,6 +349,11 @@ impl<'a> Progressing<'a> {
         if let Some(bytes) = cpu::resident_bytes() {
             run.extra.insert("resident_bytes".to_owned(), bytes as f64);
         }
+        if self.sent.frames > 0 {
+            let Sent { frames, calls } = self.sent;
+            run.extra.insert("frames_sent".to_owned(), frames as f64);
+            run.extra.insert("send_calls".to_owned(), calls as f64);
+        }
         let adjacent_ns = bench.probe.median_ns_since(self.first_slice);
         if adjacent_ns > 0 && !response.is_empty() {
             let ratio = response.value_at_quantile(0.5) as f64 / adjacent_ns as f64;
@@ -334,6 +387,7 @@ impl Snapshot {
             cpu_ns: cpu::process_ns(),
             device_flushes: bench.disk.as_deref().and_then(flush_requests),
             counters,
+            sent: node.map(Sent::by),
         }
     }
 }

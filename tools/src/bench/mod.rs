@@ -1,19 +1,25 @@
 //! `ringwal bench`: options, then a plan, then runs, then a report.
 
 mod batch;
+mod catch_up;
 mod closed_loop;
 mod counters;
 mod cpu;
 mod data;
+mod half;
+mod lagging;
+mod led;
 mod measure;
 mod open_loop;
 mod own_loop;
+mod peer;
 mod receipts;
 mod recorder;
 mod recovery;
 mod replicated;
 mod results;
 mod rotation;
+mod sender;
 mod settings;
 pub mod stalls;
 mod trimmer;
@@ -28,6 +34,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result};
 use ringwal_engine::{Engine, SegmentStats};
 
+pub use peer::run as peer;
 pub use recovery::writer as recovery_writer;
 pub use results::screen;
 pub use settings::engine_options;
@@ -153,6 +160,10 @@ impl Bench {
             RunName::OwnLoop => own_loop::run(self),
             RunName::Rotation => rotation::run(self),
             RunName::Recovery => recovery::run(self),
+            RunName::Sender => sender::run(self),
+            RunName::ReplicatedHalf => half::run(self),
+            RunName::ReplicatedLagging => lagging::run(self),
+            RunName::CatchUp => catch_up::run(self),
         }
     }
 

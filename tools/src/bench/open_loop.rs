@@ -9,7 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use ringwal_engine::{Append, Engine};
+use ringwal_engine::{Append, Engine, Receipt};
+use ringwal_replication::{Ack, Leadership, Node, Pending};
 
 use super::Bench;
 use super::closed_loop::Clients;
@@ -20,7 +21,7 @@ use crate::probe::{histogram, record};
 use crate::report::Run;
 
 /// Without `--rate`: this share of what many clients reached.
-const SHARE_OF_LOADED: f64 = 0.5;
+pub const SHARE_OF_LOADED: f64 = 0.5;
 /// Records that may be under way; more would mean that the rate cannot be kept.
 const IN_FLIGHT_MAX: usize = 16_384;
 /// How long clients run to find a rate, when no loaded run has.
@@ -73,17 +74,10 @@ fn variant<'a>(bench: &Bench, name: String, engine: Engine, rate: f64) -> Varian
         seed: bench.settings.seed,
         record_bytes: bench.settings.record_bytes,
         receipts: bench.receipts.clone(),
+        led: None,
     };
     Variant {
-        run: Run {
-            name,
-            description: format!("{rate:.0} records/s, whatever happens"),
-            clients: load.streams as u64,
-            in_flight: IN_FLIGHT_MAX as u64,
-            rate: Some(rate),
-            record_bytes: load.record_bytes as u64,
-            ..Run::default()
-        },
+        run: load.run(name, format!("{rate:.0} records/s, whatever happens")),
         engine: Some(engine),
         node: None,
         yardstick: Yardstick::Slice,
@@ -104,10 +98,15 @@ fn capacity(bench: &mut Bench, suffix: &str, engine: &Engine) -> Result<f64> {
         receipts: bench.receipts.clone(),
         led: None,
     };
+    saturated(bench, clients, None)
+}
+
+/// Records per second that these clients reach.
+pub fn saturated(bench: &mut Bench, clients: Clients, node: Option<Arc<Node>>) -> Result<f64> {
     let variant = Variant {
         run: Run { name: "finding a rate".to_owned(), ..Run::default() },
-        engine: Some(engine.clone()),
-        node: None,
+        engine: Some(clients.engine.clone()),
+        node,
         yardstick: Yardstick::Slice,
         work: Box::new(move |part| clients.work(part).map(|()| Tally::default())),
     };
@@ -152,18 +151,43 @@ fn sweep(
     Ok((knee, steps))
 }
 
-struct Load {
-    engine: Engine,
-    rate: f64,
-    streams: usize,
-    seed: u64,
-    record_bytes: usize,
-    receipts: Option<Arc<ReceiptFile>>,
+/// A load at a fixed rate.
+pub struct Load {
+    /// Where it goes.
+    pub engine: Engine,
+    /// Records per second.
+    pub rate: f64,
+    /// Streams that get them in turn.
+    pub streams: usize,
+    /// Seed of their bytes.
+    pub seed: u64,
+    /// Payload of each.
+    pub record_bytes: usize,
+    /// Where receipts are noted.
+    pub receipts: Option<Arc<ReceiptFile>>,
+    /// It is appended through this, with `Ack::Local`.
+    pub led: Option<Leadership>,
+}
+
+/// What tells that a record is durable here.
+enum Token {
+    Own(Append),
+    Led(Pending<Append>),
+}
+
+impl Token {
+    fn wait(self) -> Result<Receipt> {
+        const WAITING: &str = "waiting for a receipt";
+        match self {
+            Token::Own(append) => append.wait().context(WAITING),
+            Token::Led(append) => Ok(append.wait().context(WAITING)?.receipt),
+        }
+    }
 }
 
 /// An append on its way from the sending to the receiving thread.
 struct InFlight {
-    append: Append,
+    append: Token,
     intended: Instant,
     start: Instant,
     stream: usize,
@@ -171,7 +195,21 @@ struct InFlight {
 }
 
 impl Load {
-    fn work(&self, part: &Part<'_>) -> Result<Tally> {
+    /// The run of this load, before it is made.
+    pub fn run(&self, name: String, description: String) -> Run {
+        Run {
+            name,
+            description,
+            clients: self.streams as u64,
+            in_flight: IN_FLIGHT_MAX as u64,
+            rate: Some(self.rate),
+            record_bytes: self.record_bytes as u64,
+            ..Run::default()
+        }
+    }
+
+    /// One part of it.
+    pub fn work(&self, part: &Part<'_>) -> Result<Tally> {
         part.begin();
         let (sender, receiver) = sync_channel(IN_FLIGHT_MAX);
         let (receiving, sending) = (self.writers(), self.writers());
@@ -220,7 +258,10 @@ impl Load {
             let stream = (index % self.streams as u64) as usize;
             let crc = writers[stream].make();
             let start = Instant::now();
-            let append = writers[stream].append()?;
+            let append = match &self.led {
+                None => Token::Own(writers[stream].append()?),
+                Some(led) => Token::Led(writers[stream].append_led(led, Ack::Local)?),
+            };
             record(&mut lag, start - intended);
             let in_flight = InFlight { append, intended, start, stream, crc };
             // The receiver only goes when it has met an error, which it will report.
@@ -243,7 +284,7 @@ impl Load {
         let mut recorder = part.recorder(0, 1);
         let mut service = histogram();
         for one in receiver {
-            let receipt = one.append.wait().context("waiting for a receipt")?;
+            let receipt = one.append.wait()?;
             let now = Instant::now();
             recorder.record(one.intended, now - one.intended);
             if one.intended >= window.from && one.intended < window.until {

@@ -9,8 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use ringwal_engine::Engine;
-use ringwal_replication::config::{Config, Member};
-use ringwal_replication::node_id::{ClusterId, NodeId};
+use ringwal_replication::config::Config;
 use ringwal_replication::stats::{FollowerStats, NodeStats};
 use ringwal_replication::{Ack, LeadError, Leadership, Node};
 
@@ -18,7 +17,7 @@ use super::closed_loop::{Clients, description};
 use super::data::SideDirectory;
 use super::measure::{Part, Tally, Variant, Yardstick, measure};
 use super::settings::{Followers, Replication, replicated_name};
-use super::{Bench, wait_until_prepared};
+use super::{Bench, peer, wait_until_prepared};
 use crate::cli::{self, AckName, RunName};
 use crate::exit::{Exit, Failure};
 use crate::interrupt::Interrupt;
@@ -27,8 +26,6 @@ use crate::report::Run;
 
 /// Segments of all nodes of one process, unless their directories have others already.
 const SEGMENT_BYTES: u64 = 32 << 20;
-/// What a leader keeps for a follower in this process, of a disk that all of them share.
-const RETAIN_BYTES_MAX: u64 = 128 << 20;
 /// How long followers may take to connect, and to take what they lack.
 const FOLLOWERS_WAIT: Duration = Duration::from_secs(10);
 /// How long followers that lag are waited for between two parts of a run.
@@ -237,32 +234,17 @@ impl Cluster {
 /// nobody else can have them.
 fn start_followers(bench: &Bench, count: usize) -> Result<(Vec<Node>, Config)> {
     let io = bench.settings.io[0];
-    let members = |address: &dyn Fn(u64) -> String| -> Vec<Member> {
-        (1..=count as u64 + 1)
-            .map(|node| Member { node: NodeId::new(node), address: address(node) })
-            .collect()
-    };
-    let config = |node: u64, members: Vec<Member>| {
-        let mut config =
-            Config::new(ClusterId::new(*b"ringwal bench me"), NodeId::new(node), members);
-        config.listen = "127.0.0.1:0".to_owned();
-        config.retain_bytes_max = RETAIN_BYTES_MAX;
-        config
-    };
     let mut followers = Vec::new();
+    let mut addresses = Vec::new();
     for node in 2..=count as u64 + 1 {
         let path = bench.data.path().join(format!("follower-{node}"));
         let engine = bench.open_at(io, &path, Some(SEGMENT_BYTES))?;
-        // They dial nobody: only the leader has to know where the others are.
-        let placeholders = members(&|node| format!("127.0.0.1:{node}"));
-        followers.push(nodes::start(engine, config(node, placeholders))?);
+        let config = peer::follower(node, count as u64 + 1, "127.0.0.1:0");
+        let follower = nodes::start(engine, config)?;
+        addresses.push(follower.address().to_string());
+        followers.push(follower);
     }
-    let address = |node: u64| match node {
-        1 => "127.0.0.1:1".to_owned(),
-        node => followers[node as usize - 2].address().to_string(),
-    };
-    let leader = config(1, members(&address));
-    Ok((followers, leader))
+    Ok((followers, peer::leader(&addresses)))
 }
 
 /// Waits until every follower that is connected has reported all that its leader has sealed, for a while.
@@ -328,12 +310,12 @@ fn absences(stats: &NodeStats) -> Vec<String> {
         .collect()
 }
 
-fn milliseconds_since_1970() -> u64 {
+pub fn milliseconds_since_1970() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     now.as_millis() as u64
 }
 
-fn cannot_lead(error: LeadError) -> Failure {
+pub fn cannot_lead(error: LeadError) -> Failure {
     match &error {
         LeadError::EpochUsed { promised, .. } => {
             Failure::usage("cannot lead").cause(error.to_string()).fix(format!(

@@ -17,6 +17,9 @@ pub const SEQUENTIAL_TIME: Duration = Duration::from_millis(250);
 const DEFAULT_RUNS: [RunName; 4] = [RunName::Idle, RunName::Loaded, RunName::Open, RunName::Window];
 /// The runs with followers, without `--only`.
 const REPLICATED_RUNS: [RunName; 2] = [RunName::Idle, RunName::Loaded];
+/// Runs about replication that start nodes of their own.
+const WITH_OWN_NODES: [RunName; 4] =
+    [RunName::Sender, RunName::ReplicatedHalf, RunName::ReplicatedLagging, RunName::CatchUp];
 /// Of every part but the first: clients have to start again.
 const RAMP: Duration = Duration::from_millis(60);
 
@@ -31,6 +34,8 @@ pub struct Settings {
     pub clients: usize,
     /// Rate of the open loop.
     pub rate: Option<f64>,
+    /// What a follower lacks that is behind.
+    pub behind_bytes: u64,
     /// Walk the rates.
     pub sweep: bool,
     /// Appends in flight in the window runs.
@@ -103,7 +108,10 @@ impl Settings {
         if args.receipts.is_some() {
             refuse_receipts_of(&runs)?;
         }
-        if (args.sweep || args.rate.is_some()) && !runs.contains(&RunName::Open) {
+        let rated = [RunName::Open, RunName::ReplicatedHalf, RunName::ReplicatedLagging];
+        let has_rate = runs.iter().any(|run| rated.contains(run));
+        let has_open = runs.contains(&RunName::Open);
+        if args.sweep && !has_open || args.rate.is_some() && !has_rate {
             let flag = if args.sweep { "--sweep" } else { "--rate" };
             return Err(Failure::usage(format!(
                 "{flag} is about the open loop, which is left out"
@@ -125,6 +133,12 @@ impl Settings {
         if replication.is_some() {
             refuse_what_is_not_replicated(&runs, &io)?;
         }
+        if io.len() > 1
+            && let Some(run) = runs.iter().find(|run| WITH_OWN_NODES.contains(run))
+        {
+            return Err(Failure::usage(format!("{} has one kind of I/O", cli::name_of(run)))
+                .fix("name one of uring and blocking"));
+        }
         let has_receipts = args.receipts.is_some();
         let objectives = args.slo.map(|objectives| objectives.0).unwrap_or_default();
         let names = match &replication {
@@ -141,6 +155,7 @@ impl Settings {
             warmup: args.warmup,
             clients: args.clients as usize,
             rate: args.rate,
+            behind_bytes: args.behind.as_u64(),
             sweep: args.sweep,
             window: args.window as usize,
             record_bytes: args.record_size.as_u64() as usize,
@@ -197,6 +212,10 @@ impl Settings {
         let run = self.duration + self.warmup + ramps + PROBE_SLICE * parts;
         let recovery = Duration::from_secs(6);
         let each = |name: &RunName| match name {
+            RunName::Sender => run * 2,
+            RunName::ReplicatedHalf => run * 3 + recovery,
+            RunName::ReplicatedLagging => run * 3 + recovery * 3,
+            RunName::CatchUp => recovery * 3,
             RunName::Recovery => recovery,
             RunName::Rotation => run * 2 + recovery,
             RunName::Open if self.sweep => run * 2,
@@ -231,8 +250,20 @@ fn suffix(all: &[Io], io: Io) -> String {
 }
 
 fn names_of(runs: &[RunName], io: &[Io]) -> Vec<String> {
-    let names = |one: Io| runs.iter().map(move |run| cli::name_of(run) + &suffix(io, one));
-    io.iter().copied().flat_map(names).collect()
+    let of = |one: Io, run: &RunName| -> Vec<String> {
+        match run {
+            RunName::Sender => names(&super::sender::NAMES),
+            RunName::ReplicatedHalf => names(&super::half::NAMES),
+            RunName::ReplicatedLagging => names(&super::lagging::NAMES),
+            RunName::CatchUp => names(&super::catch_up::NAMES),
+            run => vec![cli::name_of(run) + &suffix(io, one)],
+        }
+    };
+    io.iter().flat_map(|one| runs.iter().flat_map(|run| of(*one, run))).collect()
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
 }
 
 impl Replication {
@@ -321,7 +352,8 @@ pub fn engine_options(io: Io, sync: Option<Sync>) -> Options {
 
 fn refuse_receipts_of(runs: &[RunName]) -> Result<(), Failure> {
     let elsewhere = [RunName::OwnLoop, RunName::Rotation, RunName::Recovery];
-    match runs.iter().find(|run| elsewhere.contains(run)) {
+    let is_elsewhere = |run: &&RunName| elsewhere.contains(run) || WITH_OWN_NODES.contains(run);
+    match runs.iter().find(is_elsewhere) {
         None => Ok(()),
         Some(run) => Err(Failure::usage(format!(
             "--receipts cannot go with {}: that run removes its data",
@@ -369,6 +401,12 @@ mod tests {
         assert!(settings(&["--receipts", "f", "--io", "uring,blocking"]).is_err());
         assert!(settings(&["--rate", "5k", "--only", "idle"]).is_err());
         assert!(settings(&["--receipts", "f"]).unwrap().keep);
+        assert!(settings(&["--rate", "5k", "--only", "replicated-half"]).is_ok());
+        assert!(settings(&["--rate", "5k", "--only", "catch-up"]).is_err());
+        assert!(settings(&["--receipts", "f", "--only", "catch-up"]).is_err());
+        assert!(settings(&["--only", "sender", "--io", "uring,blocking"]).is_err());
+        let slo = ["--only", "replicated-half", "--slo", "replicated-half-control:p99<2ms"];
+        assert!(settings(&slo).is_ok());
         assert!(settings(&["--slo", "foo:p99<2ms"]).is_err());
         assert!(settings(&["--slo", "recovery:p99<2ms"]).is_err());
         assert!(settings(&["--slo", "open:p99<2ms,max<1s"]).is_ok());

@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result};
 use ringwal_engine::{Engine, StreamSummary};
 use ringwal_replication::Node;
 
+use super::writer::FIRST_STREAM;
+
 /// How often it looks while little is written: the shard waits for a moment when its counters are
 /// copied.
 const INTERVAL_SLOW: Duration = Duration::from_millis(200);
@@ -57,7 +59,9 @@ fn trim(
 ) -> Result<usize> {
     let mut trimmed = 0;
     for summary in engine.streams() {
-        if summary.stream.is_local() || summary.end <= summary.trimmed || !is_due(&summary) {
+        // Streams below the first are not the load's: they are there to be lacked by a follower.
+        let is_load = summary.stream.get() >= FIRST_STREAM;
+        if !is_load || summary.end <= summary.trimmed || !is_due(&summary) {
             continue;
         }
         match node {

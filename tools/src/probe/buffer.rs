@@ -22,6 +22,11 @@ impl AlignedBuffer {
         AlignedBuffer { storage, start, length }
     }
 
+    /// The bytes, to be read into.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.storage[self.start..self.start + self.length]
+    }
+
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.storage[self.start..self.start + self.length]

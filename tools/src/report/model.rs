@@ -172,7 +172,7 @@ pub struct ProbeSlice {
 #[serde(default)]
 pub struct Run {
     /// "idle", "loaded", "open", "window", "own-loop", "batch", "window-4k", "rotation",
-    /// "recovery", "replicated-…" or "raft-…".
+    /// "recovery", "replicated-…", "catch-up…", "sender…" or "raft-…".
     pub name: String,
     /// A few words for people: "64 clients, closed loop".
     pub description: String,

@@ -47,7 +47,8 @@ pub fn complete(report: &mut Report) {
 
 /// `("quorum", "idle")` of `replicated-quorum-idle`.
 fn parts(name: &str) -> Option<(&str, &str)> {
-    name.strip_prefix("replicated-")?.split_once('-')
+    let parts = name.strip_prefix("replicated-")?.split_once('-')?;
+    ["local", "quorum"].contains(&parts.0).then_some(parts)
 }
 
 fn stage_ns(run: &Run, name: &str) -> Option<u64> {
@@ -108,10 +109,86 @@ pub fn ratios(report: &Report) -> Vec<String> {
     lines
 }
 
+/// Half of the saturated rate: with live followers, beside the control and a lone leader. Medians of
+/// parts.
+fn half(report: &Report) -> Option<String> {
+    let run = report.run("replicated-half")?;
+    let ratio = |name: &str| run.extra.get(name).copied().map(human::ratio);
+    let times = |name: &str| {
+        let extra = &report.run(name)?.extra;
+        let time = |name| extra.get(name).map(|time: &f64| human::duration(*time as u64));
+        Some(format!("{} / {}", time("part_p50_ns")?, time("part_p99_ns")?))
+    };
+    Some(format!(
+        "{} records/s, p50 / p99: {} with followers, {} control, {} alone; p99 {} the control's (p50 \
+         {}), {} a lone leader's (p50 {})",
+        human::count(run.rate?),
+        times("replicated-half")?,
+        times("replicated-half-control")?,
+        times("replicated-half-alone")?,
+        ratio("p99_ratio_to_control")?,
+        ratio("p50_ratio_to_control")?,
+        ratio("p99_ratio_to_alone")?,
+        ratio("p50_ratio_to_alone")?,
+    ))
+}
+
+/// A follower that does not keep up, beside one that is gone. Medians of parts.
+fn lagging(report: &Report) -> Option<String> {
+    let grown = |run: &Run| run.extra.get("resident_growth_bytes").map(|b| human::bytes(*b as u64));
+    let gone = report.run("replicated-gone")?;
+    let mut facts = Vec::new();
+    for (name, words) in [("replicated-behind", "behind"), ("replicated-stopped", "stopped")] {
+        let run = report.run(name)?;
+        let ratio = |name: &str| run.extra.get(name).copied().map(human::ratio);
+        facts.push(format!(
+            "{words}: p50 {}, p99 {}",
+            ratio("p50_ratio_to_gone")?,
+            ratio("p99_ratio_to_gone")?
+        ));
+    }
+    let (behind, stopped) = (report.run("replicated-behind")?, report.run("replicated-stopped")?);
+    Some(format!(
+        "follower / gone: {}; the leader's memory grew by {} gone, {} behind, {} stopped",
+        facts.join("; "),
+        grown(gone)?,
+        grown(behind)?,
+        grown(stopped)?
+    ))
+}
+
+fn catch_up(report: &Report) -> Option<String> {
+    let run = report.run("catch-up")?;
+    let extra = |name: &str| run.extra.get(name).copied();
+    let mut text = format!(
+        "catch-up: {}, {} reading and writing at once ({})",
+        human::bytes_per_second(run.bytes_per_second),
+        human::ratio(extra("ratio_to_read_and_write")?),
+        human::bytes_per_second(extra("read_and_write_bytes_per_second")? as u64)
+    );
+    if let Some(streams) = report.run("catch-up-streams") {
+        let rate = human::count(streams.records_per_second);
+        text += &format!("; of interleaved streams {rate} records/s");
+    }
+    Some(text)
+}
+
+fn sender(report: &Report) -> Option<String> {
+    let run = report.run("sender")?;
+    let mut text = format!("sender: {}", human::bytes_per_second(run.bytes_per_second));
+    if let Some(small) = report.run("sender-small")
+        && let Some(calls) = small.extra.get("send_calls_per_frame").filter(|calls| **calls > 0.0)
+    {
+        text += &format!("; of small frames one call for each {:.0}", 1.0 / calls);
+    }
+    Some(text)
+}
+
 /// All of it, for a page or a screen.
 pub fn lines(report: &Report) -> Vec<String> {
     let waterfalls = report.runs.iter().filter_map(waterfall);
-    ratios(report).into_iter().chain(waterfalls).collect()
+    let others = [half(report), lagging(report), catch_up(report), sender(report)];
+    ratios(report).into_iter().chain(waterfalls).chain(others.into_iter().flatten()).collect()
 }
 
 #[cfg(test)]
@@ -167,6 +244,56 @@ mod tests {
         );
         assert_eq!(report.runs[2].extra["p50_ratio_to_alone"], 1.65);
         assert!(report.runs[0].extra.is_empty());
+    }
+
+    #[test]
+    fn what_was_set_beside_each_other_is_said_in_a_line_each() {
+        let with = |name: &str, p50_ns, extra: &[(&str, f64)]| Run {
+            rate: Some(50_000.0),
+            bytes_per_second: 400_000_000,
+            extra: extra.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect(),
+            ..run(name, p50_ns, &[])
+        };
+        let times = |p50, p99| [("part_p50_ns", p50), ("part_p99_ns", p99)];
+        let to = [
+            ("p50_ratio_to_control", 1.02),
+            ("p99_ratio_to_control", 1.2),
+            ("p50_ratio_to_alone", 1.3),
+            ("p99_ratio_to_alone", 2.0),
+        ];
+        let grown = ("resident_growth_bytes", 1_048_576.0);
+        let to_gone = [("p50_ratio_to_gone", 1.0), ("p99_ratio_to_gone", 0.9), grown];
+        let disk =
+            [("ratio_to_read_and_write", 0.8), ("read_and_write_bytes_per_second", 500_000_000.0)];
+        let mut report = Report {
+            runs: vec![
+                with("replicated-half", 1, &[&times(200_000.0, 600_000.0)[..], &to].concat()),
+                with("replicated-half-control", 1, &times(196_000.0, 500_000.0)),
+                with("replicated-half-alone", 1, &times(150_000.0, 300_000.0)),
+                with("replicated-gone", 1, &[grown]),
+                with("replicated-behind", 1, &to_gone),
+                with("replicated-stopped", 1, &to_gone),
+                with("catch-up", 1, &disk),
+                with("catch-up-streams", 100_000, &[]),
+                with("sender", 1, &[]),
+                with("sender-small", 1, &[("send_calls_per_frame", 0.002)]),
+            ],
+            ..Report::default()
+        };
+        complete(&mut report);
+        assert_eq!(
+            lines(&report),
+            [
+                "50 k records/s, p50 / p99: 200 µs / 600 µs with followers, 196 µs / 500 µs \
+                 control, 150 µs / 300 µs alone; p99 1.20× the control's (p50 1.02×), 2.00× a lone \
+                 leader's (p50 1.30×)",
+                "follower / gone: behind: p50 1.00×, p99 0.90×; stopped: p50 1.00×, p99 0.90×; the \
+                 leader's memory grew by 1 MiB gone, 1 MiB behind, 1 MiB stopped",
+                "catch-up: 400 MB/s, 0.80× reading and writing at once (500 MB/s); of interleaved \
+                 streams 10 k records/s",
+                "sender: 400 MB/s; of small frames one call for each 500",
+            ]
+        );
     }
 
     #[test]

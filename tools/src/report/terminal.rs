@@ -16,7 +16,7 @@ const RUNS_MAX: usize = 12;
 const RUNS_WITH_STAGES_MAX: usize = 6;
 
 /// What replication costs takes so many lines at most; the report has them all.
-const REPLICATION_LINES_MAX: usize = 3;
+const REPLICATION_LINES_MAX: usize = 4;
 
 /// Where the facts about device and probe begin.
 const SETTING_INDENT: usize = 9;
