@@ -327,7 +327,7 @@ impl Leading {
     }
 
     /// A read has ended.
-    pub(crate) fn handle_read(&mut self, request: ReadRequest, outcome: ReadOutcome) {
+    pub(crate) fn handle_read(&mut self, request: &ReadRequest, outcome: ReadOutcome) {
         self.core.handle_read(request, outcome);
     }
 
