@@ -198,7 +198,9 @@ fn moved_frames_come_in_the_order_of_their_offsets() {
         append(&mut shard, &[2], 19, 13_000);
         let end = shard.end(stream(2));
         trim(&mut shard, 2, end - 2);
-        (0..100).for_each(|_| drop(shard.run_once(Some(TURN)).unwrap()));
+        for _ in 0..100 {
+            shard.run_once(Some(TURN)).unwrap();
+        }
         let wanted: Wanted = (0..3).map(|n| (stream(n), shard.trimmed(stream(n)))).collect();
         for bytes_max in [1, 20_000, 1 << 20] {
             let walked = Walked::all(&shard, &wanted, bytes_max);

@@ -242,7 +242,9 @@ impl Leading {
 
     fn take_received(&mut self, index: usize, context: &mut Context) -> (Turn, bool) {
         for _ in 0..ITEMS_PER_TURN {
-            let Some(session) = &self.followers[index].session else { break };
+            let Some(session) = &self.followers[index].session else {
+                return (Turn::Goes, false);
+            };
             if session.connection.take_sent() {
                 self.core.handle_sent(index, session.number);
                 self.times.note_sent(index);
