@@ -19,7 +19,7 @@ use crate::error::{AppendError, CloseError, OpenError, Poisoned, ReadError, Trim
 use crate::format::{FormatError, FrameKind, VerifiedFrame};
 use crate::opening::RecoveryReport;
 use crate::queue::{Lane, QueueState};
-use crate::reader::{Frames, Records, Tail};
+use crate::reader::{FrameWalk, Frames, Records, Tail};
 use crate::receipt::{Append, AppendBatch, Barrier, Change};
 use crate::shared::Shared;
 use crate::stats::Stats;
@@ -278,6 +278,15 @@ impl Engine {
             shared.subscribe(subscriber);
         }
         subscription
+    }
+
+    /// The durable frames of many streams of one shard (see [`StreamSummary::shard`]), read together:
+    /// for sending them on.
+    ///
+    /// # Panics
+    /// When there is no such shard.
+    pub fn walk_frames(&self, shard: u16) -> FrameWalk {
+        FrameWalk::new(self.inner.shards[usize::from(shard)].clone())
     }
 
     /// Writes what is queued, seals the journal, ends the threads and gives up the lock. Other

@@ -266,12 +266,7 @@ impl Index {
             Frames::Sealed(sealed) => LocatedFrames::Sealed(*sealed),
             Frames::Open(entries) => {
                 let entries = entries.get(&(stream, location.epoch)).map_or(&[][..], Vec::as_slice);
-                let holds = |entry: &Entry| entry.base <= offset && offset < entry.end();
-                let mut first = entries.partition_point(|entry| entry.end() <= offset);
-                if !entries.get(first).is_some_and(holds) {
-                    // An epoch that was cut and came back has the same records twice.
-                    first = entries.iter().position(holds).unwrap_or(first);
-                }
+                let first = Entry::position_of(entries, offset).unwrap_or(entries.len());
                 let until = entries.len().min(first + entries_max);
                 LocatedFrames::Entries(entries[first..until].to_vec())
             }
@@ -302,6 +297,22 @@ impl Index {
             epoch,
             span_end: state.epochs.clip(epoch, offset, span.end).end,
         })
+    }
+
+    /// Frames of one epoch of a stream in an unsealed segment, in the order of their offsets; `None`
+    /// when it is sealed or gone.
+    pub(crate) fn open_entries(
+        &self,
+        generation: u64,
+        stream: StreamId,
+        epoch: u64,
+    ) -> Option<&[Entry]> {
+        match &self.segments.get(&generation)?.frames {
+            Frames::Open(entries) => {
+                Some(entries.get(&(stream, epoch)).map_or(&[][..], Vec::as_slice))
+            }
+            Frames::Sealed(_) => None,
+        }
     }
 
     /// Parts of streams that no segment holds though they should be there.

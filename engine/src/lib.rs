@@ -95,7 +95,7 @@ pub use error::{
 pub use format::{FormatError, JournalEnd};
 pub use opening::RecoveryReport;
 pub use own_loop::Shard;
-pub use reader::{Frames, Record, Records, Tail};
+pub use reader::{FramePiece, FrameWalk, Frames, Record, Records, Tail};
 pub use receipt::{Append, AppendBatch, Barrier, Change, Receipt, Receipts};
 pub use recovery::{Corruption, Damage};
 pub use stats::{ErrorStats, SegmentStats, ShardStats, Stats};

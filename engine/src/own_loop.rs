@@ -14,7 +14,7 @@ use crate::engine::{StreamSummary, end_readers, epochs, shard_stats, summaries, 
 use crate::error::{AppendError, CloseError, OpenError, ReadError};
 use crate::opening::{Driven, Identity, Opened, RecoveryReport, open_shard};
 use crate::queue::QueueState;
-use crate::reader::{Frames, Records, Tail};
+use crate::reader::{FrameWalk, Frames, Records, Tail};
 use crate::receipt::{Append, AppendBatch, Barrier, Change};
 use crate::shared::Shared;
 use crate::stats::ShardStats;
@@ -268,6 +268,11 @@ impl Shard {
     /// The durable frames from `offset` on, as they are on disk: for sending them on.
     pub fn frames(&self, stream: StreamId, offset: u64) -> Frames {
         Frames::new(self.shared.clone(), stream, offset)
+    }
+
+    /// The durable frames of many streams, read together: for sending them on.
+    pub fn walk_frames(&self) -> FrameWalk {
+        FrameWalk::new(self.shared.clone())
     }
 
     /// Sealed frames: see [`crate::Engine::subscribe`].

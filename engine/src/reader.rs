@@ -5,6 +5,7 @@ mod frames;
 mod record;
 mod records;
 mod tail;
+mod walk;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ pub use frames::Frames;
 pub use record::Record;
 pub use records::Records;
 pub use tail::Tail;
+pub use walk::{FramePiece, FrameWalk};
 
 /// How far it reads ahead when the frames that follow lie close together.
 const READ_AHEAD: ReadAhead = ReadAhead { bytes: 256 << 10, entries: 128 };

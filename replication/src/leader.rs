@@ -11,7 +11,7 @@ mod tests;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use ringwal_engine::{FrameSlice, StreamId};
+use ringwal_engine::{FramePiece, FrameSlice, ReadError, StreamId};
 
 use crate::history::{self, Held};
 use crate::progress::Progress;
@@ -34,40 +34,48 @@ pub struct Limits {
     pub heartbeat_ns: u64,
 }
 
-/// A read of segments that a follower needs.
-#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+/// A read of a shard's segments that a follower needs, for all streams of it that are behind.
+#[derive(Clone, Eq, PartialEq, Debug)]
 pub struct ReadRequest {
     /// Which follower.
     pub follower: usize,
     /// Which of its sessions; an outcome for an older one is forgotten.
     pub session: u64,
-    /// Which stream.
-    pub stream: StreamId,
-    /// From which offset on.
-    pub from: u64,
+    /// Which shard.
+    pub shard: u16,
+    /// Streams, in order, each with the offset from which on it is wanted.
+    pub wanted: Vec<(StreamId, u64)>,
     /// How many bytes, about.
     pub bytes_max: usize,
-    /// Records from there on have been sealed: they are worth a short wait until they are durable.
-    pub is_sealed: bool,
+    /// One of them of which records from there on have been sealed: when nothing is durable of any,
+    /// it is worth a short wait.
+    pub sealed: Option<(StreamId, u64)>,
 }
 
-/// What came of a read.
-#[derive(Clone, Debug)]
-pub enum ReadOutcome {
-    /// Frames from the wanted offset on.
-    Frames {
-        /// In order, without a gap.
-        frames: Vec<FrameSlice>,
-        /// Nothing more was durable.
-        at_end: bool,
-    },
-    /// It has been trimmed.
-    Trimmed {
-        /// First offset that is left.
-        trimmed: u64,
-    },
-    /// It cannot be read now: tried again after a while.
-    Failed,
+/// What came of a read. A stream that is not in it is asked for again.
+#[derive(Clone, Debug, Default)]
+pub struct ReadOutcome {
+    /// Of each stream from the wanted offset on, in order and without a gap.
+    pub frames: Vec<FrameSlice>,
+    /// Streams of which nothing more was durable.
+    pub ended: Vec<StreamId>,
+    /// Streams of which what is wanted has been trimmed, and the first offset that is left.
+    pub trimmed: Vec<(StreamId, u64)>,
+    /// Streams that cannot be read now: tried again after a while.
+    pub failed: Vec<StreamId>,
+}
+
+impl From<FramePiece> for ReadOutcome {
+    fn from(piece: FramePiece) -> Self {
+        let (mut trimmed, mut failed) = (Vec::new(), Vec::new());
+        for (stream, error) in piece.failed {
+            match error {
+                ReadError::Trimmed { trimmed: left, .. } => trimmed.push((stream, left)),
+                _ => failed.push(stream),
+            }
+        }
+        Self { frames: piece.frames, ended: piece.ended, trimmed, failed }
+    }
 }
 
 /// A follower has done what no follower does: its connection is to be dropped.
@@ -193,7 +201,8 @@ impl Leader {
             .filter(|(_, led)| led.committed > 0)
             .map(|(stream, led)| (*stream, led.committed))
             .collect();
-        let (number, streams) = (self.sessions_begun, self.streams.keys().copied());
+        let streams = self.streams.iter().map(|(stream, led)| (*stream, led.shard));
+        let number = self.sessions_begun;
         let session = Session::new(number, self.limits, streams, committed, now_ns);
         self.followers[follower] = Some(session);
         number
@@ -232,7 +241,7 @@ impl Leader {
     fn begin_stream(&mut self, stream: StreamId, shard: u16) -> &mut Led {
         let (epoch, sessions) = (self.epoch, &mut self.followers);
         self.streams.entry(stream).or_insert_with(|| {
-            sessions.iter_mut().flatten().for_each(|session| session.begin_stream(stream));
+            sessions.iter_mut().flatten().for_each(|session| session.begin_stream(stream, shard));
             Led::begun(shard, stream, epoch)
         })
     }
@@ -366,21 +375,26 @@ impl Leader {
     }
 
     /// The end of a read.
-    pub fn handle_read(&mut self, request: ReadRequest, outcome: ReadOutcome) {
-        let Some(led) = self.streams.get_mut(&request.stream) else { return };
-        match &outcome {
-            ReadOutcome::Trimmed { trimmed } => led.trim(*trimmed),
-            ReadOutcome::Frames { frames, .. } => {
-                // What is read is durable, also where its frames are still to be handed over.
-                let read = frames.last().map_or(0, end_of);
-                led.sealed = led.sealed.max(read);
-                led.see(frames);
+    pub fn handle_read(&mut self, request: &ReadRequest, outcome: ReadOutcome) {
+        for (stream, trimmed) in &outcome.trimmed {
+            if let Some(led) = self.streams.get_mut(stream) {
+                led.trim(*trimmed);
             }
-            ReadOutcome::Failed => {}
         }
-        let (sealed, trimmed) = (led.sealed, led.history.trimmed);
-        if let Some(session) = self.present(request.follower, request.session) {
-            session.take_read(request, outcome, sealed, trimmed);
+        for frame in &outcome.frames {
+            if let Some(led) = self.streams.get_mut(&frame.stream) {
+                // What is read is durable, also where its frames are still to be handed over.
+                led.sealed = led.sealed.max(end_of(frame));
+                led.see(std::slice::from_ref(frame));
+            }
+        }
+        let (streams, sessions) = (&self.streams, &mut self.followers);
+        let present = sessions[request.follower].as_mut();
+        if let Some(session) = present.filter(|session| session.number() == request.session) {
+            let state = |stream| {
+                streams.get(&stream).map_or((0, 0), |led| (led.sealed, led.history.trimmed))
+            };
+            session.take_read(request, outcome, state);
         }
     }
 

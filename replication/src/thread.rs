@@ -414,7 +414,7 @@ impl Replica {
             Outcome::RepairEnded(ended) => self.finish_repair(ended),
             Outcome::Read(request, read) => {
                 if let Part::Leading(leading) = &mut self.part {
-                    leading.handle_read(request, read);
+                    leading.handle_read(&request, read);
                 }
             }
             outcome => {

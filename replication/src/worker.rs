@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use ringwal_engine::mutants::{self, Mutant};
-use ringwal_engine::{CommitError, Engine, EpochTable, FrameSlice, Frames, ReadError, StreamId};
+use ringwal_engine::{
+    CommitError, Engine, EpochTable, FrameSlice, FrameWalk, Frames, ReadError, StreamId,
+};
 
 use crate::history::Held;
 use crate::leader::{ReadOutcome, ReadRequest};
@@ -125,7 +127,7 @@ impl Worker {
         let (done, outcomes) = bounded(JOBS_MAX);
         let thread =
             std::thread::Builder::new().name("ringwal-worker".into()).spawn(move || {
-                let mut work = Work { engine, snapshots, readers: HashMap::new(), fetching: None };
+                let mut work = Work { engine, snapshots, walks: HashMap::new(), fetching: None };
                 for job in to_do {
                     if done.send(work.outcome(job)).is_err() {
                         return;
@@ -180,8 +182,8 @@ impl Drop for Worker {
 struct Work {
     engine: Engine,
     snapshots: Arc<Snapshots>,
-    /// Where the last read of each follower ended: the next one goes on there.
-    readers: HashMap<usize, (StreamId, Frames)>,
+    /// By follower: its session, and what has been walked for it of each shard.
+    walks: HashMap<usize, (u64, HashMap<u16, FrameWalk>)>,
     /// Where the last read ended for somebody who repairs.
     fetching: Option<(u64, StreamId, Frames)>,
 }
@@ -189,7 +191,10 @@ struct Work {
 impl Work {
     fn outcome(&mut self, job: Job) -> Outcome {
         match job {
-            Job::Read(request) => Outcome::Read(request, self.read(&request)),
+            Job::Read(request) => {
+                let outcome = self.read(&request);
+                Outcome::Read(request, outcome)
+            }
             Job::Promise { promise, facts } => {
                 let held = self.promise(promise, facts).map_err(|error| error.to_string());
                 Outcome::Promised(promise, held)
@@ -222,33 +227,31 @@ impl Work {
     }
 
     fn read(&mut self, request: &ReadRequest) -> ReadOutcome {
-        let stream = self.engine.stream(request.stream);
-        if request.is_sealed && stream.end() <= request.from {
+        let (session, walks) = self.walks.entry(request.follower).or_default();
+        if *session != request.session {
+            walks.clear();
+            *session = request.session;
+        }
+        let begin = || self.engine.walk_frames(request.shard);
+        let walk = walks.entry(request.shard).or_insert_with(begin);
+        let mut piece = walk.next_piece(&request.wanted, request.bytes_max);
+        let is_empty = piece.frames.is_empty() && piece.failed.is_empty();
+        if let Some((stream, from)) = request.sealed.filter(|_| is_empty) {
             // It is about to be durable; an answer without anything would be asked again at once.
-            let _ = stream.tail(request.from).next_timeout(DURABLE_WAIT);
+            let _ = self.engine.stream(stream).tail(from).next_timeout(DURABLE_WAIT);
+            piece = walk.next_piece(&request.wanted, request.bytes_max);
         }
-        let goes_on = self.readers.remove(&request.follower);
-        let mut frames = match goes_on {
-            Some((of, frames)) if of == request.stream && frames.offset() == request.from => frames,
-            _ => stream.frames(request.from),
-        };
-        match frames.next_batch(request.bytes_max) {
-            Ok(batch) => {
-                let last = batch.last();
-                let end =
-                    last.map_or(request.from, |last| last.base_offset + u64::from(last.count));
-                let at_end = end >= stream.end();
-                if !at_end {
-                    self.readers.insert(request.follower, (request.stream, frames));
-                }
-                ReadOutcome::Frames { frames: batch, at_end }
-            }
-            Err(ReadError::Trimmed { trimmed, .. }) => ReadOutcome::Trimmed { trimmed },
-            Err(error) => {
-                tracing::error!(%error, stream = %request.stream, "cannot read for a follower");
-                ReadOutcome::Failed
-            }
+        if piece.ended.len() == request.wanted.len() {
+            walks.remove(&request.shard);
         }
+        let not_trimmed =
+            |(_, error): &&(_, ReadError)| !matches!(error, ReadError::Trimmed { .. });
+        let mut failed = piece.failed.iter().filter(not_trimmed);
+        if let Some((_, error)) = failed.next() {
+            let others = failed.count();
+            tracing::error!(%error, others, "cannot read for a follower");
+        }
+        piece.into()
     }
 
     fn fetch(&mut self, session: u64, wanted: Wanted, bytes_max: usize) -> Fetched {

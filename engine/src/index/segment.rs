@@ -84,4 +84,18 @@ impl Entry {
     pub(crate) fn end(&self) -> u64 {
         self.base.saturating_add(u64::from(self.count))
     }
+
+    pub(crate) fn holds(&self, offset: u64) -> bool {
+        self.base <= offset && offset < self.end()
+    }
+
+    /// Which of these, in the order of their offsets, holds an offset.
+    pub(crate) fn position_of(entries: &[Self], offset: u64) -> Option<usize> {
+        let first = entries.partition_point(|entry| entry.end() <= offset);
+        match entries.get(first) {
+            Some(entry) if entry.holds(offset) => Some(first),
+            // An epoch that was cut and came back has the same records twice.
+            _ => entries.iter().position(|entry| entry.holds(offset)),
+        }
+    }
 }

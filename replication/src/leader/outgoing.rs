@@ -85,9 +85,9 @@ impl Outgoing {
         self.kept_bytes + self.read_bytes
     }
 
-    /// Whether enough that was read waits.
+    /// Whether enough that was read waits: one read's worth is sent while the next is made.
     pub fn has_read_enough(&self) -> bool {
-        self.read_bytes >= self.limits.read_bytes
+        self.read_bytes >= 2 * self.limits.read_bytes
     }
 
     // Messages.

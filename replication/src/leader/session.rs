@@ -1,6 +1,7 @@
 //! One follower's session as the leader sees it: where each stream is, and what is read for it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 
 use bytes::Bytes;
 use ringwal_engine::{FrameSlice, StreamId};
@@ -58,13 +59,12 @@ pub struct SessionState {
 /// Where a stream is.
 #[derive(Debug)]
 struct Place {
+    shard: u16,
     /// Offset to be sent next.
     next: u64,
     /// The furthest that this was before the follower asked again.
     reached: u64,
     stage: Stage,
-    /// Waits for a read, or is being read.
-    reading: bool,
 }
 
 #[derive(Debug)]
@@ -101,8 +101,10 @@ pub(super) struct Session {
     behind_count: usize,
     behind_since_ns: u64,
     pub outgoing: Outgoing,
-    /// Streams that wait for a read, in turn.
-    behind: VecDeque<StreamId>,
+    /// Streams that are read, by shard; those whose read has failed are not among them.
+    behind: BTreeMap<u16, BTreeSet<StreamId>>,
+    /// The shard that was read last.
+    read_last: u16,
     is_reading: bool,
     /// Streams whose read has failed, and when it is tried again.
     failed: BTreeMap<StreamId, u64>,
@@ -117,21 +119,23 @@ impl Session {
     pub fn new(
         number: u64,
         limits: Limits,
-        streams: impl Iterator<Item = StreamId> + Clone,
+        streams: impl Iterator<Item = (StreamId, u16)>,
         committed: BTreeMap<StreamId, u64>,
         now_ns: u64,
     ) -> Self {
         let told =
-            |stream| (stream, Place { next: 0, reached: 0, stage: Stage::Told, reading: false });
-        let places: BTreeMap<_, _> = streams.clone().map(told).collect();
+            |(stream, shard)| (stream, Place { shard, next: 0, reached: 0, stage: Stage::Told });
+        let places: BTreeMap<_, _> = streams.map(told).collect();
+        let listed = places.keys().copied().collect();
         Self {
             number,
             limits,
             behind_count: places.len(),
             places,
             behind_since_ns: now_ns,
-            outgoing: Outgoing::new(limits, streams.collect(), committed, now_ns),
-            behind: VecDeque::new(),
+            outgoing: Outgoing::new(limits, listed, committed, now_ns),
+            behind: BTreeMap::new(),
+            read_last: 0,
             is_reading: false,
             failed: BTreeMap::new(),
             now_ns,
@@ -169,16 +173,19 @@ impl Session {
             self.behind_count += 1;
         }
         self.behind_count -= usize::from(!was_live && is_live);
+        if !self.places[&stream].stage.is_read() {
+            self.stop_reading(stream);
+        }
     }
 
     // What is told.
 
     /// A stream that has just been made: a follower that holds nothing of it needs not be asked,
     /// once it has been told all that there were before.
-    pub fn begin_stream(&mut self, stream: StreamId) {
+    pub fn begin_stream(&mut self, stream: StreamId, shard: u16) {
         let is_listed = self.outgoing.is_beginning();
         self.outgoing.tell_history(stream);
-        let place = Place { next: 0, reached: 0, stage: Stage::Live, reading: false };
+        let place = Place { shard, next: 0, reached: 0, stage: Stage::Live };
         self.places.insert(stream, place);
         if is_listed {
             self.set_stage(stream, Stage::Told);
@@ -206,12 +213,7 @@ impl Session {
         let is_due =
             |(stream, again_ns): (&StreamId, &u64)| (*again_ns <= now_ns).then_some(*stream);
         let due: Vec<StreamId> = self.failed.iter().filter_map(is_due).collect();
-        for stream in due {
-            self.failed.remove(&stream);
-            if self.places.get(&stream).is_some_and(|place| place.stage.is_read()) {
-                self.want_read(stream);
-            }
-        }
+        due.into_iter().for_each(|stream| self.want_read(stream));
     }
 
     /// The follower has said something.
@@ -281,9 +283,7 @@ impl Session {
         if matches!(place.stage, Stage::Live | Stage::Joining(_)) {
             self.set_stage(stream, Stage::Behind);
         }
-        if self.places.get(&stream).is_some_and(|place| place.stage.is_read()) {
-            self.want_read(stream);
-        }
+        self.want_read(stream);
     }
 
     /// What nothing else has shown.
@@ -320,15 +320,32 @@ impl Session {
         (!matches!(place.stage, Stage::Told)).then(|| place.next.max(place.reached))
     }
 
+    /// A stream that is read waits for its turn, also when a read of it has just failed.
     fn want_read(&mut self, stream: StreamId) {
-        if let Some(place) = self.places.get_mut(&stream)
-            && !place.reading
-        {
-            place.reading = true;
-            self.behind.push_back(stream);
+        self.failed.remove(&stream);
+        if let Some(place) = self.places.get(&stream).filter(|place| place.stage.is_read()) {
+            self.behind.entry(place.shard).or_default().insert(stream);
         }
     }
 
+    fn stop_reading(&mut self, stream: StreamId) {
+        let Some(Place { shard, .. }) = self.places.get(&stream) else { return };
+        if let Some(streams) = self.behind.get_mut(shard) {
+            streams.remove(&stream);
+            if streams.is_empty() {
+                self.behind.remove(shard);
+            }
+        }
+    }
+
+    /// A stream is not read for a while.
+    fn read_later(&mut self, stream: StreamId) {
+        self.stop_reading(stream);
+        let again_ns = self.now_ns.saturating_add(self.limits.heartbeat_ns);
+        self.failed.insert(stream, again_ns);
+    }
+
+    /// A read for all streams of a shard that are behind; shards take turns.
     pub fn poll_read(
         &mut self,
         follower: usize,
@@ -337,71 +354,70 @@ impl Session {
         if self.is_reading || self.outgoing.has_read_enough() {
             return None;
         }
-        while let Some(stream) = self.behind.pop_front() {
-            let Some(place) = self.places.get_mut(&stream) else { continue };
-            if !place.stage.is_read() {
-                place.reading = false;
-                continue;
-            }
-            self.is_reading = true;
-            return Some(ReadRequest {
-                follower,
-                session: self.number,
-                stream,
-                from: place.next,
-                bytes_max: self.limits.read_bytes,
-                // With others to read the time is better used.
-                is_sealed: place.next < sealed(stream) && self.behind.is_empty(),
-            });
-        }
-        None
+        let behind_it = (Bound::Excluded(self.read_last), Bound::Unbounded);
+        let next = self.behind.range(behind_it).next().or_else(|| self.behind.first_key_value());
+        let (&shard, streams) = next?;
+        let wanted: Vec<_> =
+            streams.iter().map(|stream| (*stream, self.places[stream].next)).collect();
+        let sealed = wanted.iter().find(|(stream, next)| *next < sealed(*stream)).copied();
+        (self.is_reading, self.read_last) = (true, shard);
+        let (session, bytes_max) = (self.number, self.limits.read_bytes);
+        Some(ReadRequest { follower, session, shard, wanted, bytes_max, sealed })
     }
 
+    /// The end of a read; `state` tells how far a stream is sealed, and trimmed.
     pub fn take_read(
         &mut self,
-        request: ReadRequest,
+        request: &ReadRequest,
         outcome: ReadOutcome,
-        sealed: u64,
-        trimmed: u64,
+        state: impl Fn(StreamId) -> (u64, u64),
     ) {
         self.is_reading = false;
-        let stream = request.stream;
-        let Some(place) = self.places.get_mut(&stream) else { return };
-        place.reading = false;
-        if !place.stage.is_read() {
-            return;
+        let ReadOutcome { frames, ended, trimmed, failed } = outcome;
+        // It was waited for, and is still not durable: the disk is slow, or has failed.
+        let is_vain = request.sealed.is_some()
+            && (frames.is_empty() && trimmed.is_empty() && failed.is_empty());
+        let ended: BTreeSet<StreamId> = ended.into_iter().collect();
+        // Some may be sent as they are sealed by now, or were asked for from elsewhere meanwhile.
+        let is_meant = |(stream, from): &&(StreamId, u64)| {
+            let place = self.places.get(stream);
+            place.is_some_and(|place| place.stage.is_read() && place.next == *from)
+        };
+        let meant: BTreeMap<_, _> = request.wanted.iter().filter(is_meant).copied().collect();
+        for frame in frames.iter().filter(|frame| meant.contains_key(&frame.stream)) {
+            self.push_read(frame);
         }
-        if place.next != request.from {
-            // It was asked for from elsewhere meanwhile.
-            return self.want_read(stream);
+        for (&stream, &from) in &meant {
+            let (is_ended, (sealed, _)) = (ended.contains(&stream), state(stream));
+            if is_ended || self.places[&stream].next > from {
+                self.join(stream, is_ended, sealed);
+            }
+            let place = &self.places[&stream];
+            if is_vain && is_ended && place.stage.is_read() {
+                self.read_later(stream);
+            }
         }
-        match outcome {
-            ReadOutcome::Frames { frames, .. } if frames.is_empty() && request.is_sealed => {
-                // It was waited for, and is still not durable: the disk is slow, or has failed.
-                self.failed.insert(stream, self.now_ns.saturating_add(self.limits.heartbeat_ns));
+        let trimmed = trimmed.into_iter().map(|(stream, _)| stream);
+        for stream in trimmed.chain(failed).filter(|stream| meant.contains_key(stream)) {
+            let place = &self.places[&stream];
+            if !place.stage.is_read() {
+                continue;
             }
-            ReadOutcome::Frames { frames, at_end } => {
-                self.push_read(stream, &frames);
-                self.join(stream, at_end, sealed);
-            }
-            ReadOutcome::Trimmed { .. } if place.next < trimmed => self.lose(stream),
-            // It is tried again after a while.
-            ReadOutcome::Trimmed { .. } | ReadOutcome::Failed => {
+            if place.next < state(stream).1 {
+                self.lose(stream);
+            } else {
                 self.drop_held(stream);
                 self.outgoing.counts.reads_failed += 1;
-                let again_ns = self.now_ns.saturating_add(self.limits.heartbeat_ns);
-                self.failed.insert(stream, again_ns);
+                self.read_later(stream);
             }
         }
     }
 
-    fn push_read(&mut self, stream: StreamId, frames: &[FrameSlice]) {
-        let Some(place) = self.places.get_mut(&stream) else { return };
-        for frame in frames {
-            assert_eq!(frame.base_offset, place.next, "a read is without a gap");
-            place.next = end_of(frame);
-            self.outgoing.push_read(frame);
-        }
+    fn push_read(&mut self, frame: &FrameSlice) {
+        let Some(place) = self.places.get_mut(&frame.stream) else { return };
+        assert_eq!(frame.base_offset, place.next, "a read is without a gap");
+        place.next = end_of(frame);
+        self.outgoing.push_read(frame);
     }
 
     /// Goes on with what is sealed, where the read has reached that.

@@ -71,12 +71,18 @@ fn sent(leader: &mut Leader) -> Vec<u8> {
     }
 }
 
-/// Reads as the segments would, up to `end`.
+/// A read of one stream, as the segments would do it, up to `end`.
 fn read(leader: &mut Leader, end: u64, at_end: bool) -> u64 {
     let request = leader.poll_read().expect("a read is needed");
-    let frames = (request.from..end).map(|base| frame(base, 1)).collect();
-    leader.handle_read(request, ReadOutcome::Frames { frames, at_end });
-    request.from
+    let [(stream, from)] = request.wanted[..] else { panic!("{request:?}") };
+    let frames = (from..end).map(|base| FrameSlice { stream, ..frame(base, 1) }).collect();
+    let ended = if at_end { vec![stream] } else { Vec::new() };
+    leader.handle_read(&request, ReadOutcome { frames, ended, ..ReadOutcome::default() });
+    from
+}
+
+fn trimmed(trimmed: u64) -> ReadOutcome {
+    ReadOutcome { trimmed: vec![(STREAM, trimmed)], ..ReadOutcome::default() }
 }
 
 #[test]
@@ -142,7 +148,7 @@ fn what_a_follower_asks_for_again_outlives_what_is_dropped() {
         leader.handle_sealed(0, &[FrameSlice { stream: other, ..frame(base, 1) }]);
     }
     assert!(leader.session(0).unwrap().counts.frames_dropped > 0);
-    assert_eq!(read(&mut leader, 12, true), 3);
+    assert_eq!(leader.poll_read().unwrap().wanted, [(STREAM, 3), (other, 0)]);
 }
 
 #[test]
@@ -167,7 +173,7 @@ fn what_is_trimmed_is_told() {
     sent(&mut leader);
     want(&mut leader, 2);
     let request = leader.poll_read().unwrap();
-    leader.handle_read(request, ReadOutcome::Trimmed { trimmed: 4 });
+    leader.handle_read(&request, trimmed(4));
     let slices = leader.poll_send(0, 4, 0);
     let Ok(Message::Histories(told)) = Message::decode(&slices[0]) else { panic!() };
     assert_eq!(told[0].trimmed, 4);
@@ -184,7 +190,7 @@ fn a_stream_all_of_whose_frames_were_missed_is_found_by_its_end() {
     let [Message::Histories(named)] = &told(&mut leader)[..] else { panic!() };
     assert_eq!((named[0].stream, named[0].trimmed), (StreamId::new(8), 0));
     let request = leader.poll_read().expect("what was missed is read");
-    assert_eq!((request.stream, request.from), (StreamId::new(8), 0));
+    assert_eq!(request.wanted, [(StreamId::new(8), 0)]);
     leader.handle_durable_end(StreamId::new(9), 0, 0);
     assert_eq!(told(&mut leader), [], "there is nothing of it");
 }
@@ -233,7 +239,7 @@ fn a_read_that_came_too_late_loses_nothing() {
     want(&mut leader, 2);
     let request = leader.poll_read().unwrap();
     want(&mut leader, 6);
-    leader.handle_read(request, ReadOutcome::Trimmed { trimmed: 4 });
+    leader.handle_read(&request, trimmed(4));
     assert_eq!(read(&mut leader, 7, true), 6, "it wants what is there");
     assert_eq!(sent(&mut leader), [5, 6], "the first was under way");
 }
@@ -244,7 +250,8 @@ fn a_read_that_failed_is_tried_again_after_a_while() {
     want(&mut leader, 2);
     let request = leader.poll_read().unwrap();
     leader.handle_time(100);
-    leader.handle_read(request, ReadOutcome::Failed);
+    let failed = vec![STREAM];
+    leader.handle_read(&request, ReadOutcome { failed, ..ReadOutcome::default() });
     assert_eq!(leader.poll_read(), None);
     leader.handle_time(109);
     assert_eq!(leader.poll_read(), None, "not at once");
@@ -259,7 +266,7 @@ fn what_waits_when_something_is_lost_is_not_sent() {
     leader.handle_sealed(0, &[frame(5, 4)]);
     want(&mut leader, 2);
     let request = leader.poll_read().unwrap();
-    leader.handle_read(request, ReadOutcome::Trimmed { trimmed: 7 });
+    leader.handle_read(&request, trimmed(7));
     assert_eq!(sent(&mut leader), [], "it straddles where the follower begins anew");
     want(&mut leader, 7);
     assert_eq!(read(&mut leader, 9, true), 7);
@@ -280,7 +287,7 @@ fn a_follower_that_does_not_read_makes_nothing_grow() {
         tell(&mut leader, Message::Heartbeat { time_ns: round }).unwrap();
         want(&mut leader, 2);
         if let Some(request) = leader.poll_read() {
-            leader.handle_read(request, ReadOutcome::Trimmed { trimmed: 4 });
+            leader.handle_read(&request, trimmed(4));
         }
     }
     handle_sent(&mut leader);
@@ -355,7 +362,8 @@ fn lag_is_known() {
     leader.handle_time(7);
     assert_eq!(leader.session(0).unwrap().behind_since_ns, Some(0));
     let request = leader.poll_read().unwrap();
-    leader.handle_read(request, ReadOutcome::Frames { frames: vec![other(0, 3)], at_end: true });
+    let (frames, ended) = (vec![other(0, 3)], vec![StreamId::new(8)]);
+    leader.handle_read(&request, ReadOutcome { frames, ended, ..ReadOutcome::default() });
     let state = leader.session(0).unwrap();
     assert_eq!((state.behind_since_ns, state.lag_bytes), (None, Some(200)));
     assert_eq!((state.counts.frames_read, state.counts.bytes_read), (1, 100));
@@ -381,4 +389,98 @@ fn who_ends_exactly_where_the_leader_has_trimmed_follows() {
         assert_eq!(told[0].trimmed, 5);
         assert_eq!(history::part(&held(0), &told[0]), history::Parting::Nowhere);
     }
+}
+
+/// Leads with one follower that is behind in streams 7 to 9, of two shards.
+fn leader_behind() -> Leader {
+    let epochs = EpochTable::from_entries(vec![EpochStart { epoch: 1, start: 0 }]).unwrap();
+    let held = |stream, shard| {
+        (StreamId::new(stream), shard, Held { trimmed: 0, end: 5, epochs: epochs.clone() })
+    };
+    let mut leader = Leader::new(3, 1, LIMITS, [held(7, 0), held(8, 0), held(9, 1)]);
+    leader.handle_connected(0, true, 0);
+    told(&mut leader);
+    let wants = [7, 8, 9].map(|stream| (StreamId::new(stream), 1));
+    tell(&mut leader, Message::Want(wants.to_vec())).unwrap();
+    leader
+}
+
+#[test]
+fn one_read_is_for_all_streams_of_a_shard_and_shards_take_turns() {
+    let mut leader = leader_behind();
+    let (seven, eight, nine) = (STREAM, StreamId::new(8), StreamId::new(9));
+    let request = leader.poll_read().unwrap();
+    assert_eq!((request.shard, &request.wanted[..]), (1, &[(nine, 1)][..]));
+    leader.handle_read(&request, ReadOutcome::default());
+    let request = leader.poll_read().unwrap();
+    assert_eq!((request.shard, &request.wanted[..]), (0, &[(seven, 1), (eight, 1)][..]));
+    assert_eq!(leader.poll_read(), None, "one at a time");
+    // One of them has gone elsewhere meanwhile, and the place of the other was not the oldest.
+    want(&mut leader, 3);
+    let frames = vec![frame(1, 1)];
+    leader.handle_read(&request, ReadOutcome { frames, ..ReadOutcome::default() });
+    let request = leader.poll_read().unwrap();
+    assert_eq!(request.shard, 1);
+    leader.handle_read(&request, ReadOutcome { failed: vec![nine], ..ReadOutcome::default() });
+    let request = leader.poll_read().unwrap();
+    assert_eq!(request.wanted, [(seven, 3), (eight, 1)]);
+    assert_eq!(sent(&mut leader), []);
+}
+
+#[test]
+fn a_stream_that_cannot_be_read_stops_no_other() {
+    let mut leader = leader_behind();
+    let (seven, eight) = (STREAM, StreamId::new(8));
+    let nine = leader.poll_read().unwrap();
+    let failed = vec![StreamId::new(9)];
+    leader.handle_read(&nine, ReadOutcome { failed, ..ReadOutcome::default() });
+    let request = leader.poll_read().unwrap();
+    let frames = vec![frame(1, 1), other(1, 1), other(2, 3)];
+    // What is damaged lies behind what could be read.
+    let outcome = ReadOutcome { frames, failed: vec![seven], ..ReadOutcome::default() };
+    leader.handle_read(&request, ReadOutcome { ended: vec![eight], ..outcome });
+    assert_eq!(sent(&mut leader), [1, 1, 2]);
+    let state = leader.session(0).unwrap();
+    assert_eq!((state.behind, state.counts.reads_failed), (2, 2));
+    assert_eq!(leader.poll_read(), None);
+    leader.handle_sealed(0, &[other(5, 1)]);
+    assert_eq!(sent(&mut leader), [5], "it is live");
+    leader.handle_time(LIMITS.heartbeat_ns);
+    let again = [leader.poll_read().unwrap()];
+    assert_eq!(again[0].wanted, [(StreamId::new(9), 1)]);
+    leader.handle_read(&again[0], ReadOutcome::default());
+    assert_eq!(leader.poll_read().unwrap().wanted, [(seven, 2)]);
+}
+
+#[test]
+fn what_is_sealed_and_not_durable_is_not_asked_for_at_once_again() {
+    let mut leader = leader();
+    leader.handle_sealed(0, &[frame(5, 1)]);
+    want(&mut leader, 5);
+    let request = leader.poll_read().unwrap();
+    assert_eq!(request.sealed, Some((STREAM, 5)));
+    let ended = vec![STREAM];
+    leader.handle_read(&request, ReadOutcome { ended, ..ReadOutcome::default() });
+    assert_eq!(leader.poll_read(), None);
+    leader.handle_time(LIMITS.heartbeat_ns);
+    assert_eq!(read(&mut leader, 6, true), 5);
+}
+
+#[test]
+fn what_is_read_is_bounded() {
+    let limits = Limits { window_bytes: 4000, read_bytes: 1000, ..LIMITS };
+    let mut leader = leader_with(limits);
+    leader.handle_durable_end(STREAM, 0, 1000);
+    want(&mut leader, 0);
+    let mut next = 0;
+    while let Some(request) = leader.poll_read() {
+        let frames = (next..next + 10).map(|base| frame(base, 1)).collect();
+        leader.handle_read(&request, ReadOutcome { frames, ..ReadOutcome::default() });
+        next += 10;
+    }
+    assert_eq!(leader.session(0).unwrap().queued_bytes, 2 * limits.read_bytes);
+    leader.poll_send(0, 10, 0);
+    assert_eq!(leader.poll_read(), None, "it is being written");
+    handle_sent(&mut leader);
+    assert!(leader.poll_read().is_some());
 }

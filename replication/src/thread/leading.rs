@@ -247,7 +247,9 @@ impl Leading {
 
     fn take_received(&mut self, index: usize, context: &mut Context) -> (Turn, bool) {
         for _ in 0..ITEMS_PER_TURN {
-            let Some(session) = &self.followers[index].session else { break };
+            let Some(session) = &self.followers[index].session else {
+                return (Turn::Goes, false);
+            };
             if session.connection.take_sent() {
                 self.core.handle_sent(index, session.number);
                 self.times.note_sent(index);
@@ -336,7 +338,7 @@ impl Leading {
     }
 
     /// A read has ended.
-    pub(crate) fn handle_read(&mut self, request: ReadRequest, outcome: ReadOutcome) {
+    pub(crate) fn handle_read(&mut self, request: &ReadRequest, outcome: ReadOutcome) {
         self.core.handle_read(request, outcome);
     }
 

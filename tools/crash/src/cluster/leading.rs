@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::task::Poll;
 
 use ringwal_engine::{
-    AppendBatch, CommitError, FrameSlice, ReadError, SealedFrames, StreamId, Subscription,
+    AppendBatch, CommitError, FrameWalk, ReadError, SealedFrames, StreamId, Subscription,
 };
 use ringwal_replication::leader::{Leader, Limits, ReadOutcome, ReadRequest};
 
@@ -21,6 +21,8 @@ pub struct Leading {
     turn: usize,
     /// Streams of which this leader was handed frames, or that it began with.
     seen: BTreeSet<StreamId>,
+    /// What has been read of each shard.
+    walks: Vec<FrameWalk>,
     /// Reads that are under way.
     pub reads: VecDeque<ReadRequest>,
     waiting: Vec<Waiting>,
@@ -61,6 +63,7 @@ impl Leading {
         Self {
             core: Leader::new(epoch, followers, limits, streams),
             subscriptions: store.shards().iter_mut().map(begin).collect(),
+            walks: store.shards().iter().map(|shard| shard.walk_frames()).collect(),
             turn: 0,
             seen,
             reads: VecDeque::new(),
@@ -183,21 +186,17 @@ impl Leading {
         }
     }
 
-    /// Ends the oldest read; `fails` when the disk cannot read now.
-    pub fn finish_read(&mut self, store: &Store, fails: bool) {
+    /// Ends the oldest read; `fails` when the disk cannot read the first of its streams now.
+    pub fn finish_read(&mut self, fails: bool) {
         let Some(request) = self.reads.pop_front() else { return };
-        let ReadRequest { stream, from, bytes_max, .. } = request;
-        let outcome = match store.at(stream).frames(stream, from).next_batch(bytes_max) {
-            _ if fails => ReadOutcome::Failed,
-            Ok(frames) => {
-                let end = |frame: &FrameSlice| frame.base_offset + u64::from(frame.count);
-                let end = frames.last().map_or(from, end);
-                ReadOutcome::Frames { frames, at_end: end >= store.at(stream).end(stream) }
-            }
-            Err(ReadError::Trimmed { trimmed, .. }) => ReadOutcome::Trimmed { trimmed },
-            Err(error) => panic!("{error}"),
-        };
-        self.core.handle_read(request, outcome);
+        let (failed, wanted) = request.wanted.split_at(usize::from(fails));
+        let piece = self.walks[usize::from(request.shard)].next_piece(wanted, request.bytes_max);
+        for (stream, error) in &piece.failed {
+            assert!(matches!(error, ReadError::Trimmed { .. }), "stream {stream}: {error}");
+        }
+        let mut outcome = ReadOutcome::from(piece);
+        outcome.failed.extend(failed.iter().map(|(stream, _)| *stream));
+        self.core.handle_read(&request, outcome);
     }
 
     /// Tells the followers what is committed by now.

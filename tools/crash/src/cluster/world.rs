@@ -231,7 +231,7 @@ impl World {
             4 | 5 => leading.read(),
             6 | 7 => {
                 self.oracle.counts.read_errors += u64::from(fails && !leading.reads.is_empty());
-                leading.finish_read(store, fails);
+                leading.finish_read(fails);
             }
             8 => leading.tell_committed(store, &mut self.oracle),
             _ => {

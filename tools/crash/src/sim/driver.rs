@@ -678,6 +678,7 @@ impl World {
             let shard = self.shard.as_ref().expect("the shard is open");
             self.reference.check_read(shard, stream, from..until);
             self.reference.check_frames(shard, stream, from, bytes_max);
+            self.reference.check_walk(shard, stream, from, bytes_max);
         }
     }
 

@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use ringwal_engine::format::VerifiedFrame;
 use ringwal_engine::{
-    Append, AppendBatch, Barrier, Change, CommitError, EpochStart, ReadError, Refusal, Shard,
-    StreamId,
+    Append, AppendBatch, Barrier, Change, CommitError, EpochStart, FrameSlice, ReadError, Refusal,
+    Shard, StreamId,
 };
 
 use crate::random::{Random, payload};
@@ -455,25 +455,64 @@ impl Reference {
             if frames.is_empty() {
                 break;
             }
-            for frame in &frames {
-                let verified = VerifiedFrame::verify(&frame.bytes).expect("it can be sent on");
-                let header = &verified.header;
-                let told = (frame.stream.get(), frame.epoch, frame.base_offset, frame.count);
-                let written = (header.stream, header.epoch, header.base_offset, header.count);
-                let written = (written.0.get(), written.1.get(), written.2.get(), written.3.get());
-                assert_eq!((told, frame.base_offset), (written, next), "stream {stream}");
-                for record in verified.records() {
-                    let written = facts.records.get(&next);
-                    let written =
-                        written.unwrap_or_else(|| panic!("{stream}: {next} is not there"));
-                    assert_eq!(frame.epoch, written.epoch, "stream {stream} offset {next}");
-                    self.check_bytes(record, Some(written.id));
-                    next += 1;
-                }
-                assert_eq!(next, frame.base_offset + u64::from(frame.count));
-            }
+            frames.iter().for_each(|frame| next = self.check_frame(stream, frame, next));
         }
         assert_eq!(next, facts.end().max(from), "stream {stream} from {from}");
+    }
+
+    /// A frame that begins at `next`, with every byte; where the next one begins.
+    fn check_frame(&self, stream: usize, frame: &FrameSlice, mut next: u64) -> u64 {
+        let facts = &self.streams[stream];
+        let verified = VerifiedFrame::verify(&frame.bytes).expect("it can be sent on");
+        let header = &verified.header;
+        let told = (frame.stream.get(), frame.epoch, frame.base_offset, frame.count);
+        let written = (header.stream, header.epoch, header.base_offset, header.count);
+        let written = (written.0.get(), written.1.get(), written.2.get(), written.3.get());
+        assert_eq!((told, frame.base_offset), (written, next), "stream {stream}");
+        for record in verified.records() {
+            let written = facts.records.get(&next);
+            let written = written.unwrap_or_else(|| panic!("{stream}: {next} is not there"));
+            assert_eq!(frame.epoch, written.epoch, "stream {stream} offset {next}");
+            self.check_bytes(record, Some(written.id));
+            next += 1;
+        }
+        assert_eq!(next, frame.base_offset + u64::from(frame.count));
+        next
+    }
+
+    /// Reads the frames of all streams together, this one from an offset on and the others near their
+    /// ends, and compares every byte.
+    pub fn check_walk(&self, shard: &Shard, stream: usize, from: u64, bytes_max: usize) {
+        let number = |id| self.ids.iter().position(|other| *other == id).expect("it was wanted");
+        let from = |other: usize| {
+            let facts = &self.streams[other];
+            let near_end = facts.end().saturating_sub(20).max(facts.trimmed);
+            if other == stream { from } else { near_end }
+        };
+        let all = self.ids.iter().enumerate();
+        let mut wanted: Vec<_> = all.map(|(other, id)| (*id, from(other))).collect();
+        let mut walk = shard.walk_frames();
+        while !wanted.is_empty() {
+            let piece = walk.next_piece(&wanted, bytes_max);
+            for frame in &piece.frames {
+                let known = wanted.iter_mut().find(|(id, _)| *id == frame.stream);
+                let (id, next) = known.expect("it was wanted");
+                *next = self.check_frame(number(*id), frame, *next);
+            }
+            for (id, error) in &piece.failed {
+                let (facts, from) = (&self.streams[number(*id)], from(number(*id)));
+                let ReadError::Trimmed { trimmed, .. } = error else { panic!("{error}") };
+                assert!(*trimmed == facts.trimmed && from < facts.trimmed, "{error}");
+            }
+            let came = piece.frames.len() + piece.ended.len() + piece.failed.len();
+            assert!(came > 0, "each piece brings something");
+            wanted.retain(|(id, next)| {
+                let is_ended = piece.ended.contains(id);
+                let end = self.streams[number(*id)].end().max(from(number(*id)));
+                assert_eq!(is_ended, *next >= end, "stream {id} at {next} of {end}");
+                !is_ended && !piece.failed.iter().any(|(failed, _)| failed == id)
+            });
+        }
     }
 
     /// Reads one record. False when the shard does not know it; wrong bytes are never excused.
