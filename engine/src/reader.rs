@@ -4,6 +4,7 @@
 mod frames;
 mod record;
 mod records;
+mod salvage;
 mod tail;
 
 use std::collections::VecDeque;
@@ -27,6 +28,7 @@ use crate::subscription::FrameSlice;
 pub use frames::Frames;
 pub use record::Record;
 pub use records::Records;
+pub use salvage::{DamagedFrame, Salvage, Salvaged};
 pub use tail::Tail;
 
 /// How far it reads ahead when the frames that follow lie close together.
