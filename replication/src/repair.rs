@@ -42,6 +42,7 @@ use crate::wire::{ConnectionKind, Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN}
 pub use crate::fetch::client::FetchError;
 pub use bring::Brought;
 pub use marker::{Marker, MarkerError};
+pub(crate) use plan::why_not;
 
 /// How to repair from another node.
 #[derive(Clone, Debug)]

@@ -32,6 +32,7 @@ use crate::follower::Follower;
 use crate::history::Held;
 use crate::link::Listener;
 use crate::link::tls::{PeerCertificate, Tls, TlsError};
+use crate::mend::Mender;
 use crate::node_id::{NodeId, RunId};
 use crate::promise::{Admission, Identity, Promise, admit};
 use crate::repair::Marker;
@@ -116,6 +117,15 @@ pub enum LeadError {
         /// What is not.
         lacking: String,
     },
+    /// Records cannot be read here, and another member may have them.
+    #[error(
+        "records are damaged here, so it must not lead: {damage}; let another node lead, or start this \
+         one again to have it forget that"
+    )]
+    Damaged {
+        /// Which.
+        damage: String,
+    },
     /// The node is closed, or its thread has died.
     #[error("the node is closed")]
     Closed,
@@ -129,6 +139,7 @@ pub(crate) struct Context {
     pub(crate) run: RunId,
     pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) worker: Worker,
+    pub(crate) mender: Mender,
     pub(crate) wake: Arc<Wake>,
     pub(crate) waker: Waker,
     pub(crate) counters: Arc<Counters>,
@@ -160,6 +171,7 @@ pub(crate) struct Setup {
     pub(crate) listener: Listener,
     pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) worker: Worker,
+    pub(crate) mender: Mender,
     pub(crate) wake: Arc<Wake>,
     pub(crate) commands: Receiver<Command>,
     pub(crate) facts: Facts,
@@ -263,6 +275,7 @@ impl Replica {
             run,
             tls,
             worker,
+            mender: setup.mender,
             waker: Waker::from(wake.clone()),
             wake,
             counters,
@@ -332,6 +345,8 @@ impl Replica {
         match command {
             Command::Lead { epoch, reply } => {
                 let lacking = self.lacking();
+                let is_alone = self.context.config.members.len() <= 1;
+                let damage = self.context.mender.damage().filter(|_| !is_alone);
                 // A promise that is about to be made counts too: they never go down.
                 let coming = self.change.as_ref().map(|change| change.promise);
                 let promised =
@@ -341,6 +356,7 @@ impl Replica {
                     _ if lacking.is_some() => {
                         lacking.map(|lacking| LeadError::Repairing { lacking })
                     }
+                    _ if damage.is_some() => damage.map(|damage| LeadError::Damaged { damage }),
                     _ if !(1..=EPOCH_MAX).contains(&epoch) => Some(LeadError::NoEpoch(epoch)),
                     Some(Promise { epoch: promised, leader, .. }) if promised >= epoch => {
                         Some(LeadError::EpochUsed { asked: epoch, promised, leader })
@@ -797,6 +813,7 @@ impl Replica {
             _ => self.context.facts.committed.clone(),
         };
         let noted = || "all is back, and that is being noted".to_owned();
+        self.context.mender.fill(&mut stats);
         let repairing = self.context.repairing.is_some();
         stats.repairing = repairing.then(|| self.lacking().unwrap_or_else(noted));
         *self.picture.lock().unwrap_or_else(PoisonError::into_inner) = stats;

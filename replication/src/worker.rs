@@ -15,6 +15,7 @@ use ringwal_engine::{CommitError, Engine, EpochTable, FrameSlice, Frames, ReadEr
 use crate::history::Held;
 use crate::leader::{ReadOutcome, ReadRequest};
 use crate::link::tls::{Tls, TlsError};
+use crate::mend::Mender;
 use crate::node_id::NodeId;
 use crate::orphans::{self, Reason};
 use crate::promise::{FACTS_STREAM, Fact, Promise, is_replicated};
@@ -119,13 +120,15 @@ impl Worker {
     pub(crate) fn start(
         engine: Engine,
         snapshots: Arc<Snapshots>,
+        mender: Mender,
         wake: Arc<Wake>,
     ) -> std::io::Result<Self> {
         let (jobs, to_do) = bounded::<Job>(JOBS_MAX);
         let (done, outcomes) = bounded(JOBS_MAX);
         let thread =
             std::thread::Builder::new().name("ringwal-worker".into()).spawn(move || {
-                let mut work = Work { engine, snapshots, readers: HashMap::new(), fetching: None };
+                let (readers, fetching) = (HashMap::new(), None);
+                let mut work = Work { engine, snapshots, mender, readers, fetching };
                 for job in to_do {
                     if done.send(work.outcome(job)).is_err() {
                         return;
@@ -180,6 +183,7 @@ impl Drop for Worker {
 struct Work {
     engine: Engine,
     snapshots: Arc<Snapshots>,
+    mender: Mender,
     /// Where the last read of each follower ended: the next one goes on there.
     readers: HashMap<usize, (StreamId, Frames)>,
     /// Where the last read ended for somebody who repairs.
@@ -246,6 +250,7 @@ impl Work {
             Err(ReadError::Trimmed { trimmed, .. }) => ReadOutcome::Trimmed { trimmed },
             Err(error) => {
                 tracing::error!(%error, stream = %request.stream, "cannot read for a follower");
+                self.mender.note(&error);
                 ReadOutcome::Failed
             }
         }
@@ -266,7 +271,10 @@ impl Work {
                 return fetched(from, Stop::Trimmed(trimmed));
             }
             Err(ReadError::Poisoned(_) | ReadError::Closed) => return fetched(from, Stop::End),
-            Err(error) => return fetched(from, Stop::Damaged(error.to_string())),
+            Err(error) => {
+                self.mender.note(&error);
+                return fetched(from, Stop::Damaged(error.to_string()));
+            }
         };
         frames.retain(|frame| frame.base_offset < until);
         let end = frames.last().map_or(from, |last| last.base_offset + u64::from(last.count));

@@ -1,6 +1,10 @@
 //! Directories that are damaged, and mended from another node over loopback.
 
 mod asking;
+#[path = "../link/authority.rs"]
+mod authority;
 mod mending;
+mod online;
 mod refusing;
+mod secured;
 mod setup;
