@@ -403,7 +403,8 @@ impl Replica {
     /// What a repair has taken away and is not back.
     fn lacking(&self) -> Option<String> {
         let is_following = matches!(self.part, Part::Following(_));
-        self.context.repairing.as_ref()?.lacking(&self.context.engine, is_following)
+        let (engine, is_alone) = (&self.context.engine, self.context.config.members.len() <= 1);
+        self.context.repairing.as_ref()?.lacking(engine, is_following, is_alone)
     }
 
     fn handle_arrived(&mut self, arrived: Arrived) {

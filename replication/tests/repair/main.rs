@@ -2,6 +2,7 @@
 
 mod asking;
 #[path = "../link/authority.rs"]
+#[expect(dead_code, reason = "the tests of links use the rest")]
 mod authority;
 mod mending;
 mod online;
