@@ -252,7 +252,7 @@ fn a_trim_or_cut_meanwhile_wins() {
     assert!(matches!(refused, CommitError::Refused(Refusal::Dead { .. })), "{refused}");
     assert!(matches!(shard.salvage(STREAM, 20), Err(SalvageError::Gone { .. })));
 
-    let last = frames.values().filter(|frame| frame.stream == STREAM).next_back().unwrap();
+    let last = frames.values().rfind(|frame| frame.stream == STREAM).unwrap();
     let token = shard.mend(STREAM, &last.bytes).unwrap();
     drop(shard.truncate(STREAM, last.base_offset, 9).unwrap());
     settle(&mut shard);
