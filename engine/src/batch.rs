@@ -13,7 +13,7 @@ use crate::disk::{Buffer, BufferMut, block_round_up};
 use crate::error::Refusal;
 use crate::format::{
     BATCH_HEADER_BYTES, BatchHeader, FRAME_HEADER_BYTES, FrameHeader, FrameKind,
-    RECORD_PREFIX_BYTES, SegmentSeed,
+    RECORD_PREFIX_BYTES, SegmentSeed, batch_flags,
 };
 use crate::frame_fence::FenceRead;
 use crate::own_epoch::OwnEpochRead;
@@ -226,6 +226,11 @@ impl Filling {
         block_round_up(self.length)
     }
 
+    /// Whether it holds records that are durable already.
+    pub(crate) fn is_moved(&self) -> bool {
+        self.flags & batch_flags::MOVED != 0
+    }
+
     /// Whether `payload` more bytes of the stream fit.
     pub(crate) fn has_room(&self, stream: StreamId, payload: usize) -> bool {
         let header = if self.continues(stream) { 0 } else { FRAME_HEADER_BYTES };
@@ -383,7 +388,7 @@ impl Filling {
             records,
             payload_bytes,
             oldest_ns: self.oldest_ns,
-            moved: self.flags & crate::format::batch_flags::MOVED != 0,
+            moved: self.flags & batch_flags::MOVED != 0,
         }
     }
 

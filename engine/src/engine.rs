@@ -15,11 +15,13 @@ use crate::clock::Clock;
 use crate::config::Options;
 use crate::directory::Directory;
 use crate::engine_wide::EngineWide;
-use crate::error::{AppendError, CloseError, OpenError, Poisoned, ReadError, TrimError};
+use crate::error::{
+    AppendError, CloseError, MendError, OpenError, Poisoned, ReadError, SalvageError, TrimError,
+};
 use crate::format::{FormatError, FrameKind, VerifiedFrame};
 use crate::opening::RecoveryReport;
 use crate::queue::{Lane, QueueState};
-use crate::reader::{FrameWalk, Frames, Records, Tail};
+use crate::reader::{FrameWalk, Frames, Records, Salvage, Tail};
 use crate::receipt::{Append, AppendBatch, Barrier, Change};
 use crate::shared::Shared;
 use crate::stats::Stats;
@@ -571,6 +573,38 @@ impl Stream {
     /// The durable frames from `offset` on, as they are on disk: for sending them on.
     pub fn frames(&self, offset: u64) -> Frames {
         Frames::new(self.shared.clone(), self.stream, offset)
+    }
+
+    /// Writes durable records again, in the place of those that are here: for a range that cannot be
+    /// read any more, by a frame that another engine has (see [`Stream::salvage`]), or to get sound
+    /// records out of a damaged segment. Waits for room. When the token has its receipt, the new
+    /// place is durable and is read; the old one counts no more, in this engine and after a crash.
+    ///
+    /// By I-17 an equal stream, epoch and offset means equal records, which is what is checked here.
+    /// Whoever knows the bytes that were there compares them
+    /// ([`DamagedFrame::contradicts`](crate::DamagedFrame::contradicts)). Only what still counts when
+    /// the frame is sealed is put back: a trim or cut wins, and where nothing is left the token says
+    /// [`Refusal::Dead`](crate::Refusal::Dead). Subscribers are not handed it again.
+    ///
+    /// # Errors
+    /// See [`MendError`]; everything of [`AppendError`] but `Full`.
+    pub fn mend(&self, frame: &[u8]) -> Result<AppendBatch, MendError> {
+        let frame = crate::mend::verify(self.stream, frame)?;
+        let attempt = || match crate::mend::try_mend(&self.shared, self.stream, &frame) {
+            Err(MendError::Append(error)) => Err(error),
+            outcome => Ok(outcome),
+        };
+        self.shared.wait_for_room(Lane::Records, attempt)?
+    }
+
+    /// Looks through the sealed segment that holds the record at `offset`: what counts in it, of all
+    /// streams, and what of that is damaged. For getting everything out of a damaged segment with
+    /// [`Stream::mend`]: when nothing counts in it any more, it is freed.
+    ///
+    /// # Errors
+    /// See [`SalvageError`].
+    pub fn salvage(&self, offset: u64) -> Result<Salvage, SalvageError> {
+        Salvage::new(self.shared.clone(), self.stream, offset)
     }
 
     /// Drops the records below `before` and waits until that is durable. A trim has a way of its

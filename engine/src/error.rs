@@ -325,6 +325,79 @@ pub enum ReadError {
     Closed,
 }
 
+/// Why a frame is not put in the place of durable records.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MendError {
+    /// It was not taken.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    /// It goes beyond what is durable here.
+    #[error(
+        "stream {stream} is durable up to {durable}, and this frame holds {base}..{end}; only what is \
+         durable is put back"
+    )]
+    Beyond {
+        /// Whose.
+        stream: StreamId,
+        /// First offset.
+        base: u64,
+        /// Offset after the last.
+        end: u64,
+        /// Durable end.
+        durable: u64,
+    },
+    /// It is of another history.
+    #[error(
+        "stream {stream}: {base}..{end} of this frame are of epoch {epoch}, and not all of them are \
+         here; ask a node with the same history"
+    )]
+    OtherHistory {
+        /// Whose.
+        stream: StreamId,
+        /// First offset.
+        base: u64,
+        /// Offset after the last.
+        end: u64,
+        /// The frame's.
+        epoch: u64,
+    },
+}
+
+/// Why a segment cannot be looked through for what can be saved.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SalvageError {
+    /// The record has been trimmed.
+    #[error("stream {stream}, offset {offset}: it is trimmed")]
+    Gone {
+        /// Whose.
+        stream: StreamId,
+        /// Which record.
+        offset: u64,
+    },
+    /// No segment holds it.
+    #[error("stream {stream}, offset {offset}: no segment holds it")]
+    NotHeld {
+        /// Whose.
+        stream: StreamId,
+        /// Which record.
+        offset: u64,
+    },
+    /// Its segment is still written, or its index is.
+    #[error(
+        "stream {stream}, offset {offset}: {file} is still written; it can be mended when it is full"
+    )]
+    NotSealed {
+        /// Whose.
+        stream: StreamId,
+        /// Which record.
+        offset: u64,
+        /// Segment file.
+        file: String,
+    },
+}
+
 /// What kind of thing keeps a directory from being opened; decides a program's exit code.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub enum OpenErrorKind {

@@ -62,6 +62,7 @@ mod frame_fence;
 #[doc(hidden)]
 pub mod fuzzing;
 mod index;
+mod mend;
 mod mover;
 #[doc(hidden)]
 pub mod mutants;
@@ -89,13 +90,15 @@ pub use clock::Clock;
 pub use config::{Io, Options, SyncMode};
 pub use engine::{CloseReport, Engine, Stream, StreamSummary};
 pub use error::{
-    AppendError, CloseError, CommitError, OpenError, OpenErrorKind, PoisonCause, Poisoned,
-    ReadError, Refusal, TrimError,
+    AppendError, CloseError, CommitError, MendError, OpenError, OpenErrorKind, PoisonCause,
+    Poisoned, ReadError, Refusal, SalvageError, TrimError,
 };
 pub use format::{FormatError, JournalEnd};
 pub use opening::RecoveryReport;
 pub use own_loop::Shard;
-pub use reader::{FramePiece, FrameWalk, Frames, Record, Records, Tail};
+pub use reader::{
+    DamagedFrame, FramePiece, FrameWalk, Frames, Record, Records, Salvage, Salvaged, Tail,
+};
 pub use receipt::{Append, AppendBatch, Barrier, Change, Receipt, Receipts};
 pub use recovery::{Corruption, Damage};
 pub use stats::{ErrorStats, SegmentStats, ShardStats, Stats};

@@ -11,10 +11,10 @@ use crate::config::Options;
 use crate::directory::Directory;
 use crate::disk::{Disk, Wait};
 use crate::engine::{StreamSummary, end_readers, epochs, shard_stats, summaries, verify_frame};
-use crate::error::{AppendError, CloseError, OpenError, ReadError};
+use crate::error::{AppendError, CloseError, MendError, OpenError, ReadError, SalvageError};
 use crate::opening::{Driven, Identity, Opened, RecoveryReport, open_shard};
 use crate::queue::QueueState;
-use crate::reader::{FrameWalk, Frames, Records, Tail};
+use crate::reader::{FrameWalk, Frames, Records, Salvage, Tail};
 use crate::receipt::{Append, AppendBatch, Barrier, Change};
 use crate::shared::Shared;
 use crate::stats::ShardStats;
@@ -176,6 +176,24 @@ impl Shard {
     pub fn append_frame(&mut self, frame: &[u8]) -> Result<AppendBatch, AppendError> {
         let given = self.shared.engine_wide.frame_fence.get();
         self.shared.try_append_frame(&verify_frame(frame)?, given).map(AppendBatch)
+    }
+
+    /// Writes durable records again, in the place of those that are here; never waits. See
+    /// [`crate::Stream::mend`].
+    ///
+    /// # Errors
+    /// See [`MendError`].
+    pub fn mend(&mut self, stream: StreamId, frame: &[u8]) -> Result<AppendBatch, MendError> {
+        let frame = crate::mend::verify(stream, frame)?;
+        crate::mend::try_mend(&self.shared, stream, &frame)
+    }
+
+    /// Looks through the sealed segment that holds a record: see [`crate::Stream::salvage`].
+    ///
+    /// # Errors
+    /// See [`SalvageError`].
+    pub fn salvage(&self, stream: StreamId, offset: u64) -> Result<Salvage, SalvageError> {
+        Salvage::new(self.shared.clone(), stream, offset)
     }
 
     /// Queues a trim; never waits. Ordered as [`Shard::truncate`].
@@ -363,5 +381,7 @@ impl Drop for Shard {
     }
 }
 
+#[cfg(test)]
+mod mending;
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use std::task::Waker;
 use crate::batch::{Asked, Filling, frame_bytes, record_bytes};
 use crate::disk::{BufferMut, Pool};
 use crate::error::{AppendError, Poisoned};
-use crate::format::{BATCH_HEADER_BYTES, VerifiedFrame};
+use crate::format::{BATCH_HEADER_BYTES, VerifiedFrame, batch_flags};
 use crate::frame_fence::FenceRead;
 use crate::receipt::Place;
 use crate::stream::StreamId;
@@ -114,7 +114,7 @@ impl Queue {
         }
         self.admit(payload)?;
         let lane = Lane::of(stream);
-        let fits = |filling: &Filling| filling.has_room(stream, payload);
+        let fits = |filling: &Filling| !filling.is_moved() && filling.has_room(stream, payload);
         Ok(self.room(lane, payload, fits, now_ns)?.push_records(stream, records))
     }
 
@@ -128,9 +128,24 @@ impl Queue {
         let payload = frame.payload.len();
         self.admit(payload)?;
         let lane = Lane::of(StreamId::new(frame.header.stream.get()));
-        let fits = |filling: &Filling| filling.has_room_for_frame(payload);
+        let fits = |filling: &Filling| !filling.is_moved() && filling.has_room_for_frame(payload);
         let filling = self.room(lane, payload, fits, now_ns)?;
         Ok(filling.push_foreign(&frame.header, frame.payload, given))
+    }
+
+    /// Adds a frame that takes the place of durable records. It waits among the records, in batches
+    /// of its own: those of moved records are told apart.
+    pub(crate) fn mend(
+        &mut self,
+        frame: &VerifiedFrame<'_>,
+        now_ns: impl FnOnce() -> u64,
+    ) -> Result<Place, AppendError> {
+        let payload = frame.payload.len();
+        self.admit(payload)?;
+        let fits = |filling: &Filling| filling.is_moved() && filling.has_room_for_frame(payload);
+        let filling = self.room(Lane::Records, payload, fits, now_ns)?;
+        filling.flags |= batch_flags::MOVED;
+        Ok(filling.push_moved(&frame.header, frame.payload))
     }
 
     /// Adds a trim or cut.

@@ -4,6 +4,7 @@
 mod frames;
 mod record;
 mod records;
+mod salvage;
 mod tail;
 mod walk;
 
@@ -28,6 +29,7 @@ use crate::subscription::FrameSlice;
 pub use frames::Frames;
 pub use record::Record;
 pub use records::Records;
+pub use salvage::{DamagedFrame, Salvage, Salvaged};
 pub use tail::Tail;
 pub use walk::{FramePiece, FrameWalk};
 

@@ -157,6 +157,13 @@ impl Shared {
         Ok(place)
     }
 
+    /// Queues a frame that takes the place of durable records; never waits.
+    pub(crate) fn try_mend(&self, frame: &VerifiedFrame<'_>) -> Result<Place, AppendError> {
+        let place = self.queue().mend(frame, || self.clock.now_ns())?;
+        self.wake.wake();
+        Ok(place)
+    }
+
     /// Queues a trim, skip or cut; never waits.
     pub(crate) fn try_change(&self, asked: Asked) -> Result<Place, AppendError> {
         let place = self.queue().change(asked, || self.clock.now_ns())?;

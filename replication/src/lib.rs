@@ -13,6 +13,7 @@ pub mod follower;
 pub mod history;
 pub mod leader;
 pub mod link;
+mod mend;
 mod node;
 pub mod node_id;
 pub mod orphans;
@@ -30,6 +31,7 @@ pub mod wire;
 mod worker;
 
 pub use acknowledge::{Ack, Acknowledged, LedAppendError, LedCommitError, Pending, Placed, Token};
+pub use mend::MendRangeError;
 pub use node::{Leadership, Node, Requests, StartError};
 pub use thread::LeadError;
 pub use worker::{BeginAnew, FactsError, Snapshots};

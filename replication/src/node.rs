@@ -1,6 +1,7 @@
 //! The handle of a node that replicates: start, lead, append, wait, close.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use crate::acknowledge::{Ack, LedAppendError, Pending, Token};
 use crate::config::{Config, ConfigError, Member};
 use crate::link::tls::{Tls, TlsError};
 use crate::link::{LinkError, Listener};
+use crate::mend::{self, MendRangeError, Mender};
 use crate::node_id::{NodeId, RunId};
 use crate::promise::is_replicated;
 use crate::repair::{Marker, MarkerError};
@@ -25,6 +27,8 @@ use crate::worker::{BeginAnew, Facts, FactsError, Snapshots, Worker};
 
 /// Commands that wait for the thread.
 const COMMANDS_MAX: usize = 256;
+/// Bytes that are read at once to find damage.
+const MEND_READ_BYTES: usize = 1 << 20;
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +77,7 @@ struct Inner {
     commands: Sender<Command>,
     wake: Arc<Wake>,
     picture: Arc<Mutex<NodeStats>>,
+    mender: Mender,
 }
 
 impl fmt::Debug for Inner {
@@ -127,7 +132,9 @@ impl Node {
         engine.close_epoch();
         let run = random_run().map_err(system("draw a random number"))?;
         let wake = Arc::new(Wake::default());
-        let worker = Worker::start(engine.clone(), snapshots, wake.clone());
+        let config = Arc::new(config);
+        let mender = Mender::new(engine.clone(), config.clone(), tls.clone(), run);
+        let worker = Worker::start(engine.clone(), snapshots, mender.clone(), wake.clone());
         let worker = worker.map_err(system("start the worker's thread"))?;
         let (commands, to_do) = bounded(COMMANDS_MAX);
         let lacking = repairing.as_ref().and_then(|marker| marker.lacking(&engine));
@@ -135,11 +142,12 @@ impl Node {
         let picture = Arc::new(Mutex::new(picture));
         let setup = Setup {
             engine: engine.clone(),
-            config: Arc::new(config),
+            config,
             run,
             listener,
             tls,
             worker,
+            mender: mender.clone(),
             wake: wake.clone(),
             commands: to_do,
             facts,
@@ -151,7 +159,7 @@ impl Node {
             .name("ringwal-replica".into())
             .spawn(move || thread::run(setup))
             .map_err(system("start the replication thread"))?;
-        let inner = Arc::new(Inner { engine, commands, wake, picture });
+        let inner = Arc::new(Inner { engine, commands, wake, picture, mender });
         Ok(Self { inner, thread: Some(thread), address })
     }
 
@@ -173,6 +181,9 @@ impl Node {
     /// a majority of the members, none of which takes frames of an earlier epoch any more when that is
     /// looked at. A node that lacks a record that a majority has makes the others cut it (and keep it
     /// as an orphan), unless they know already that it is committed: then they refuse to follow.
+    ///
+    /// A node that knows of damaged records ([`NodeStats::damage`]) does not begin to lead while other
+    /// members could: it could not serve them. It forgets them when it is started again.
     ///
     /// # Errors
     /// See [`LeadError`].
@@ -206,7 +217,8 @@ impl Node {
             return Ok(true);
         }
         let left = deadline.saturating_duration_since(Instant::now());
-        let record = self.subscribe(stream, offset).next_timeout(left)?;
+        let record = self.subscribe(stream, offset).next_timeout(left);
+        let record = record.inspect_err(|error| self.inner.mender.note(error))?;
         Ok(record.is_some())
     }
 
@@ -216,6 +228,41 @@ impl Node {
     /// As [`Node::wait_durable`].
     pub async fn wait_durable_async(&self, stream: StreamId, offset: u64) -> Result<(), ReadError> {
         self.subscribe(stream, offset).next().await.map(|_| ())
+    }
+
+    /// Has what cannot be read of these offsets fetched again from other members, and waits for that:
+    /// for whoever meets damage in a read or tail of the engine. What this node meets itself, when it
+    /// reads for others, it mends by itself, and tries again now and then where nobody has it. Reads
+    /// the whole range. At how many places records were damaged.
+    ///
+    /// Every sound record of a damaged segment is written again, elsewhere, and then the segment is
+    /// free. A segment that is still being written is not mended before it is full.
+    ///
+    /// # Errors
+    /// See [`MendRangeError`]; the range is mended up to there.
+    pub fn mend(&self, stream: StreamId, offsets: Range<u64>) -> Result<u64, MendRangeError> {
+        if !is_replicated(stream) {
+            return Err(MendRangeError::OwnStream(stream));
+        }
+        let mut frames = self.inner.engine.stream(stream).frames(offsets.start);
+        let mut places = 0;
+        while frames.offset() < offsets.end {
+            match frames.next_batch(MEND_READ_BYTES) {
+                Ok(batch) if batch.is_empty() => break,
+                Ok(_) => {}
+                Err(ReadError::Trimmed { trimmed, .. }) => frames.seek(trimmed),
+                Err(error) => {
+                    let Some((stream, offset)) = mend::place(&error) else {
+                        return Err(error.into());
+                    };
+                    self.inner.mender.mend_now(stream, offset, &error)?;
+                    places += 1;
+                    frames.seek(offset);
+                }
+            }
+        }
+        self.inner.mender.look_again(stream, offsets);
+        Ok(places)
     }
 
     /// Drops the records of a stream below `before`. A leader keeps what a connected follower has
@@ -253,6 +300,7 @@ impl Node {
     }
 
     fn end(&mut self) {
+        self.inner.mender.close();
         self.inner.send(Command::Close);
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()

@@ -21,6 +21,7 @@
 
 mod bring;
 mod facts;
+mod given_up;
 mod local;
 mod marker;
 mod plan;
@@ -41,7 +42,9 @@ use crate::wire::{ConnectionKind, Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN}
 
 pub use crate::fetch::client::FetchError;
 pub use bring::Brought;
+pub use given_up::mark_given_up;
 pub use marker::{Marker, MarkerError};
+pub(crate) use plan::why_not;
 
 /// How to repair from another node.
 #[derive(Clone, Debug)]
@@ -274,7 +277,23 @@ struct Asking<'a> {
 impl Asking<'_> {
     async fn repair(&mut self) -> Result<RepairedFrom, RepairFromError> {
         let earlier = Marker::load(self.directory)?;
-        let found = offline::verify(self.directory)?;
+        let mut found = offline::verify(self.directory)?;
+        if earlier.is_some() && found.is_corrupt() && places_without_loss(&found) > 0 {
+            if self.options.dry_run {
+                let lacking =
+                    Some("an earlier repair was ended in its cut; this one goes on".into());
+                return Ok(RepairedFrom {
+                    lacking,
+                    ..nothing_to_ask(self.give_up(Vec::new(), true)?)
+                });
+            }
+            // The cut was ended in the middle: files behind it have lost their headers, and nothing
+            // says yet that they do not count.
+            let backup = beside(&self.options.backup);
+            let options = RepairOptions { dry_run: false, accept_loss_from: Vec::new(), backup };
+            offline::repair(self.directory, &options)?;
+            found = offline::verify(self.directory)?;
+        }
         if !found.is_corrupt() {
             let repair = self.give_up(Vec::new(), self.options.dry_run)?;
             return match earlier {
@@ -282,7 +301,7 @@ impl Asking<'_> {
                 Some(marker) => self.go_on(repair, marker).await,
             };
         }
-        let places = found.findings.iter().filter(|finding| finding.remedy().is_some()).count();
+        let places = places_without_loss(&found);
         if places > 0 {
             return Err(RepairFromError::RepairFirst { places });
         }
@@ -391,6 +410,20 @@ impl Asking<'_> {
             .then_some(peer)
             .ok_or_else(|| RepairFromError::Stranger { address: address(), node })
     }
+}
+
+fn places_without_loss(found: &Verification) -> usize {
+    found.findings.iter().filter(|finding| finding.remedy().is_some()).count()
+}
+
+/// A folder for further copies, which does not exist yet.
+fn beside(backup: &Path) -> PathBuf {
+    let named = |number: u32| PathBuf::from(format!("{}-{number}", backup.display()));
+    let mut number = 1;
+    while named(number).exists() {
+        number += 1;
+    }
+    named(number)
 }
 
 fn nothing_to_ask(repair: Repair) -> RepairedFrom {

@@ -128,6 +128,19 @@ pub struct NodeStats {
     pub repairing: Option<String>,
     /// How far it is behind; empty unless it follows.
     pub following: Option<FollowingStats>,
+    /// Which records cannot be read here and are not mended, in words: until then the node does not
+    /// begin to lead, and is not to be counted by whoever elects one.
+    pub damage: Option<String>,
+    /// Places at which that is so.
+    pub places_damaged: usize,
+    /// Places at which a read has met damage.
+    pub places_found: u64,
+    /// Of those, mended, or trimmed or cut meanwhile.
+    pub places_mended: u64,
+    /// Attempts that have not mended a place.
+    pub mends_failed: u64,
+    /// Records that came from other members.
+    pub records_mended: u64,
     /// Of each follower; empty unless it leads.
     pub followers: Vec<FollowerStats>,
     /// Latencies; empty unless it leads.

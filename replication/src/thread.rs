@@ -31,6 +31,7 @@ use ringwal_engine::{Engine, StreamId};
 use crate::config::{Config, Member};
 use crate::link::Listener;
 use crate::link::tls::{Tls, TlsError};
+use crate::mend::Mender;
 use crate::node_id::{NodeId, RunId};
 use crate::promise::{Identity, Promise};
 use crate::repair::Marker;
@@ -123,6 +124,15 @@ pub enum LeadError {
         /// What is not.
         lacking: String,
     },
+    /// Records cannot be read here, and another member may have them.
+    #[error(
+        "records are damaged here, so it must not lead: {damage}; let another node lead, or start this \
+         one again to have it forget that"
+    )]
+    Damaged {
+        /// Which.
+        damage: String,
+    },
     /// The node is closed, or its thread has died.
     #[error("the node is closed")]
     Closed,
@@ -136,6 +146,7 @@ pub(crate) struct Context {
     pub(crate) run: RunId,
     pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) worker: Worker,
+    pub(crate) mender: Mender,
     pub(crate) wake: Arc<Wake>,
     pub(crate) waker: Waker,
     pub(crate) counters: Arc<Counters>,
@@ -167,6 +178,7 @@ pub(crate) struct Setup {
     pub(crate) listener: Listener,
     pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) worker: Worker,
+    pub(crate) mender: Mender,
     pub(crate) wake: Arc<Wake>,
     pub(crate) commands: Receiver<Command>,
     pub(crate) facts: Facts,
@@ -254,6 +266,7 @@ impl Replica {
             run,
             tls,
             worker,
+            mender: setup.mender,
             waker: Waker::from(wake.clone()),
             wake,
             counters,
@@ -326,6 +339,8 @@ impl Replica {
         match command {
             Command::Lead { epoch, reply } => {
                 let lacking = self.lacking();
+                let is_alone = self.context.config.members.len() <= 1;
+                let damage = self.context.mender.damage().filter(|_| !is_alone);
                 // A promise that is about to be made counts too: they never go down.
                 let coming = self.change.as_ref().map(|change| change.promise);
                 let promised =
@@ -335,6 +350,7 @@ impl Replica {
                     _ if lacking.is_some() => {
                         lacking.map(|lacking| LeadError::Repairing { lacking })
                     }
+                    _ if damage.is_some() => damage.map(|damage| LeadError::Damaged { damage }),
                     _ if !(1..=EPOCH_MAX).contains(&epoch) => Some(LeadError::NoEpoch(epoch)),
                     Some(Promise { epoch: promised, leader, .. }) if promised >= epoch => {
                         Some(LeadError::EpochUsed { asked: epoch, promised, leader })
@@ -383,7 +399,8 @@ impl Replica {
     /// What a repair has taken away and is not back.
     fn lacking(&self) -> Option<String> {
         let is_following = matches!(self.part, Part::Following(_));
-        self.context.repairing.as_ref()?.lacking(&self.context.engine, is_following)
+        let (engine, is_alone) = (&self.context.engine, self.context.config.members.len() <= 1);
+        self.context.repairing.as_ref()?.lacking(engine, is_following, is_alone)
     }
 
     fn handle_outcome(&mut self, outcome: Outcome) {
@@ -576,6 +593,7 @@ impl Replica {
             _ => self.context.facts.committed.clone(),
         };
         let noted = || "all is back, and that is being noted".to_owned();
+        self.context.mender.fill(&mut stats);
         let repairing = self.context.repairing.is_some();
         stats.repairing = repairing.then(|| self.lacking().unwrap_or_else(noted));
         *self.picture.lock().unwrap_or_else(PoisonError::into_inner) = stats;

@@ -17,6 +17,7 @@ use ringwal_engine::{
 use crate::history::Held;
 use crate::leader::{ReadOutcome, ReadRequest};
 use crate::link::tls::{Tls, TlsError};
+use crate::mend::Mender;
 use crate::node_id::NodeId;
 use crate::orphans::{self, Reason};
 use crate::promise::{FACTS_STREAM, Fact, Promise, is_replicated};
@@ -121,13 +122,15 @@ impl Worker {
     pub(crate) fn start(
         engine: Engine,
         snapshots: Arc<Snapshots>,
+        mender: Mender,
         wake: Arc<Wake>,
     ) -> std::io::Result<Self> {
         let (jobs, to_do) = bounded::<Job>(JOBS_MAX);
         let (done, outcomes) = bounded(JOBS_MAX);
         let thread =
             std::thread::Builder::new().name("ringwal-worker".into()).spawn(move || {
-                let mut work = Work { engine, snapshots, walks: HashMap::new(), fetching: None };
+                let (walks, fetching) = (HashMap::new(), None);
+                let mut work = Work { engine, snapshots, mender, walks, fetching };
                 for job in to_do {
                     if done.send(work.outcome(job)).is_err() {
                         return;
@@ -182,6 +185,7 @@ impl Drop for Worker {
 struct Work {
     engine: Engine,
     snapshots: Arc<Snapshots>,
+    mender: Mender,
     /// By follower: its session, and what has been walked for it of each shard.
     walks: HashMap<usize, (u64, HashMap<u16, FrameWalk>)>,
     /// Where the last read ended for somebody who repairs.
@@ -246,11 +250,11 @@ impl Work {
         }
         let not_trimmed =
             |(_, error): &&(_, ReadError)| !matches!(error, ReadError::Trimmed { .. });
-        let mut failed = piece.failed.iter().filter(not_trimmed);
-        if let Some((_, error)) = failed.next() {
-            let others = failed.count();
-            tracing::error!(%error, others, "cannot read for a follower");
+        let failed: Vec<_> = piece.failed.iter().filter(not_trimmed).collect();
+        if let Some((_, error)) = failed.first() {
+            tracing::error!(%error, others = failed.len() - 1, "cannot read for a follower");
         }
+        failed.iter().for_each(|(_, error)| self.mender.note(error));
         piece.into()
     }
 
@@ -269,7 +273,10 @@ impl Work {
                 return fetched(from, Stop::Trimmed(trimmed));
             }
             Err(ReadError::Poisoned(_) | ReadError::Closed) => return fetched(from, Stop::End),
-            Err(error) => return fetched(from, Stop::Damaged(error.to_string())),
+            Err(error) => {
+                self.mender.note(&error);
+                return fetched(from, Stop::Damaged(error.to_string()));
+            }
         };
         frames.retain(|frame| frame.base_offset < until);
         let end = frames.last().map_or(from, |last| last.base_offset + u64::from(last.count));

@@ -25,6 +25,8 @@ pub(super) struct Local {
     pub(super) held: BTreeMap<StreamId, Held>,
     pub(super) promise: Option<Promise>,
     pub(super) committed: BTreeMap<StreamId, u64>,
+    /// There are, or were, records of stream 3.
+    has_facts: bool,
     /// Every record of stream 3 that there ever was has been read.
     pub(super) are_facts_whole: bool,
     /// Streams 1 and 2 in damaged shards: frames, or why not all can be read.
@@ -40,6 +42,7 @@ impl Local {
             held: BTreeMap::new(),
             promise: None,
             committed: BTreeMap::new(),
+            has_facts: false,
             are_facts_whole: false,
             own: BTreeMap::new(),
         };
@@ -69,6 +72,14 @@ impl Local {
         stream.shard(self.shards)
     }
 
+    /// Whether it is the directory of a node: a node promises before it has any record, and whoever
+    /// leads has an epoch. Where nothing is left, it may be one.
+    pub(super) fn may_be_of_a_node(&self) -> bool {
+        let has_epochs = self.held.values().any(|held| held.epochs.last().epoch > 0);
+        let is_unknown = self.held.is_empty() && self.is_told(FACTS_STREAM) == Some(false);
+        self.has_facts || has_epochs || is_unknown
+    }
+
     /// Whether the shard of a stream is damaged, and if so, whether it is told what it held.
     pub(super) fn is_told(&self, stream: StreamId) -> Option<bool> {
         self.damaged.get(&self.shard(stream)).copied()
@@ -77,6 +88,7 @@ impl Local {
     /// The last of each kind counts, or rather the greatest: what is known never falls.
     fn read_facts(&mut self, engine: &Engine, found: &Verification) {
         let stream = engine.stream(FACTS_STREAM);
+        self.has_facts = stream.end() > 0;
         let mut is_whole = true;
         let mut next = stream.trimmed();
         while next < stream.end() {

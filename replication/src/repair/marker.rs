@@ -65,7 +65,7 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MarkerEr
 pub struct Marker {
     /// Where streams ended before, which they must reach again.
     pub ends: BTreeMap<StreamId, u64>,
-    /// More may have been here than anything tells: only a leader has all that is committed, so this
+    /// Records were given up, or more may have been here than anything tells: only a leader has all that is committed, so this
     /// node has to have followed one.
     pub must_follow: bool,
     /// What was promised.
@@ -133,9 +133,14 @@ impl Marker {
         if let Some(short) = self.short(engine, |_| true) {
             return Some(short);
         }
-        let untold = "nothing tells how much the damaged end of its journal held, and it has not \
-                      caught up with a leader since";
+        let untold = "records were given up, or nothing tells how much the damaged end of its \
+                      journal held, and it has not caught up with a leader since";
         self.must_follow.then(|| untold.to_owned())
+    }
+
+    /// What is not back of what was told; the only member of a cluster has nobody to follow.
+    pub(crate) fn lacking_alone(&self, engine: &Engine) -> Option<String> {
+        self.short(engine, |_| true)
     }
 
     /// What is not back of this node's own streams, which no leader brings.

@@ -164,7 +164,7 @@ impl Plan {
 }
 
 /// Why a range does not come to its end, if it does not.
-pub(super) fn why_not(end: u64, stop: &Stop, wanted: u64) -> Option<String> {
+pub(crate) fn why_not(end: u64, stop: &Stop, wanted: u64) -> Option<String> {
     match stop {
         _ if end >= wanted => None,
         Stop::Whole | Stop::More | Stop::End => Some(format!("it ends at {end} there")),

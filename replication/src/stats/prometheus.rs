@@ -96,6 +96,10 @@ impl Page {
             ("bytes_received_total", "Bytes of frames from leaders.", stats.bytes_received),
             ("records_cut_total", "Records cut here, kept as orphans.", stats.records_cut),
             ("streams_begun_anew_total", "Streams that were begun anew.", stats.begun_anew),
+            ("damage_found_total", "Places at which a read has met damage.", stats.places_found),
+            ("damage_mended_total", "Of those, mended or gone.", stats.places_mended),
+            ("mends_failed_total", "Attempts that have not mended a place.", stats.mends_failed),
+            ("records_mended_total", "Records fetched from members.", stats.records_mended),
             ("tls_reloads_total", "Times that certificates were loaded anew.", stats.tls_reloads),
             ("tls_reload_errors_total", "Times that they could not be.", stats.tls_reload_errors),
             ("requests_taken_total", "Requests of other nodes that came.", stats.requests_taken),
@@ -108,6 +112,8 @@ impl Page {
             self.head("silence_seconds", "gauge", "For how long the leader has said nothing.");
             self.line("silence_seconds", &[], following.silence.as_secs_f64());
         }
+        self.head("damaged_places", "gauge", "Places that cannot be read and are not mended.");
+        self.line("damaged_places", &[], stats.places_damaged);
         self.head("hellos_refused_total", "counter", "Hellos that were refused, by reason.");
         for (reason, count) in &stats.refused {
             self.line("hellos_refused_total", &[("reason", reason)], count);

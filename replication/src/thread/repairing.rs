@@ -62,7 +62,15 @@ impl Repairing {
     /// What is not back, in words; `None` when all is. A leader has everything that is committed, so
     /// whoever holds all that it had when its epoch began lacks nothing, whatever the ends say that
     /// were noted before the repair.
-    pub(crate) fn lacking(&self, engine: &Engine, is_following: bool) -> Option<String> {
+    pub(crate) fn lacking(
+        &self,
+        engine: &Engine,
+        is_following: bool,
+        is_alone: bool,
+    ) -> Option<String> {
+        if is_alone {
+            return self.marker.lacking_alone(engine);
+        }
         if is_following && self.is_all_told && self.told.iter().all(|told| has_all(engine, told)) {
             return self.marker.lacking_own(engine);
         }

@@ -5,7 +5,7 @@ use std::fs;
 use ringwal_engine::StreamId;
 use ringwal_engine::offline::FileState;
 use ringwal_replication::promise::NOBODY;
-use ringwal_replication::repair::RepairFromError;
+use ringwal_replication::repair::{Marker, RepairFromError};
 use ringwal_replication::{Ack, LeadError, Node};
 
 use super::setup::{
@@ -129,6 +129,26 @@ fn whoever_may_have_lost_more_than_is_told_follows_before_it_leads() {
     alone.lead(3).expect("it may lead again");
     stop(alone);
     assert_whole(&path);
+}
+
+#[test]
+fn the_only_member_has_nobody_to_follow() {
+    for (members, leads) in [(1, true), (2, false)] {
+        let cluster = Cluster::new(members, 1);
+        let node = cluster.start(1);
+        append(&node.lead(1).expect("a new epoch"), 0..100, Ack::Local);
+        stop(node);
+        let marker = Marker { must_follow: true, ..Marker::default() };
+        marker.store(&cluster.path(1)).expect("room");
+        let node = cluster.start(1);
+        let led = node.lead(2);
+        assert_eq!(led.is_ok(), leads, "{led:?}");
+        if leads {
+            wait_until("it is forgotten", || node.stats().repairing.is_none());
+        }
+        stop(node);
+        assert_eq!(cluster.path(1).join("repairing").exists(), !leads);
+    }
 }
 
 #[test]

@@ -8,13 +8,16 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ringwal_engine::format::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 use ringwal_engine::offline::{self, Cut, FileState};
 use ringwal_engine::{Engine, StreamId};
-use ringwal_replication::config::{Config, Member};
+use ringwal_replication::config::{Config, Member, TlsConfig};
 use ringwal_replication::node_id::{ClusterId, NodeId};
 use ringwal_replication::promise::{FACTS_STREAM, Fact, Promise};
 use ringwal_replication::repair::{RepairFrom, RepairFromError, RepairedFrom, repair_from};
 use ringwal_replication::{Ack, Leadership, Node};
+
+use crate::authority::{Authority, write};
 
 pub const CLUSTER: ClusterId = ClusterId::new([7; 16]);
 pub const STREAMS: [u64; 5] = [0, 9, 40, 41, 42];
@@ -27,6 +30,8 @@ pub struct Cluster {
     root: PathBuf,
     addresses: Vec<String>,
     shards: u16,
+    /// Each node's name in its certificate, when there is TLS.
+    tls: Option<(Authority, Vec<String>)>,
 }
 
 impl Cluster {
@@ -37,7 +42,16 @@ impl Cluster {
         let address = |listener: &TcpListener| listener.local_addr().expect("bound").to_string();
         let keep = tempfile::tempdir().expect("a directory");
         let root = keep.path().to_owned();
-        Self { _keep: keep, root, addresses: listeners.iter().map(address).collect(), shards }
+        let addresses = listeners.iter().map(address).collect();
+        Self { _keep: keep, root, addresses, shards, tls: None }
+    }
+
+    /// With TLS, and these names beside the address in the certificates.
+    pub fn secured(names: &[&str]) -> Self {
+        let owned = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut cluster = Self::new(names.len(), 1);
+        cluster.tls = Some((Authority::new(), owned));
+        cluster
     }
 
     pub fn path(&self, node: usize) -> PathBuf {
@@ -54,14 +68,39 @@ impl Cluster {
             .map(|(node, address)| Member { node: NodeId::new(node), address: address.clone() });
         let mut config = Config::new(CLUSTER, NodeId::new(node as u64), members.collect());
         config.listen = self.addresses[node - 1].clone();
+        if let Some((_, names)) = &self.tls {
+            config.tls = Some(self.certificate_of(&[&names[node - 1], "127.0.0.1"]));
+        }
         config
     }
 
+    /// A certificate with just these names that the cluster's authority has issued.
+    pub fn certificate_of(&self, names: &[&str]) -> TlsConfig {
+        self.certificate(&self.tls.as_ref().expect("it has TLS").0, names)
+    }
+
+    /// Of any authority, and believing that one only.
+    pub fn certificate(&self, authority: &Authority, names: &[&str]) -> TlsConfig {
+        let free = (0..).map(|n| self.root.join(format!("tls-{n}")));
+        let folder = free.into_iter().find(|path| !path.exists()).expect("endless");
+        fs::create_dir(&folder).expect("a folder");
+        let issued = authority.issue_with(names[0], |params| {
+            let names = names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+            let all = rcgen::CertificateParams::new(names).expect("names");
+            params.subject_alt_names = all.subject_alt_names;
+        });
+        write(&folder, &issued, &[authority])
+    }
+
     pub fn start(&self, node: usize) -> Node {
+        self.start_as(node, self.config(node))
+    }
+
+    pub fn start_as(&self, node: usize, config: Config) -> Node {
         let options = Engine::options().shards(self.shards).segment_bytes(1 << 20);
         let options = options.pool_bytes(4 << 20).batch_bytes_max(128 << 10).lock_wait(LIMIT);
         let engine = options.open(self.path(node)).expect("the engine opens");
-        Node::start(engine, self.config(node)).expect("the node starts")
+        Node::start(engine, config).expect("the node starts")
     }
 
     /// Repairs node 2 from `from`.
@@ -230,6 +269,18 @@ pub fn segments(path: &Path, state: FileState) -> Vec<PathBuf> {
         files.iter().map(|file| folder.join(&file.name)).collect::<Vec<_>>()
     };
     inspection.shards.iter().map(of).max_by_key(Vec::len).expect("a shard")
+}
+
+/// A bit of the first frame of a replicated stream at or behind a byte is another one now.
+pub fn spoil(file: &Path, from: usize) {
+    let mut bytes = fs::read(file).expect("readable");
+    let is_one_of_ours = |at: &usize| {
+        let header = FrameHeader::verify(&bytes[*at..]);
+        header.is_ok_and(|(h, kind)| kind == FrameKind::Data && STREAMS.contains(&h.stream.get()))
+    };
+    let found = (from..bytes.len()).find(is_one_of_ours).expect("a frame");
+    bytes[found + FRAME_HEADER_BYTES + 9] ^= 4;
+    fs::write(file, bytes).expect("room");
 }
 
 /// Four blocks that were written are something else now.

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use anyhow::Result;
 use ringwal_engine::offline::{self, Repair, RepairError, RepairOptions};
+use ringwal_replication::repair::mark_given_up;
 
 use super::{RepairArgs, repair_from, verify};
 use crate::exit::{self, Exit, Failure};
@@ -20,10 +21,26 @@ pub fn run(args: &RepairArgs) -> Result<Exit> {
         accept_loss_from: args.accept_data_loss_from.clone(),
         backup: args.backup.clone().unwrap_or_else(|| backup_folder(&args.directory)),
     };
+    let is_marked = mark(&args.directory, &options)?;
     let repair = offline::repair(&args.directory, &options).map_err(failure)?;
-    exit::print_last(&describe(&repair, args.dry_run))?;
+    let mut text = describe(&repair, args.dry_run);
+    if is_marked {
+        text += "marked: as a node of a cluster it must follow a leader before it may lead\n";
+    }
+    exit::print_last(&text)?;
     let now = repair.after.as_ref().unwrap_or(&repair.before);
     Ok(if now.is_damaged() { Exit::Corrupt } else { Exit::Success })
+}
+
+/// A node that is about to lose records must not lead before it has followed: said durably, before
+/// anything is given up.
+fn mark(directory: &Path, options: &RepairOptions) -> Result<bool> {
+    if options.dry_run || options.accept_loss_from.is_empty() {
+        return Ok(false);
+    }
+    let dry = RepairOptions { dry_run: true, ..options.clone() };
+    let would = offline::repair(directory, &dry).map_err(failure)?;
+    mark_given_up(directory, &would).map_err(repair_from::refused)
 }
 
 fn describe(repair: &Repair, dry_run: bool) -> String {

@@ -92,7 +92,7 @@ fn bad_config(file: &Path, problem: &str) -> Failure {
     Failure::usage(format!("{} is no configuration of a node", file.display())).cause(problem)
 }
 
-fn refused(error: RepairFromError) -> anyhow::Error {
+pub(super) fn refused(error: RepairFromError) -> anyhow::Error {
     let failure = match error {
         RepairFromError::Repair(error) => return failure(*error),
         RepairFromError::Open(error) => Failure::open(&error),

@@ -8,6 +8,7 @@ use ringwal_engine::{Clock, OpenError, ReadError, Shard};
 use super::driver::World;
 use super::events::Event;
 use super::journal::{Segment, describe, segments};
+use super::mending;
 use super::seeds::Outcome;
 use super::setup::Setup;
 use super::trace;
@@ -58,6 +59,10 @@ pub fn rot(seed: u64) -> Outcome {
         Verdict::Excepted => Event::RotsExcepted,
     };
     world.counts.note(event);
+    if event == Event::RotsRead {
+        let (missing, _) = look(&world, false, Some(&damaged));
+        mending::mend(&mut world, &missing, &mut random);
+    }
     world.into_outcome()
 }
 

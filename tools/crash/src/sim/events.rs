@@ -76,6 +76,8 @@ events! {
     RotsHarmless "rot: harmless"
     RotsRefused "rot: named by opening"
     RotsRead "rot: named by reading"
+    Mends "rot: mended, and there in the next life"
+    MendsInterrupted "rot: lives that ended in the middle of mending"
     RotsExcepted "rot: newest batches gone, as the exception allows"
     LostWrites "astray: lost writes"
     MisdirectedWrites "astray: misdirected writes"

@@ -2,7 +2,7 @@
 //!
 //! - [`driver`] lets one shard after another live and die on a device and asks the [`mod@reference`]
 //!   after each step what must hold. [`shards`] does so with several that die together.
-//! - [`corruption`] damages a journal, [`clones`] mixes two that have the same past, [`given_up`]
+//! - [`corruption`] damages a journal, [`mending`] puts back what it took, [`clones`] mixes two that have the same past, [`given_up`]
 //!   insists on an earlier end of one, as a repair does.
 //! - [`scenarios`] are the faults that such runs have found, each as the shortest story.
 //! - [`events`] counts what happened; a run of full size in which something never did has failed.
@@ -13,6 +13,7 @@ mod driver;
 mod events;
 mod given_up;
 mod journal;
+mod mending;
 mod reference;
 mod scenarios;
 mod seeds;

@@ -283,6 +283,11 @@ impl Reference {
         self.lengths[id as usize] as usize
     }
 
+    /// The bytes of a record by its number.
+    pub fn bytes_of(&self, id: u64) -> Vec<u8> {
+        payload(self.seed, id, self.length(id))
+    }
+
     /// Numbers for records of these lengths, and their bytes.
     pub fn make_records(&mut self, lengths: &[usize]) -> (Range<u64>, Vec<Vec<u8>>) {
         let first = self.lengths.len() as u64;
