@@ -82,7 +82,9 @@ pub struct Config {
     pub members: Vec<Member>,
     /// Bytes of sealed frames that wait for one follower; with more it is behind, and is fed from
     /// the segments. Default 8 MiB, 1 MiB to 1 GiB. Memory: up to so much for each follower; what
-    /// followers have in common is held once.
+    /// followers have in common is held once. For one that is behind, besides, three reads' worth of
+    /// frames: 3 MiB, or three quarters of the window when that is less. They are at least half of the
+    /// memory that they keep.
     #[serde(default = "default::window_bytes", deserialize_with = "text::bytes")]
     pub window_bytes: usize,
     /// How often a session that is idle says that it is alive. Default 100 ms, 1 ms to 1 minute.

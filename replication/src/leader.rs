@@ -27,7 +27,9 @@ pub struct Limits {
     pub window_bytes: usize,
     /// Batch buffers that such frames may keep from their pool.
     pub window_buffers: usize,
-    /// Bytes of one read from segments, and of what is handed to the connection at once.
+    /// Bytes of one read from segments, and of what is handed to the connection at once. Nothing more
+    /// is read for a follower while twice as many wait: so up to three times as many, and a frame,
+    /// are in memory beside the window.
     pub read_bytes: usize,
     /// A session that has sent nothing for so long sends a heartbeat, in nanoseconds; a read that
     /// failed is tried again after as long.
