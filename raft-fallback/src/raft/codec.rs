@@ -8,7 +8,9 @@ use bytes::{Buf, Bytes};
 #[non_exhaustive]
 pub enum Malformed {
     /// A version that this one does not know.
-    #[error("version {found} of a {what}, and this program reads version {known}: use a newer program")]
+    #[error(
+        "version {found} of a {what}, and this program reads version {known}: use a newer program"
+    )]
     Version {
         /// Of what.
         what: &'static str,

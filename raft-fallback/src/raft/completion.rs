@@ -4,10 +4,10 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+use openraft::AsyncRuntime;
 use openraft::alias::{MpscReceiverOf, OneshotSenderOf};
 use openraft::async_runtime::{MpscReceiver, OneshotSender};
 use openraft::storage::IOFlushed;
-use openraft::AsyncRuntime;
 use ringwal_engine::AppendBatch;
 
 use super::log_store::Shared;
@@ -34,7 +34,9 @@ pub(super) async fn complete<R: AsyncRuntime>(
                     Err(error) => shared.fail(&error),
                     Ok(receipts) if receipts.offsets() != indexes => {
                         let placed = receipts.offsets();
-                        shared.fail(&format!("entries {indexes:?} of Raft's log came to lie at {placed:?}"));
+                        shared.fail(&format!(
+                            "entries {indexes:?} of Raft's log came to lie at {placed:?}"
+                        ));
                     }
                     Ok(_) => shared.durable(indexes.end),
                 }

@@ -7,6 +7,7 @@
 
 use std::fmt::{Debug, Display};
 use std::io;
+use std::marker::PhantomData;
 use std::ops::{Bound, Range, RangeBounds};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -84,20 +85,22 @@ pub enum OpenError {
 /// After a failure of the engine every write fails and nothing is reported durable any more; reading goes
 /// on.
 pub struct RaftLog<J, R: AsyncRuntime> {
-    reader: RaftLogReader<J>,
+    reader: RaftLogReader<J, R>,
     written: MpscSenderOf<Types<R>, Written<R>>,
     state_trimmed: u64,
 }
 
 /// Reads a [`RaftLog`]. Clones see the same.
-pub struct RaftLogReader<J> {
+pub struct RaftLogReader<J, R> {
     journal: Arc<J>,
     shared: Arc<Shared>,
+    runtime: PhantomData<fn() -> R>,
 }
 
-impl<J> Clone for RaftLogReader<J> {
+impl<J, R> Clone for RaftLogReader<J, R> {
     fn clone(&self) -> Self {
-        Self { journal: self.journal.clone(), shared: self.shared.clone() }
+        let (journal, shared) = (self.journal.clone(), self.shared.clone());
+        Self { journal, shared, runtime: PhantomData }
     }
 }
 
@@ -175,8 +178,8 @@ impl<J: Journal, R: AsyncRuntime> RaftLog<J, R> {
         let mut last = facts.purged;
         if let Some(record) = read_last(&journal, LOG_STREAM, log).await? {
             let index = log.end - 1;
-            let (entry, committed) = decode_at(index, record)
-                .map_err(|cause| malformed(LOG_STREAM, index, cause))?;
+            let (entry, committed) =
+                decode_at(index, record).map_err(|cause| malformed(LOG_STREAM, index, cause))?;
             last = Some(entry.log_id);
             facts.committed = facts.committed.max(committed);
         }
@@ -194,7 +197,7 @@ impl<J: Journal, R: AsyncRuntime> RaftLog<J, R> {
         })));
         let (written, receiver) = Types::<R>::mpsc(WRITES_WAITING_MAX);
         drop(Types::<R>::spawn(complete::<R>(receiver, shared.clone())));
-        let reader = RaftLogReader { journal: Arc::new(journal), shared };
+        let reader = RaftLogReader { journal: Arc::new(journal), shared, runtime: PhantomData };
         Ok(Self { reader, written, state_trimmed: state.trimmed })
     }
 
@@ -302,14 +305,14 @@ fn batch_length(records: &[&[u8]], bytes_max: usize) -> usize {
 }
 
 impl<J: Journal, R: AsyncRuntime> RaftLogStorage<Types<R>> for RaftLog<J, R> {
-    type LogReader = RaftLogReader<J>;
+    type LogReader = RaftLogReader<J, R>;
 
     async fn get_log_state(&mut self) -> io::Result<LogState<Types<R>>> {
         let state = self.shared().lock();
         Ok(LogState { last_purged_log_id: state.facts.purged, last_log_id: state.last })
     }
 
-    async fn get_log_reader(&mut self) -> RaftLogReader<J> {
+    async fn get_log_reader(&mut self) -> RaftLogReader<J, R> {
         self.reader.clone()
     }
 
@@ -353,7 +356,8 @@ impl<J: Journal, R: AsyncRuntime> RaftLogStorage<Types<R>> for RaftLog<J, R> {
             ends.iter().map(|end| &bytes[std::mem::replace(&mut start, *end)..*end]).collect();
         let (mut rest, mut callback) = (&records[..], Some(callback));
         while !rest.is_empty() {
-            let (batch, behind) = rest.split_at(batch_length(rest, self.journal().record_bytes_max()));
+            let (batch, behind) =
+                rest.split_at(batch_length(rest, self.journal().record_bytes_max()));
             let token = self.outcome(self.journal().append(LOG_STREAM, batch).await)?;
             let indexes = base..base + batch.len() as u64;
             base = indexes.end;
@@ -412,7 +416,7 @@ impl<J: Journal, R: AsyncRuntime> RaftLogStorage<Types<R>> for RaftLog<J, R> {
     }
 }
 
-impl<J: Journal> RaftLogReader<J> {
+impl<J: Journal, R: AsyncRuntime> RaftLogReader<J, R> {
     /// Entries of a range, as far as there are any, until they have `bytes_max` or more.
     async fn read(&self, range: impl RangeBounds<u64>, bytes_max: usize) -> io::Result<Vec<Entry>> {
         let start = match range.start_bound() {
@@ -488,7 +492,7 @@ impl<J: Journal> RaftLogReader<J> {
     }
 }
 
-impl<J: Journal, R: AsyncRuntime> openraft::RaftLogReader<Types<R>> for RaftLogReader<J> {
+impl<J: Journal, R: AsyncRuntime> openraft::RaftLogReader<Types<R>> for RaftLogReader<J, R> {
     async fn try_get_log_entries<B: RangeBounds<u64> + Clone + Debug + OptionalSend>(
         &mut self,
         range: B,

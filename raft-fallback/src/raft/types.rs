@@ -27,7 +27,8 @@ pub type Vote = openraft::impls::Vote<LeaderId<u64, u64>>;
 pub type Membership = openraft::Membership<u64, BasicNode>;
 
 /// An entry of the log.
-pub type Entry = openraft::impls::Entry<CommittedLeaderId<u64>, EntryPayload<Payload, u64, BasicNode>>;
+pub type Entry =
+    openraft::impls::Entry<CommittedLeaderId<u64>, EntryPayload<Payload, u64, BasicNode>>;
 
 impl<R: AsyncRuntime> RaftTypeConfig for Types<R> {
     type D = Payload;
