@@ -209,10 +209,14 @@ impl Model {
 
 /// One life of the machine: opens, checks, writes, and loses power at some operation of the disk.
 fn live(sim: &SimHandle, model: &mut Model, random: &mut Random) {
+    let before = sim.crashes();
     sim.crash_at(sim.operations() + random.below(160));
     let journal = match SimJournal::open(sim) {
         Ok(journal) => journal,
-        Err(_) => return, // The power went while it opened.
+        Err(error) => {
+            assert!(sim.crashes() > before, "the power was on while it opened: {error}");
+            return;
+        }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let turned = journal.clone();
@@ -224,7 +228,13 @@ fn live(sim: &SimHandle, model: &mut Model, random: &mut Random) {
     });
     let cache_bytes = [0, 2000, 1 << 20][random.below(3) as usize];
     runtime.block_on(async {
-        let Ok(mut log) = Log::open(journal.clone(), cache_bytes).await else { return };
+        let mut log = match Log::open(journal.clone(), cache_bytes).await {
+            Ok(log) => log,
+            Err(error) => {
+                assert!(sim.crashes() > before, "the power was on while it opened: {error}");
+                return;
+            }
+        };
         model.check(&mut log).await;
         let mut waiting = Vec::new();
         for _ in 0..120 {
