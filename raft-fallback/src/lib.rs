@@ -1,7 +1,7 @@
-//! The replicated metadata store of ringwal. **So far it is the state machine only**: what every
-//! node applies, in offset order, from the records of stream 0 (`__metadata`, partition 0). Not there
-//! yet: Raft, the write-ahead log and its fast path, forwarding, epochs and leases, the transport of
-//! snapshots, and whatever writes anything to a disk or a network.
+//! The replicated metadata store of ringwal. **So far it is two parts that nothing connects**: the state
+//! machine, which is what every node applies, in offset order, from the records of stream 0
+//! (`__metadata`, partition 0), and Raft's log in the engine ([`raft`]). Not there yet: elections, the
+//! write-ahead log and its fast path, forwarding, epochs and leases, and the transport of snapshots.
 //!
 //! ```text
 //! bytes of a record ─▶ command/codec.rs ─▶ session.rs ─▶ state.rs ─▶ waiters.rs
@@ -60,6 +60,7 @@ mod codec;
 pub mod command;
 pub mod limits;
 mod metadata;
+pub mod raft;
 pub mod session;
 pub mod snapshot;
 pub mod state;

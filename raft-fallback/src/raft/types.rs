@@ -1,0 +1,94 @@
+//! What openraft is told about our types. The runtime is a parameter: the product's is tokio, a
+//! simulation brings its own.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::marker::PhantomData;
+
+use openraft::impls::{BasicNode, InlineBatch, OneshotResponder};
+use openraft::vote::leader_id_std::{CommittedLeaderId, LeaderId};
+use openraft::{AnyError, AsyncRuntime, EntryPayload, OptionalSend, RaftTypeConfig};
+use openraft_rt_tokio::TokioRuntime;
+
+use super::payload::Payload;
+
+/// Our types, on the runtime `R`.
+pub struct Types<R = TokioRuntime>(PhantomData<fn() -> R>);
+
+/// Names an entry: the term of the leader that wrote it, and its index. One leader per term, so that the
+/// leader itself need not be named.
+pub type LogId = openraft::LogId<CommittedLeaderId<u64>>;
+
+/// A vote for a node in a term, and whether a majority has given theirs.
+pub type Vote = openraft::impls::Vote<LeaderId<u64, u64>>;
+
+/// Who is in the cluster: node ids are numbers of
+/// [`NodeId`](ringwal_replication::node_id::NodeId)s, and of each node the address is kept.
+pub type Membership = openraft::Membership<u64, BasicNode>;
+
+/// An entry of the log.
+pub type Entry =
+    openraft::impls::Entry<CommittedLeaderId<u64>, EntryPayload<Payload, u64, BasicNode>>;
+
+impl<R: AsyncRuntime> RaftTypeConfig for Types<R> {
+    type D = Payload;
+    type R = ();
+    type NodeId = u64;
+    type Node = BasicNode;
+    type Term = u64;
+    type LeaderId = LeaderId<u64, u64>;
+    type Vote = Vote;
+    type Payload = EntryPayload<Payload, u64, BasicNode>;
+    type Entry = Entry;
+    type AsyncRuntime = R;
+    type Responder<T>
+        = OneshotResponder<Self, T>
+    where
+        T: OptionalSend + 'static;
+    type Batch<T>
+        = InlineBatch<T>
+    where
+        T: OptionalSend + 'static;
+    type ErrorSource = AnyError;
+}
+
+// Derived, these would ask the same of `R`, of which there is no value.
+impl<R> fmt::Debug for Types<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Types")
+    }
+}
+
+impl<R> Clone for Types<R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<R> Copy for Types<R> {}
+
+impl<R> Default for Types<R> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<R> PartialEq for Types<R> {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl<R> Eq for Types<R> {}
+
+impl<R> PartialOrd for Types<R> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<R> Ord for Types<R> {
+    fn cmp(&self, _: &Self) -> Ordering {
+        Ordering::Equal
+    }
+}
