@@ -15,6 +15,7 @@ pub enum Variant {
     WatermarkFromUnapplied,
     EpochStartOfAnotherTerm,
     ExtendOfOldEpoch,
+    ExtendOfAnotherTerm,
     ExtendCuts,
     SwitchOnEarly,
     LeadershipRestored,
@@ -28,7 +29,7 @@ pub enum Variant {
 }
 
 impl Variant {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::NoLease,
         Self::PromiseNotPersisted,
         Self::ExtendWithoutRecords,
@@ -38,6 +39,7 @@ impl Variant {
         Self::WatermarkFromUnapplied,
         Self::EpochStartOfAnotherTerm,
         Self::ExtendOfOldEpoch,
+        Self::ExtendOfAnotherTerm,
         Self::ExtendCuts,
         Self::SwitchOnEarly,
         Self::LeadershipRestored,
@@ -61,6 +63,7 @@ impl Variant {
             Self::WatermarkFromUnapplied => "watermark-from-unapplied",
             Self::EpochStartOfAnotherTerm => "epoch-start-of-another-term",
             Self::ExtendOfOldEpoch => "extend-of-old-epoch",
+            Self::ExtendOfAnotherTerm => "extend-of-another-term",
             Self::ExtendCuts => "extend-cuts",
             Self::SwitchOnEarly => "switch-on-early",
             Self::LeadershipRestored => "leadership-restored",
@@ -93,6 +96,7 @@ impl Variant {
             }
             Self::EpochStartOfAnotherTerm => "an EpochStart counts in any term",
             Self::ExtendOfOldEpoch => "an Extend of an epoch that is over is applied",
+            Self::ExtendOfAnotherTerm => "an Extend of the current epoch counts in any term",
             Self::ExtendCuts => "an Extend that is applied late makes its own end the stream's end",
             Self::SwitchOnEarly => {
                 "the fast path is switched on while an Extend is not applied yet"
@@ -129,6 +133,7 @@ impl Variant {
             Self::WatermarkFromUnapplied => base.terms(2).records(2),
             Self::EpochStartOfAnotherTerm => base.terms(3).records(1),
             Self::ExtendOfOldEpoch => base.terms(3).records(1).extends(1),
+            Self::ExtendOfAnotherTerm => base.terms(2).records(0).extends(1),
             Self::ExtendCuts => base.terms(1).records(1).extends(1),
             Self::SwitchOnEarly => base.terms(1).records(1).extends(1),
             Self::LeadershipRestored => base.terms(1).records(2).crashes(1),

@@ -181,6 +181,8 @@ pub struct State {
     pub opened: u8,
     /// For the oracle: what somebody held to be committed.
     pub committed: Records,
+    /// For the oracle: the first epoch in which each of them was held to be so.
+    pub committed_in: [u8; RECORDS_MAX],
     pub violations: u16,
 }
 
@@ -197,6 +199,7 @@ impl State {
             sent: [Records::new(); EPOCHS_MAX],
             opened: 1 << 1,
             committed: Records::new(),
+            committed_in: [0; RECORDS_MAX],
             violations: 0,
         }
     }
@@ -223,7 +226,8 @@ impl State {
     fn hash_as_it_is(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         (self.nodes, self.log, self.term, self.left, self.values).hash(&mut hasher);
-        (self.sent, self.opened, self.committed, self.violations).hash(&mut hasher);
+        (self.sent, self.opened, self.committed, self.committed_in).hash(&mut hasher);
+        self.violations.hash(&mut hasher);
         hasher.finish()
     }
 }

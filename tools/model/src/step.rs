@@ -306,8 +306,11 @@ fn claim(state: &mut State, epoch: u8, records: &[Record]) {
     for (offset, record) in records.iter().enumerate() {
         match state.committed.get(offset) {
             Some(committed) if committed != record => state.violate(Violation::TwoCommitted),
-            Some(_) => {}
-            None => state.committed.push(*record),
+            Some(_) => state.committed_in[offset] = state.committed_in[offset].min(epoch),
+            None => {
+                state.committed.push(*record);
+                state.committed_in[offset] = epoch;
+            }
         }
         for later in epoch + 1..=state.term {
             if state.is_open(later) && state.sent[usize::from(later)].get(offset) != Some(record) {
@@ -386,7 +389,8 @@ impl Epochs {
                 }
             }
             Entry::Extend { epoch, base, records } => {
-                let current = epoch == state.nodes[node].epoch();
+                let this_term = epoch == logged.term || self.is(Variant::ExtendOfAnotherTerm);
+                let current = this_term && epoch == state.nodes[node].epoch();
                 if current || self.is(Variant::ExtendOfOldEpoch) {
                     self.extend(&mut next, node, epoch, usize::from(base), &records)?;
                 }
@@ -412,7 +416,10 @@ impl Epochs {
             if it.end() < start {
                 state.violate(Violation::Hole);
             }
-            if !stream.starts_with(&state.committed) {
+            let lost = state.committed.iter().enumerate().any(|(offset, record)| {
+                state.committed_in[offset] < epoch && stream.get(offset) != Some(record)
+            });
+            if lost {
                 state.violate(Violation::Lost);
             }
             state.sent[usize::from(epoch)] = stream;
