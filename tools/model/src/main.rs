@@ -3,6 +3,7 @@
 
 mod configuration;
 mod narrate;
+mod packed;
 mod properties;
 mod report;
 mod sequence;

@@ -1,9 +1,10 @@
 //! The state of the model: three nodes, one replicated stream, the committed part of Raft's log.
 //! No step is here.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 
 use crate::configuration::Configuration;
+use crate::packed::PackedHasher;
 use crate::properties::Violation;
 use crate::sequence::Sequence;
 
@@ -224,7 +225,7 @@ impl State {
     }
 
     fn hash_as_it_is(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
+        let mut hasher = PackedHasher::new();
         (self.nodes, self.log, self.term, self.left, self.values).hash(&mut hasher);
         (self.sent, self.opened, self.committed, self.committed_in).hash(&mut hasher);
         self.violations.hash(&mut hasher);

@@ -390,8 +390,8 @@ impl Epochs {
             }
             Entry::Extend { epoch, base, records } => {
                 let this_term = epoch == logged.term || self.is(Variant::ExtendOfAnotherTerm);
-                let current = this_term && epoch == state.nodes[node].epoch();
-                if current || self.is(Variant::ExtendOfOldEpoch) {
+                let over = epoch < state.nodes[node].epoch();
+                if this_term && !over || over && self.is(Variant::ExtendOfOldEpoch) {
                     self.extend(&mut next, node, epoch, usize::from(base), &records)?;
                 }
             }

@@ -1,12 +1,13 @@
-//! The protocol holds, and every known mistake is found.
+//! The small configurations hold, and every known mistake is found. `ringwal-model check` does them all.
 
 use crate::configuration::{Configuration, Variant};
 use crate::report::run;
 
 #[test]
 fn everything_holds_in_every_state() {
-    for configuration in Configuration::checked() {
-        let name = configuration.name;
+    for name in ["reports", "lease", "extend", "snapshot"] {
+        let mut all = Configuration::checked().into_iter();
+        let configuration = all.find(|it| it.name == name).expect("it is in the list");
         let seen = run(configuration, 2);
         assert!(seen.broken.is_none(), "{name}: {:?}", seen.broken);
         assert!(seen.unreached.is_empty(), "{name} never saw {:?}", seen.unreached);
@@ -21,13 +22,16 @@ fn every_known_mistake_is_refuted() {
     }
 }
 
-/// The same configuration without the mistake holds: it is the mistake that is refuted.
+/// It is the mistake that is refuted: without it, its configuration holds. Those that are left out here
+/// are in `check`, in configurations at least as large.
 #[test]
 fn without_the_mistake_it_holds() {
     for variant in Variant::ALL {
         let mut configuration = variant.configuration();
         configuration.variant = None;
-        let seen = run(configuration, 2);
-        assert!(seen.broken.is_none(), "{}: {:?}", variant.name(), seen.broken);
+        if configuration.terms < 3 && !configuration.machine {
+            let seen = run(configuration, 2);
+            assert!(seen.broken.is_none(), "{}: {:?}", variant.name(), seen.broken);
+        }
     }
 }
