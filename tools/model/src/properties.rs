@@ -3,8 +3,6 @@
 //! What one step must not do is marked by the step as a *violation*; nothing follows such a state. What a
 //! state must be is looked at here.
 
-use std::fmt;
-
 use stateright::Property;
 
 use crate::state::{Entry, RECORDS_MAX, State, epoch_at};
@@ -192,10 +190,4 @@ fn extend_range(state: &State) -> (usize, usize) {
 
 fn extend_end(state: &State) -> usize {
     extend_range(state).1
-}
-
-impl fmt::Display for Violation {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{self:?}")
-    }
 }

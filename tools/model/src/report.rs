@@ -10,13 +10,16 @@ use crate::narrate;
 use crate::state::State;
 use crate::step::{Action, Epochs};
 
+/// States with the action that follows each; the last has none.
+type Way = Vec<(State, Option<Action>)>;
+
 /// What was seen of one configuration.
 pub struct Seen {
     pub states: usize,
     pub depth: usize,
     pub took: Duration,
     /// A property that does not hold, and the way there.
-    pub broken: Option<(&'static str, Vec<(State, Option<Action>)>)>,
+    pub broken: Option<(&'static str, Way)>,
     /// What should have been reached and was not.
     pub unreached: Vec<&'static str>,
 }
