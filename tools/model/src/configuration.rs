@@ -130,7 +130,7 @@ impl Variant {
             Self::ApplyNotReverted => base.terms(2).records(2).machine(),
             Self::PromiseWithBatchesInFlight => base.terms(2).records(1).in_flight(),
             Self::PromiseBeforeApplied => base.terms(3).records(1),
-            Self::WatermarkFromUnapplied => base.terms(2).records(2),
+            Self::WatermarkFromUnapplied => base.terms(3).records(2),
             Self::EpochStartOfAnotherTerm => base.terms(3).records(1),
             Self::ExtendOfOldEpoch => base.terms(3).records(1).extends(1),
             Self::ExtendOfAnotherTerm => base.terms(2).records(0).extends(1),

@@ -223,10 +223,7 @@ impl Epochs {
     /// whatever has become of it. What it takes continues its stream in the epoch that it has applied.
     fn take_frame(&self, state: &State, node: usize) -> Option<State> {
         let follower = &state.nodes[node];
-        let mut epoch = follower.epoch();
-        if self.is(Variant::WatermarkFromUnapplied) {
-            epoch = epoch.max(follower.promised);
-        }
+        let epoch = follower.epoch();
         let leads_it = follower.leads.is_some_and(|leads| leads.epoch == epoch);
         (follower.promised == epoch && !leads_it).then_some(())?;
         let record = *state.sent[usize::from(epoch)].get(follower.stream.len())?;
