@@ -267,6 +267,22 @@ impl Configuration {
                 .in_flight()
                 .crashes(1)
                 .reaches(&[CommittedByReports, CommittedInEpoch2, Orphans]),
+            Self::named("crash")
+                .what("two changes of the leader; followers' batches in flight, a crash")
+                .terms(3)
+                .records(1)
+                .in_flight()
+                .crashes(1)
+                .reaches(&[CommittedByReports, CommittedInEpoch2, CommittedInEpoch3]),
+            Self::named("mixed")
+                .what("an Extend, batches in flight, a crash and a snapshot in one run")
+                .terms(2)
+                .records(1)
+                .extends(1)
+                .in_flight()
+                .crashes(1)
+                .snapshots(1)
+                .reaches(&[CommittedByReports, CommittedByExtend, CommittedInEpoch2]),
             Self::named("lease")
                 .what("a lease that comes and goes, two elections")
                 .terms(3)
