@@ -18,10 +18,10 @@ use crate::mend::{self, MendRangeError, Mender};
 use crate::node_id::{NodeId, RunId};
 use crate::promise::is_replicated;
 use crate::repair::{Marker, MarkerError};
-use crate::requests::{REQUEST_BYTES_MAX, Replies, Request, RequestError};
+use crate::requests::{Asking, REQUEST_BYTES_MAX, REQUESTS_MAX, Replies, Request, RequestError};
 use crate::stats::{Counters, NodeStats};
 use crate::term::Term;
-use crate::thread::{self, Asking, Command, LeadError, Setup};
+use crate::thread::{self, Command, LeadError, Setup};
 use crate::wake::Wake;
 use crate::worker::{BeginAnew, Facts, FactsError, Snapshots, Worker};
 
@@ -75,6 +75,7 @@ pub struct Node {
 struct Inner {
     engine: Engine,
     commands: Sender<Command>,
+    asks: Sender<Asking>,
     wake: Arc<Wake>,
     picture: Arc<Mutex<NodeStats>>,
     mender: Mender,
@@ -137,6 +138,7 @@ impl Node {
         let worker = Worker::start(engine.clone(), snapshots, mender.clone(), wake.clone());
         let worker = worker.map_err(system("start the worker's thread"))?;
         let (commands, to_do) = bounded(COMMANDS_MAX);
+        let (asks, asked) = bounded(REQUESTS_MAX);
         let lacking = repairing.as_ref().and_then(|marker| marker.lacking(&engine));
         let picture = NodeStats { repairing: lacking, ..NodeStats::default() };
         let picture = Arc::new(Mutex::new(picture));
@@ -150,6 +152,7 @@ impl Node {
             mender: mender.clone(),
             wake: wake.clone(),
             commands: to_do,
+            asks: asked,
             facts,
             repairing,
             counters: Arc::new(Counters::default()),
@@ -159,7 +162,7 @@ impl Node {
             .name("ringwal-replica".into())
             .spawn(move || thread::run(setup))
             .map_err(system("start the replication thread"))?;
-        let inner = Arc::new(Inner { engine, commands, wake, picture, mender });
+        let inner = Arc::new(Inner { engine, commands, asks, wake, picture, mender });
         Ok(Self { inner, thread: Some(thread), address })
     }
 
@@ -436,21 +439,19 @@ pub struct Requests {
 impl Requests {
     /// Asks a node, a member or not; the outcome is there within `limit`, about. Never waits.
     pub fn ask(&self, to: &Member, bytes: impl Into<Bytes>, limit: Duration) -> Request {
-        let (request, outcome) = Request::new();
-        let bytes = bytes.into();
-        if bytes.len() > REQUEST_BYTES_MAX {
-            let _ = outcome.send(Err(RequestError::TooLong { length: bytes.len() }));
+        let (asking, request) = Asking::new(to.clone(), bytes.into(), limit);
+        let length = asking.bytes.len();
+        if length > REQUEST_BYTES_MAX {
+            asking.finish(Err(RequestError::TooLong { length }));
             return request;
         }
-        let asking = Asking { bytes, limit, deadline: Instant::now() + limit, outcome };
-        let refused = self.inner.commands.try_send(Command::Ask { member: to.clone(), asking });
-        match refused {
+        match self.inner.asks.try_send(asking) {
             Ok(()) => self.inner.wake.wake(),
-            Err(TrySendError::Full(Command::Ask { asking, .. })) => {
-                let _ = asking.outcome.send(Err(RequestError::Busy { node: to.node }));
+            Err(TrySendError::Full(asking)) => {
+                asking.finish(Err(RequestError::Busy { node: to.node }));
             }
-            // Dropping the outcome says that the node is closed.
-            Err(_) => {}
+            // Dropping it says that the node is closed.
+            Err(TrySendError::Disconnected(_)) => {}
         }
         request
     }

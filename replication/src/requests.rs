@@ -18,12 +18,13 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::Sender;
 use tokio::sync::oneshot;
 
+use crate::config::Member;
 use crate::node_id::NodeId;
 use crate::promise::{Identity, refuse_foreign};
 use crate::wake::Wake;
@@ -31,8 +32,12 @@ use crate::wire::{Hello, Refusal};
 
 /// Longest request or reply, in bytes.
 pub const REQUEST_BYTES_MAX: usize = 4 << 20;
-/// Requests to one node without a reply; and of one connection, on the other side.
+/// Requests to one node without a reply; and of one node, on the other side.
 pub const REQUESTS_MAX: usize = 256;
+/// Bytes of requests to one node that wait to be sent.
+pub const WAITING_BYTES_MAX: usize = 64 << 20;
+/// No request waits for longer.
+const LIMIT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Why there is no reply.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -76,8 +81,8 @@ pub enum RequestError {
         /// Its length.
         length: usize,
     },
-    /// Too many wait already.
-    #[error("{REQUESTS_MAX} requests to node {node} wait already; ask again when one is done")]
+    /// Too many wait already, or too many bytes of them.
+    #[error("too many requests to node {node} wait already; ask again when one is done")]
     Busy {
         /// Which node.
         node: NodeId,
@@ -103,18 +108,58 @@ impl RequestError {
 
 pub(crate) type Outcome = Result<Bytes, RequestError>;
 
+/// A request that somebody waits for. However it ends, who waits learns whether it may be done.
+pub(crate) struct Asking {
+    pub(crate) to: Member,
+    pub(crate) bytes: Bytes,
+    pub(crate) limit: Duration,
+    pub(crate) deadline: Instant,
+    /// It was handed to a connection.
+    pub(crate) is_sent: bool,
+    outcome: Option<oneshot::Sender<Outcome>>,
+}
+
+impl Asking {
+    pub(crate) fn new(to: Member, bytes: Bytes, limit: Duration) -> (Self, Request) {
+        let (sender, receiver) = oneshot::channel();
+        let (now, outcome) = (Instant::now(), Some(sender));
+        let deadline = now.checked_add(limit).unwrap_or(now + LIMIT_MAX);
+        (Self { to, bytes, limit, deadline, is_sent: false, outcome }, Request(receiver))
+    }
+
+    /// Whether nobody waits any more, or has waited for too long.
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
+        self.deadline <= now || self.outcome.as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+
+    pub(crate) fn finish(mut self, outcome: Outcome) {
+        if let Some(way) = self.outcome.take() {
+            // Nobody may wait any more.
+            let _ = way.send(outcome);
+        }
+    }
+
+    pub(crate) fn finish_late(self) {
+        let (node, limit, is_sent) = (self.to.node, self.limit, self.is_sent);
+        self.finish(Err(RequestError::Late { node, limit, is_sent }));
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        if let (true, Some(way)) = (self.is_sent, self.outcome.take()) {
+            let (node, why) = (self.to.node, "the thread that asks has ended".to_owned());
+            let _ = way.send(Err(RequestError::Lost { node, why }));
+        }
+    }
+}
+
 /// A request on its way: a future for any runtime, or [`Request::wait`]. Dropping it only means that
 /// nobody waits.
 #[derive(Debug)]
 pub struct Request(oneshot::Receiver<Outcome>);
 
 impl Request {
-    /// A request, and where its outcome goes.
-    pub(crate) fn new() -> (Self, oneshot::Sender<Outcome>) {
-        let (sender, receiver) = oneshot::channel();
-        (Self(receiver), sender)
-    }
-
     /// Blocks the thread until there is a reply, or none any more.
     ///
     /// # Errors
@@ -139,7 +184,8 @@ impl Future for Request {
 /// Whoever replies to the requests of other nodes.
 pub trait Replies: Send + Sync {
     /// A request has come. This runs on the replication thread: give it to whoever does the work, and
-    /// return at once.
+    /// return at once. No method of [`Node`](crate::Node) may be called here: they wait for this
+    /// thread. Whoever replies and needs its node holds it weakly, or the node never ends.
     fn handle(&self, asked: Asked);
 }
 
@@ -156,23 +202,30 @@ pub struct Asked {
 
 /// The way back of a request. Dropping it says that there will be no reply.
 pub struct Reply {
-    pub(crate) session: u64,
-    pub(crate) number: u64,
+    pub(crate) of: Of,
     /// `None` when it is used. One request has one reply, and requests that have none are counted, so
     /// there is always room.
     way: Option<(Sender<Replied>, Arc<Wake>)>,
 }
 
-/// What has been replied to a request, `None` for no reply.
-pub(crate) struct Replied {
+/// Which request it is, of which node, and how long it was.
+#[derive(Copy, Clone)]
+pub(crate) struct Of {
+    pub(crate) node: NodeId,
     pub(crate) session: u64,
     pub(crate) number: u64,
+    pub(crate) length: usize,
+}
+
+/// What has been replied to a request, `None` for no reply.
+pub(crate) struct Replied {
+    pub(crate) of: Of,
     pub(crate) bytes: Option<Bytes>,
 }
 
 impl Reply {
-    pub(crate) fn new(session: u64, number: u64, way: (Sender<Replied>, Arc<Wake>)) -> Self {
-        Self { session, number, way: Some(way) }
+    pub(crate) fn new(of: Of, way: (Sender<Replied>, Arc<Wake>)) -> Self {
+        Self { of, way: Some(way) }
     }
 
     /// Replies, from any thread. More than [`REQUEST_BYTES_MAX`] bytes are no reply.
@@ -188,7 +241,7 @@ impl Reply {
     fn give(&mut self, bytes: Option<Bytes>) {
         let Some((way, wake)) = self.way.take() else { return };
         // Nobody is there any more when the node is closed.
-        let _ = way.try_send(Replied { session: self.session, number: self.number, bytes });
+        let _ = way.try_send(Replied { of: self.of, bytes });
         wake.wake();
     }
 }
@@ -201,7 +254,7 @@ impl Drop for Reply {
 
 impl fmt::Debug for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reply").field("number", &self.number).finish_non_exhaustive()
+        f.debug_struct("Reply").field("number", &self.of.number).finish_non_exhaustive()
     }
 }
 

@@ -28,14 +28,14 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use ringwal_engine::{Engine, StreamId};
 
-use crate::config::{Config, Member};
+use crate::config::Config;
 use crate::link::Listener;
 use crate::link::tls::{Tls, TlsError};
 use crate::mend::Mender;
 use crate::node_id::{NodeId, RunId};
 use crate::promise::{Identity, Promise};
 use crate::repair::Marker;
-use crate::requests::Replies;
+use crate::requests::{Asking, Replies};
 use crate::stats::{Counters, NodeStats, Role};
 use crate::term::Term;
 use crate::wake::Wake;
@@ -49,7 +49,6 @@ use following::Appends;
 pub(crate) use leading::SLICES_MAX;
 use part::{Change, Part, To};
 use repairing::Repairing;
-pub(crate) use requesting::Asking;
 use requesting::Requesting;
 
 /// What a node knows to be committed is made durable so often, when it has changed.
@@ -69,8 +68,6 @@ pub(crate) enum Command {
     Retire { epoch: u64, why: String },
     /// Drop a prefix of a stream as soon as followers allow it.
     Trim { stream: StreamId, before: u64 },
-    /// Ask a node.
-    Ask { member: Member, asking: Asking },
     /// Take requests of other nodes from now on.
     Reply(Arc<dyn Replies>),
     /// Send what is sealed, within the limit, and end.
@@ -181,6 +178,7 @@ pub(crate) struct Setup {
     pub(crate) mender: Mender,
     pub(crate) wake: Arc<Wake>,
     pub(crate) commands: Receiver<Command>,
+    pub(crate) asks: Receiver<Asking>,
     pub(crate) facts: Facts,
     pub(crate) repairing: Option<Marker>,
     pub(crate) counters: Arc<Counters>,
@@ -234,6 +232,7 @@ impl Drop for Fence {
 struct Replica {
     context: Context,
     commands: Receiver<Command>,
+    asks: Receiver<Asking>,
     arrivals: Arrivals,
     appends: Appends,
     fetching: Fetching,
@@ -278,6 +277,7 @@ impl Replica {
         Self {
             context,
             commands,
+            asks: setup.asks,
             arrivals,
             appends: Appends::default(),
             fetching: Fetching::default(),
@@ -296,8 +296,14 @@ impl Replica {
 
     /// One turn of everything that can be done now. True when there is more to do at once.
     fn turn(&mut self) -> bool {
-        while let Ok(command) = self.commands.try_recv() {
-            self.handle_command(command);
+        // As many as can wait; a caller that is refused and comes again at once must not keep the rest.
+        for _ in 0..self.commands.len() {
+            if let Ok(command) = self.commands.try_recv() {
+                self.handle_command(command);
+            }
+        }
+        for asking in self.asks.try_iter().take(self.asks.len()) {
+            self.requesting.ask(&self.context, asking);
         }
         while let Some(arrived) = self.arrivals.take() {
             self.handle_arrived(arrived);
@@ -308,7 +314,7 @@ impl Replica {
         self.advance_change();
         let may_read = self.change.is_none() && self.closing.is_none();
         let is_read = self.fetching.turn(&mut self.context, may_read);
-        let is_asked = self.requesting.turn(&self.context);
+        let is_asked = self.requesting.turn(&self.context, self.closing.is_some());
         is_read
             | is_asked
             | match &mut self.part {
@@ -383,7 +389,6 @@ impl Replica {
                 }
                 _ => tracing::warn!(%stream, before, "too busy to trim; ask again"),
             },
-            Command::Ask { member, asking } => self.requesting.ask(&self.context, member, asking),
             Command::Reply(replies) => self.requesting.handle_replies(replies),
             Command::Close => {
                 self.closing.get_or_insert_with(Instant::now);
@@ -609,7 +614,8 @@ impl Replica {
             Part::Following(_) => self.appends.is_empty(),
             Part::Idle => true,
         };
-        let is_at_rest = is_drained && self.context.worker.is_idle();
+        let is_at_rest =
+            is_drained && self.context.worker.is_idle() && self.requesting.is_drained();
         is_at_rest || since.elapsed() >= self.context.config.drain_timeout
     }
 }

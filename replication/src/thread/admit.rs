@@ -86,7 +86,7 @@ impl Replica {
                 Some((Refusal::NotAMember, why))
             }
             _ if self.closing.is_some() => Some(not_now("this node is closing".into())),
-            _ => self.requesting.is_full().map(not_now),
+            _ => self.requesting.refusal(arrived.hello.from).map(not_now),
         });
         match refused {
             Some((refusal, why)) => self.refuse(arrived, refusal, why),

@@ -1,57 +1,57 @@
 //! Requests to other nodes, and of other nodes: see [`crate::requests`]. A connection to each node that
 //! is asked, dialled when it is first needed and closed when it has been idle for long.
 
+mod asked;
+mod asking;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use tokio::sync::oneshot;
 
 use super::Context;
-use super::accept::{Arrived, Place};
+use super::accept::Arrived;
 use super::connection::Connection;
-use super::dial::{Dialled, Dialler};
 use crate::config::Member;
-use crate::link::Received;
 use crate::node_id::NodeId;
 use crate::requests::{
-    Asked, Outcome, REQUEST_BYTES_MAX, REQUESTS_MAX, Replied, Replies, Reply, RequestError,
+    Asked, Asking, Of, REQUEST_BYTES_MAX, REQUESTS_MAX, Replied, Replies, Reply, RequestError,
 };
-use crate::wire::{Answer, ConnectionKind, Message, Part};
+use crate::wire::{Answer, Message, Part};
+use asked::Session;
+use asking::Target;
 
 /// Nodes that may ask at once.
 const SESSIONS_MAX: usize = 64;
-/// Requests of all of them together without a reply; more are not read until some have one.
+/// Nodes, or addresses of them, that are asked at once.
+const TARGETS_MAX: usize = 64;
+/// Requests of all nodes together without a reply; more are not read until some have one.
 const UNDER_WAY_MAX: usize = 4 * REQUESTS_MAX;
+/// Bytes of those.
+const UNDER_WAY_BYTES_MAX: usize = 64 << 20;
+/// Bytes of replies that wait to be written, of all nodes together; what is beyond is no reply.
+const REPLIES_BYTES_MAX: usize = 256 << 20;
 /// Bytes that are handed to a connection at once, about.
 const SEND_BYTES: usize = 1 << 20;
-/// Bytes of replies that wait for one who asks; beyond it nothing more of it is read.
-const REPLY_BYTES_MAX: usize = 16 << 20;
 /// Items of one connection that are taken in one turn.
 const ITEMS_PER_TURN: usize = 64;
 /// A connection that is not used for so long is closed.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
-/// A request that somebody waits for.
-pub(crate) struct Asking {
-    pub(crate) bytes: Bytes,
-    pub(crate) limit: Duration,
-    pub(crate) deadline: Instant,
-    pub(crate) outcome: oneshot::Sender<Outcome>,
-}
-
 /// See the module.
 pub(crate) struct Requesting {
     replies: Option<Arc<dyn Replies>>,
-    targets: BTreeMap<NodeId, Target>,
-    sessions: Vec<Session>,
+    targets: BTreeMap<(NodeId, String), Target>,
+    sessions: VecDeque<Session>,
     /// Sessions that have begun.
     begun: u64,
-    /// Requests of others that have no reply yet, also of sessions that have ended.
-    under_way: usize,
+    /// Requests of each node that have no reply yet, also of sessions that have ended; never 0.
+    under_way: BTreeMap<NodeId, usize>,
+    /// All of them together, and their bytes.
+    under_way_all: (usize, usize),
     way: Sender<Replied>,
     replied: Receiver<Replied>,
 }
@@ -62,9 +62,10 @@ impl Default for Requesting {
         Self {
             replies: None,
             targets: BTreeMap::new(),
-            sessions: Vec::new(),
+            sessions: VecDeque::new(),
             begun: 0,
-            under_way: 0,
+            under_way: BTreeMap::new(),
+            under_way_all: (0, 0),
             way,
             replied,
         }
@@ -77,109 +78,127 @@ impl Requesting {
         self.replies = Some(replies);
     }
 
-    /// Why nobody more may ask, if so.
-    pub(crate) fn is_full(&self) -> Option<String> {
+    /// Why this node may not ask now, if so. What it asked over before makes room for it.
+    pub(crate) fn refusal(&self, node: NodeId) -> Option<String> {
         if self.replies.is_none() {
             return Some("nobody replies to requests here".into());
         }
-        let is_full = self.sessions.len() >= SESSIONS_MAX;
+        let others = self.sessions.iter().filter(|session| session.node() != node).count();
+        let is_full = others >= SESSIONS_MAX;
         is_full.then(|| format!("{SESSIONS_MAX} others ask here; try again later"))
     }
 
     /// Asks a node.
-    pub(crate) fn ask(&mut self, context: &Context, member: Member, asking: Asking) {
-        let node = member.node;
-        if self.targets.get(&node).is_some_and(|target| target.dialler.member() != &member) {
-            // It has moved.
-            if let Some(target) = self.targets.remove(&node) {
-                target.end("it is asked at another address");
-            }
+    pub(crate) fn ask(&mut self, context: &Context, asking: Asking) {
+        let Member { node, address } = &asking.to;
+        let (node, place) = (*node, (*node, address.clone()));
+        if !self.targets.contains_key(&place) && self.targets.len() >= TARGETS_MAX {
+            let why = format!("{TARGETS_MAX} other nodes are being asked");
+            return asking.finish(Err(RequestError::NotReached { node, why }));
         }
-        let target = self.targets.entry(node).or_insert_with(|| Target::new(context, member));
-        target.ask(asking);
+        let begin = || Target::new(context, asking.to.clone());
+        self.targets.entry(place).or_insert_with(begin).ask(asking);
     }
 
     /// Another node may ask: the answer to its hello, and then what it asks.
     pub(crate) fn begin(&mut self, context: &Context, arrived: Arrived, answer: &Answer) {
-        let Arrived { reader, writer, hello, place, .. } = arrived;
         // A node asks over one connection; an older one is of a process that is gone, or is dead.
-        self.sessions.retain(|session| session.node != hello.from);
+        let node = arrived.hello.from;
+        let before = self.sessions.len();
+        self.sessions.retain(|session| session.node() != node);
+        if self.sessions.len() < before {
+            tracing::info!(%node, "asks over a new connection: the one before is dropped");
+        }
         self.begun += 1;
-        let connection = Connection::start(reader, writer, 0, context.wake.clone());
-        let answer = Bytes::from(answer.encode());
-        self.sessions.push(Session {
-            number: self.begun,
-            node: hello.from,
-            connection,
-            _place: place,
-            outgoing_bytes: answer.len(),
-            outgoing: VecDeque::from([answer]),
-            coming: Coming::default(),
-            under_way: 0,
-            used: Instant::now(),
-        });
+        self.sessions.push_back(Session::new(context, arrived, answer, self.begun));
     }
 
-    /// One turn of everything that can be done now. True when there is more to do at once.
-    pub(crate) fn turn(&mut self, context: &Context) -> bool {
+    /// One turn of everything that can be done now. True when there is more to do at once. Nothing
+    /// more is taken when `is_closing`.
+    pub(crate) fn turn(&mut self, context: &Context, is_closing: bool) -> bool {
         let mut is_busy = false;
         for target in self.targets.values_mut() {
             is_busy |= target.turn(context);
         }
         while let Ok(replied) = self.replied.try_recv() {
-            self.under_way -= 1;
-            let session = self.sessions.iter_mut().find(|s| s.number == replied.session);
-            if let Some(session) = session {
-                session.reply(replied);
-            }
+            self.handle_replied(replied);
         }
+        // Each is the first in its turn.
+        self.sessions.rotate_left(usize::from(!self.sessions.is_empty()));
         let mut taken = Vec::new();
+        let (mut room, bytes) = (UNDER_WAY_MAX - self.under_way_all.0, self.under_way_all.1);
+        if is_closing || bytes >= UNDER_WAY_BYTES_MAX {
+            room = 0;
+        }
         self.sessions.retain_mut(|session| {
-            let room = UNDER_WAY_MAX - self.under_way - taken.len();
+            let of_node = self.under_way.get(&session.node()).copied().unwrap_or(0);
+            let room = (room - taken.len()).min(REQUESTS_MAX.saturating_sub(of_node));
             match session.turn(room, &mut taken) {
                 Ok(more) => {
                     is_busy |= more;
                     true
                 }
                 Err(why) => {
-                    tracing::info!(node = %session.node, why, "asks no more here");
+                    tracing::info!(node = %session.node(), why, "asks no more here");
                     false
                 }
             }
         });
-        for taken in taken {
-            self.handle(context, taken);
+        for (of, bytes) in taken {
+            self.handle(context, of, bytes);
         }
         is_busy
     }
 
-    fn handle(&mut self, context: &Context, taken: Taken) {
+    fn handle_replied(&mut self, Replied { of, bytes }: Replied) {
+        self.under_way_all.0 -= 1;
+        self.under_way_all.1 -= of.length;
+        if let Some(under_way) = self.under_way.get_mut(&of.node) {
+            *under_way -= 1;
+            if *under_way == 0 {
+                self.under_way.remove(&of.node);
+            }
+        }
+        let waiting: usize = self.sessions.iter().map(Session::waiting_bytes).sum();
+        let bytes = bytes.filter(|bytes| waiting + bytes.len() <= REPLIES_BYTES_MAX);
+        if let Some(session) = self.sessions.iter_mut().find(|s| s.number() == of.session) {
+            session.reply(of.number, bytes);
+        }
+    }
+
+    fn handle(&mut self, context: &Context, of: Of, bytes: Bytes) {
         let Some(replies) = &self.replies else { return };
-        let Taken { session, from, number, bytes } = taken;
-        self.under_way += 1;
+        self.under_way_all.0 += 1;
+        self.under_way_all.1 += of.length;
+        *self.under_way.entry(of.node).or_default() += 1;
         context.counters.requests_taken.add(1);
-        let reply = Reply::new(session, number, (self.way.clone(), context.wake.clone()));
-        let asked = Asked { from, bytes, reply };
+        let reply = Reply::new(of, (self.way.clone(), context.wake.clone()));
+        let asked = Asked { from: of.node, bytes, reply };
         // Code of the embedder: its panic must not end this thread.
         if catch_unwind(AssertUnwindSafe(|| replies.handle(asked))).is_err() {
-            tracing::error!(node = %from, "whoever replies to requests has panicked");
+            tracing::error!(node = %of.node, "whoever replies to requests has panicked");
         }
     }
 
     /// Now and then.
     pub(crate) fn tick(&mut self) {
-        let now = Instant::now();
-        self.targets.retain(|_, target| target.tick(now));
+        self.targets.retain(|_, target| target.tick());
         self.sessions.retain(|session| {
-            session.under_way > 0
-                || !session.outgoing.is_empty()
-                || session.used.elapsed() < 2 * IDLE_MAX
+            let is_used = session.is_used();
+            if !is_used {
+                tracing::info!(node = %session.node(), "neither asks nor takes a reply: dropped");
+            }
+            is_used
         });
+    }
+
+    /// Whether every reply has been written.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.sessions.iter().all(|session| session.waiting_bytes() == 0)
     }
 
     /// Whoever waits learns that it is over.
     pub(crate) fn end(&mut self) {
-        self.replies = None;
         self.sessions.clear();
         for (_, target) in std::mem::take(&mut self.targets) {
             target.end("this node is closing");
@@ -214,234 +233,35 @@ impl Coming {
     }
 }
 
-/// Hands over what fits, when the connection is free.
-fn send(connection: &Connection, outgoing: &mut VecDeque<Bytes>) -> usize {
-    if outgoing.is_empty() || !connection.is_free() {
+/// Hands over what fits, when the connection is free; `next` is asked for more. How many bytes.
+fn send(
+    connection: &Connection,
+    encoded: &mut VecDeque<Bytes>,
+    mut next: impl FnMut() -> Option<Vec<Bytes>>,
+) -> usize {
+    if !connection.is_free() {
         return 0;
     }
     let (mut slices, mut bytes) = (Vec::new(), 0);
-    while bytes < SEND_BYTES
-        && let Some(next) = outgoing.pop_front()
-    {
-        bytes += next.len();
-        slices.push(next);
+    while bytes < SEND_BYTES {
+        match encoded.pop_front() {
+            Some(part) => {
+                bytes += part.len();
+                slices.push(part);
+            }
+            None => match next() {
+                Some(parts) => encoded.extend(parts),
+                None => break,
+            },
+        }
     }
-    connection.send(slices);
+    if !slices.is_empty() {
+        connection.send(slices);
+    }
     bytes
 }
 
 /// Parts in bytes.
-fn encode(number: u64, bytes: &Bytes, message: fn(Part) -> Message) -> impl Iterator<Item = Bytes> {
-    Part::of(number, bytes).map(move |part| Bytes::from(message(part).encode()))
-}
-
-/// A node that is asked.
-struct Target {
-    node: NodeId,
-    dialler: Dialler,
-    connection: Option<(Connection, Instant)>,
-    /// Not sent yet.
-    waiting: VecDeque<Asking>,
-    /// Sent, or being sent, by number.
-    sent: BTreeMap<u64, Asking>,
-    made: u64,
-    outgoing: VecDeque<Bytes>,
-    coming: Coming,
-    used: Instant,
-}
-
-impl Target {
-    fn new(context: &Context, member: Member) -> Self {
-        let node = member.node;
-        Self {
-            node,
-            dialler: Dialler::start(context, member, ConnectionKind::Requests, 0),
-            connection: None,
-            waiting: VecDeque::new(),
-            sent: BTreeMap::new(),
-            made: 0,
-            outgoing: VecDeque::new(),
-            coming: Coming::default(),
-            used: Instant::now(),
-        }
-    }
-
-    fn ask(&mut self, asking: Asking) {
-        self.used = Instant::now();
-        if self.waiting.len() + self.sent.len() >= REQUESTS_MAX {
-            drop(asking.outcome.send(Err(RequestError::Busy { node: self.node })));
-            return;
-        }
-        self.waiting.push_back(asking);
-    }
-
-    fn turn(&mut self, context: &Context) -> bool {
-        match self.dialler.take() {
-            None => {}
-            Some(Dialled::Answered { reader, writer, .. }) => {
-                let connection = Connection::start(reader, writer, 0, context.wake.clone());
-                self.connection = Some((connection, Instant::now()));
-            }
-            Some(Dialled::Refused(refused)) => self.fail_waiting(&refused.why),
-            Some(Dialled::Failed(why)) => self.fail_waiting(&why),
-        }
-        match self.exchange() {
-            Ok(is_busy) => is_busy,
-            Err(why) => {
-                self.disconnect(&why);
-                false
-            }
-        }
-    }
-
-    /// Sends and receives.
-    fn exchange(&mut self) -> Result<bool, String> {
-        let Some((connection, _)) = &self.connection else { return Ok(false) };
-        let mut taken = 0;
-        while taken < ITEMS_PER_TURN
-            && let Some((item, _)) = connection.take_received()
-        {
-            taken += 1;
-            let (number, outcome) = match item {
-                Received::Message(Message::Reply(part)) => match self.coming.take(part)? {
-                    Some((number, bytes)) => (number, Ok(bytes)),
-                    None => continue,
-                },
-                Received::Message(Message::NoReply { number }) => {
-                    (number, Err(RequestError::NoReply { node: self.node }))
-                }
-                _ => return Err("it says what nobody says who is asked".into()),
-            };
-            // Of one that was given up, nobody hears.
-            if let Some(asking) = self.sent.remove(&number) {
-                let _ = asking.outcome.send(outcome);
-            }
-        }
-        connection.take_sent();
-        if let Some(why) = connection.ended() {
-            return Err(why);
-        }
-        if self.outgoing.is_empty() && connection.is_free() {
-            let mut bytes = 0;
-            while bytes < SEND_BYTES
-                && let Some(asking) = self.waiting.pop_front()
-            {
-                bytes += asking.bytes.len();
-                self.made += 1;
-                self.outgoing.extend(encode(self.made, &asking.bytes, Message::Request));
-                self.sent.insert(self.made, asking);
-            }
-        }
-        send(connection, &mut self.outgoing);
-        Ok(taken == ITEMS_PER_TURN)
-    }
-
-    fn disconnect(&mut self, why: &str) {
-        if let Some((_, since)) = self.connection.take() {
-            self.dialler.again(since.elapsed());
-        }
-        self.outgoing.clear();
-        self.coming = Coming::default();
-        for (_, asking) in std::mem::take(&mut self.sent) {
-            let lost = RequestError::Lost { node: self.node, why: why.to_owned() };
-            let _ = asking.outcome.send(Err(lost));
-        }
-    }
-
-    fn fail_waiting(&mut self, why: &str) {
-        for asking in std::mem::take(&mut self.waiting) {
-            let not_reached = RequestError::NotReached { node: self.node, why: why.to_owned() };
-            let _ = asking.outcome.send(Err(not_reached));
-        }
-    }
-
-    fn end(mut self, why: &str) {
-        self.disconnect(why);
-        self.fail_waiting(why);
-    }
-
-    /// Gives up what is late; false when it is not needed any more.
-    fn tick(&mut self, now: Instant) -> bool {
-        let node = self.node;
-        let late = |asking: Asking, is_sent| {
-            let late = RequestError::Late { node, limit: asking.limit, is_sent };
-            let _ = asking.outcome.send(Err(late));
-        };
-        let is_over = |asking: &Asking| asking.deadline <= now || asking.outcome.is_closed();
-        let over: Vec<u64> =
-            self.sent.iter().filter(|(_, asking)| is_over(asking)).map(|(at, _)| *at).collect();
-        for asking in over.iter().filter_map(|number| self.sent.remove(number)).collect::<Vec<_>>()
-        {
-            late(asking, true);
-        }
-        let (over, waiting) =
-            std::mem::take(&mut self.waiting).into_iter().partition::<VecDeque<_>, _>(is_over);
-        self.waiting = waiting;
-        over.into_iter().for_each(|asking| late(asking, false));
-        let is_used = !self.waiting.is_empty() || !self.sent.is_empty();
-        is_used || self.used.elapsed() < IDLE_MAX
-    }
-}
-
-/// A node that asks.
-struct Session {
-    number: u64,
-    node: NodeId,
-    connection: Connection,
-    _place: Place,
-    outgoing: VecDeque<Bytes>,
-    outgoing_bytes: usize,
-    coming: Coming,
-    under_way: usize,
-    used: Instant,
-}
-
-impl Session {
-    fn reply(&mut self, replied: Replied) {
-        self.under_way -= 1;
-        let before = self.outgoing.len();
-        match &replied.bytes {
-            Some(bytes) => self.outgoing.extend(encode(replied.number, bytes, Message::Reply)),
-            None => {
-                let none = Message::NoReply { number: replied.number };
-                self.outgoing.push_back(none.encode().into());
-            }
-        }
-        self.outgoing_bytes += self.outgoing.iter().skip(before).map(Bytes::len).sum::<usize>();
-    }
-
-    /// Takes at most `room` requests, and sends what there is.
-    fn turn(&mut self, room: usize, taken: &mut Vec<Taken>) -> Result<bool, String> {
-        let (mut items, until) = (0, taken.len() + room);
-        while items < ITEMS_PER_TURN
-            && taken.len() < until
-            && self.under_way < REQUESTS_MAX
-            && self.outgoing_bytes < REPLY_BYTES_MAX
-            && let Some((item, _)) = self.connection.take_received()
-        {
-            items += 1;
-            self.used = Instant::now();
-            let Received::Message(Message::Request(part)) = item else {
-                return Err("it says what nobody says who asks".into());
-            };
-            if let Some((number, bytes)) = self.coming.take(part)? {
-                self.under_way += 1;
-                taken.push(Taken { session: self.number, from: self.node, number, bytes });
-            }
-        }
-        self.connection.take_sent();
-        self.outgoing_bytes -= send(&self.connection, &mut self.outgoing);
-        match self.connection.ended() {
-            Some(why) => Err(why),
-            None => Ok(items == ITEMS_PER_TURN),
-        }
-    }
-}
-
-/// A request that has come.
-struct Taken {
-    session: u64,
-    from: NodeId,
-    number: u64,
-    bytes: Bytes,
+fn encode(number: u64, bytes: &Bytes, message: fn(Part) -> Message) -> Vec<Bytes> {
+    Part::of(number, bytes).map(|part| Bytes::from(message(part).encode())).collect()
 }

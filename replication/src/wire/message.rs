@@ -483,9 +483,15 @@ impl Words<'_> {
 
     fn part(&mut self) -> Result<Part, WireError> {
         let (number, is_last) = (self.next()?, self.bounded("a flag of", 1)? == 1);
-        let bytes = Bytes::copy_from_slice(std::mem::take(&mut self.0));
+        let bytes = std::mem::take(&mut self.0);
         check_length("a part", bytes.len(), PART_BYTES_MAX)?;
-        Ok(Part { number, is_last, bytes })
+        if !is_last && bytes.len() < PART_BYTES_MAX {
+            let length = bytes.len();
+            let what =
+                format!("a part of {length} bytes that is not the last; it has {PART_BYTES_MAX}");
+            return Err(WireError::Unexpected(what));
+        }
+        Ok(Part { number, is_last, bytes: Bytes::copy_from_slice(bytes) })
     }
 
     fn wanted(&mut self) -> Result<Wanted, WireError> {
@@ -570,7 +576,7 @@ mod tests {
             fetched(Stop::Trimmed(12)),
             fetched(Stop::Damaged("segment-00000001 at byte 8192".into())),
             Message::Request(Part { number: 3, is_last: true, bytes: Bytes::new() }),
-            Message::Request(Part { number: 4, is_last: false, bytes: vec![7; 30].into() }),
+            Message::Request(Part { number: 4, is_last: true, bytes: vec![7; 30].into() }),
             Message::Reply(Part { number: u64::MAX, is_last: true, bytes: vec![8; 9].into() }),
             Message::NoReply { number: 5 },
         ]
@@ -733,6 +739,12 @@ mod tests {
         header.crc = header.own_crc().into();
         let decoded = Message::decode(header.as_bytes());
         assert_eq!(decoded, Err(WireError::Magic(b"RF".to_vec())));
+    }
+
+    #[test]
+    fn only_the_last_part_is_short() {
+        let part = Part { number: 1, is_last: false, bytes: vec![0; PART_BYTES_MAX - 1].into() };
+        assert!(Message::decode(&Message::Reply(part).encode()).is_err());
     }
 
     #[test]
