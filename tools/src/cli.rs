@@ -304,6 +304,9 @@ pub struct RecoveryWriterArgs {
 /// Flags of a hidden process beside a measurement.
 #[derive(Debug, Args)]
 pub struct BenchPeerArgs {
+    /// The process that it ends with.
+    #[arg(long)]
+    pub parent: u32,
     /// The directory of its engine.
     #[arg(long)]
     pub dir: PathBuf,

@@ -93,8 +93,9 @@ fn run_with(bench: &mut Bench, lacked: &Lacked) -> Result<()> {
     let listen = peer::free_address()?;
     let led = Led::start(bench, "leader", SEGMENT_BYTES, std::slice::from_ref(&listen))?;
     let outcome = repeat(bench, lacked, &led, &listen);
-    led.close()?;
+    let closed = led.close();
     let (took, both) = outcome?;
+    closed?;
     if took.is_empty() {
         return Ok(());
     }

@@ -87,9 +87,9 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     let alone = bench.open_at(bench.settings.io[0], side.path(), Some(SEGMENT_BYTES))?;
     wait_until_prepared(&alone);
     let outcome = measure_all(bench, &led, &alone, followers, writers);
-    led.close()?;
-    alone.close().context("closing the engine without followers")?;
-    outcome
+    let closed = led.close();
+    let alone = alone.close().context("closing the engine without followers");
+    outcome.and(closed).and(alone.map(drop))
 }
 
 fn measure_all(

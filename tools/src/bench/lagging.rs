@@ -31,8 +31,8 @@ pub const LACKED_STREAM: u64 = 8;
 /// Its records.
 pub const LACKED_RECORD_BYTES: usize = 4096;
 
-/// Streams of the load: few, because a follower that was away is fed a stream at a time, and a part
-/// with a stopped follower begins when that has caught up.
+/// Streams of the load: few, so that a part with a stopped follower, which begins when that has caught
+/// up, begins soon.
 const STREAMS_MAX: usize = 8;
 
 /// What the follower does.
@@ -65,8 +65,8 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     let listen = peer::free_address()?;
     let led = Led::start(bench, "leader", SEGMENT_BYTES, std::slice::from_ref(&listen))?;
     let outcome = measure_all(bench, &led, listen);
-    led.close()?;
-    outcome
+    let closed = led.close();
+    outcome.and(closed)
 }
 
 fn measure_all(bench: &mut Bench, led: &Led, listen: String) -> Result<()> {

@@ -124,6 +124,7 @@ impl Peer {
         let mut command = Command::new(program);
         command
             .arg("bench-peer")
+            .args(["--parent", &std::process::id().to_string()])
             .arg("--dir")
             .arg(directory)
             .args(["--shards", &settings.shards.to_string()])

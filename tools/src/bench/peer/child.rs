@@ -33,6 +33,8 @@ const BURSTS_MAX: usize = 64;
 pub fn run(args: &BenchPeerArgs) -> Result<Exit> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .context("asking to die with the parent")?;
+    // It may have gone before that.
+    anyhow::ensure!(std::os::unix::process::parent_id() == args.parent, "the parent is gone");
     logging::start(None);
     let engine = engine_options(args.io, args.sync)
         .shards(args.shards)
