@@ -15,7 +15,9 @@
 mod attempt;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -237,7 +239,9 @@ impl Inner {
     fn run(self: Arc<Self>) {
         let running = Running(self.clone());
         while let Some((stream, offset)) = self.next_place() {
-            let outcome = self.source.attempt(stream, offset);
+            let attempt = AssertUnwindSafe(|| self.source.attempt(stream, offset));
+            let outcome = catch_unwind(attempt)
+                .unwrap_or_else(|_| Err("the attempt has panicked: see its log".to_owned().into()));
             self.note_outcome(stream, offset, outcome);
         }
         drop(running);
@@ -265,8 +269,19 @@ impl Inner {
         }
     }
 
-    fn note_outcome(&self, stream: StreamId, offset: u64, outcome: Result<Mended, String>) {
+    fn note_outcome(&self, stream: StreamId, offset: u64, outcome: Result<Mended, NotMended>) {
         let mut state = self.state();
+        if let Err(NotMended { why, others }) = &outcome {
+            // Each has to be mended, also when the place that led here is.
+            let room = PLACES_MAX.saturating_sub(state.places.len());
+            for other in others.iter().take(room) {
+                let due = Instant::now() + PAUSES.0;
+                if let Entry::Vacant(place) = state.places.entry(*other) {
+                    place.insert(Place { due, attempts: 0, why: why.clone() });
+                    state.counts.found += 1;
+                }
+            }
+        }
         let Some(place) = state.places.get_mut(&(stream, offset)) else { return };
         match outcome {
             Ok(Mended { records, from }) => {
@@ -276,7 +291,7 @@ impl Inner {
                 let from = from.iter().map(NodeId::to_string).collect::<Vec<_>>().join(", ");
                 tracing::info!(%stream, offset, records, from, "damaged records are mended");
             }
-            Err(why) => {
+            Err(NotMended { why, .. }) => {
                 let pause = PAUSES.0.saturating_mul(1 << place.attempts.min(6)).min(PAUSES.1);
                 place.due = Instant::now() + pause;
                 place.attempts += 1;
@@ -298,6 +313,19 @@ struct Mended {
     records: u64,
     /// Who had them.
     from: Vec<NodeId>,
+}
+
+/// Why an attempt has not mended everything.
+struct NotMended {
+    why: String,
+    /// Damaged places of the same segment that nobody has.
+    others: Vec<(StreamId, u64)>,
+}
+
+impl From<String> for NotMended {
+    fn from(why: String) -> Self {
+        Self { why, others: Vec::new() }
+    }
 }
 
 /// However the thread ends, nobody waits for it.

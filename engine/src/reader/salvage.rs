@@ -109,7 +109,9 @@ impl Salvage {
             self.entries.pop_front();
         }
         let location = self.location.filter(|location| span.start < location.span_end);
-        let (Some(location), Some(entry)) = (location, self.entries.pop_front()) else {
+        // Behind what was cut meanwhile, the next entry is another part's.
+        let entry = self.entries.pop_front().filter(|entry| entry.holds(span.start));
+        let (Some(location), Some(entry)) = (location, entry) else {
             return self.load(stream, span);
         };
         let end = location.span_end.min(span.end);
@@ -169,8 +171,9 @@ impl Salvage {
         };
         let read = self.reader.load_entries(&location, sealed).and_then(|entries| {
             let places = DATA_START..self.shared.segment_bytes;
-            let leads = entries.first().is_some_and(|entry| {
-                entry.base <= span.start && places.contains(&u64::from(entry.position))
+            let first = entries.iter().find(|entry| entry.end() > span.start);
+            let leads = first.is_some_and(|entry| {
+                entry.holds(span.start) && places.contains(&u64::from(entry.position))
             });
             match leads {
                 true => Ok(entries),

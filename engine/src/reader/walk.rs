@@ -169,7 +169,7 @@ impl FrameWalk {
             let mut piece = FramePiece::default();
             let mut legs = self.locate(wanted, &mut piece);
             let failed = piece.failed.len();
-            let planned = self.plan(&mut legs, bytes_max as u64);
+            let planned = self.plan(&mut legs, bytes_max.max(1) as u64);
             let read = self.read(&mut legs, &planned);
             self.confirm(&mut legs, read, &mut piece);
             let is_stale = piece.frames.is_empty() && piece.failed.len() == failed;

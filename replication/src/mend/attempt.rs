@@ -5,11 +5,11 @@ use std::collections::VecDeque;
 
 use ringwal_engine::format::FrameHeader;
 use ringwal_engine::{
-    AppendBatch, CommitError, DamagedFrame, EpochTable, ReadError, Refusal, SalvageError, Salvaged,
-    StreamId,
+    AppendBatch, CommitError, DamagedFrame, EpochTable, MendError, ReadError, Refusal,
+    SalvageError, Salvaged, StreamId,
 };
 
-use super::{Mended, Source};
+use super::{Mended, NotMended, Source};
 use crate::fetch::client::{Peer, Piece};
 use crate::history::{Held, Parting, part};
 use crate::node_id::NodeId;
@@ -28,7 +28,7 @@ struct Wish {
 
 impl Source {
     /// Mends the segment that holds a record which cannot be read.
-    pub(super) fn attempt(&self, stream: StreamId, offset: u64) -> Result<Mended, String> {
+    pub(super) fn attempt(&self, stream: StreamId, offset: u64) -> Result<Mended, NotMended> {
         // What of its segment is trimmed or cut by now is no damage any more.
         if self.reads(stream, offset).is_ok() {
             return Ok(Mended::default());
@@ -36,10 +36,10 @@ impl Source {
         let mended = tokio_uring::start(async {
             tokio::select! {
                 mended = self.mend(stream, offset) => mended,
-                () = self.closing.notified() => Err("the node is closing".to_owned()),
+                () = self.closing.notified() => Err("the node is closing".to_owned().into()),
             }
         })?;
-        self.reads(stream, offset).map(|()| mended)
+        Ok(self.reads(stream, offset).map(|()| mended)?)
     }
 
     fn reads(&self, stream: StreamId, offset: u64) -> Result<(), String> {
@@ -49,13 +49,13 @@ impl Source {
         }
     }
 
-    async fn mend(&self, stream: StreamId, offset: u64) -> Result<Mended, String> {
+    async fn mend(&self, stream: StreamId, offset: u64) -> Result<Mended, NotMended> {
         let salvage = match self.engine.stream(stream).salvage(offset) {
             Ok(salvage) => salvage,
             Err(SalvageError::Gone { .. } | SalvageError::NotHeld { .. }) => {
                 return Ok(Mended::default());
             }
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(error.to_string().into()),
         };
         let damaged = salvage.filter_map(|part| match part {
             Salvaged::Damaged(part) if is_replicated(part.stream) => Some(part),
@@ -76,7 +76,10 @@ impl Source {
                 mended.from.push(*node);
             }
         }
-        lacking.map_or(Ok(mended), Err)
+        let Some(why) = lacking else { return Ok(mended) };
+        let without = wishes.iter().filter(|wish| wish.peer.is_none());
+        let others = without.map(|wish| (wish.part.stream, wish.part.offsets.start)).collect();
+        Err(NotMended { why, others })
     }
 
     /// Asks one member after the other, until somebody has each damaged part: has read and checked
@@ -160,8 +163,12 @@ impl Source {
         let mut writing = Writing::default();
         for part in salvage {
             if let Salvaged::Sound(frame) = part {
-                let token = self.engine.stream(frame.stream).mend(&frame.bytes);
-                writing.push(token.map_err(|error| error.to_string())?)?;
+                match self.engine.stream(frame.stream).mend(&frame.bytes) {
+                    Ok(token) => writing.push(token)?,
+                    // It was cut meanwhile.
+                    Err(MendError::Beyond { .. } | MendError::OtherHistory { .. }) => {}
+                    Err(error) => return Err(error.to_string()),
+                }
             }
         }
         writing.settle(0)
