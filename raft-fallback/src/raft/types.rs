@@ -26,6 +26,10 @@ pub type Vote = openraft::impls::Vote<LeaderId<u64, u64>>;
 /// [`NodeId`](ringwal_replication::node_id::NodeId)s, and of each node its address and disk are kept.
 pub type Membership = openraft::Membership<u64, RaftNode>;
 
+/// The same, and the entry that says so.
+pub type StoredMembership =
+    openraft::StoredMembership<CommittedLeaderId<u64>, u64, RaftNode>;
+
 /// What a membership says of a node beside its id.
 #[derive(Clone, Eq, PartialEq, Debug, Default)]
 pub struct RaftNode {
@@ -48,13 +52,22 @@ impl fmt::Display for RaftNode {
     }
 }
 
+/// What came of an entry when it was applied.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub enum Effect {
+    /// It counts.
+    Done,
+    /// It does nothing: it is of an epoch that was not the present one, or of another term than its epoch.
+    Nothing,
+}
+
 /// An entry of the log.
 pub type Entry =
     openraft::impls::Entry<CommittedLeaderId<u64>, EntryPayload<Payload, u64, RaftNode>>;
 
 impl<R: AsyncRuntime> RaftTypeConfig for Types<R> {
     type D = Payload;
-    type R = ();
+    type R = Effect;
     type NodeId = u64;
     type Node = RaftNode;
     type Term = u64;
