@@ -58,6 +58,7 @@
 
 mod codec;
 pub mod command;
+pub mod lease;
 pub mod limits;
 mod metadata;
 pub mod raft;
