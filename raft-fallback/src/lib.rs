@@ -57,6 +57,7 @@
 #![forbid(unsafe_code)]
 
 mod codec;
+mod control;
 mod machine;
 mod replica;
 mod store;
