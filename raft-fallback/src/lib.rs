@@ -56,6 +56,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod applying;
 mod codec;
 mod control;
 mod machine;
