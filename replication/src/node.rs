@@ -162,7 +162,12 @@ impl Node {
         let (commands, to_do) = bounded(COMMANDS_MAX);
         let (asks, asked) = bounded(REQUESTS_MAX);
         let lacking = repairing.as_ref().and_then(|marker| marker.lacking(&engine));
-        let picture = NodeStats { repairing: lacking, ..NodeStats::default() };
+        let picture = NodeStats {
+            repairing: lacking,
+            promised_epoch: facts.promise.map_or(0, |promise| promise.epoch),
+            committed: facts.committed.clone(),
+            ..NodeStats::default()
+        };
         let picture = Arc::new(Mutex::new(picture));
         let setup = Setup {
             engine: engine.clone(),

@@ -173,6 +173,7 @@ impl Replica {
         if begun.is_ok() {
             self.context.facts.begun = Some(promise);
             *self.driving.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(promise);
+            self.extending.note_idle();
             tracing::info!(epoch = promise.epoch, leader = %promise.leader, "the epoch has begun");
         }
         let is_it = |change: &mut super::part::Change| {
