@@ -14,7 +14,11 @@ use ringwal_engine::{Append, AppendBatch, Engine, ReadError, Stream, StreamId, T
 
 use crate::acknowledge::{self, Ack, Committed, LedAppendError, Pending, Token};
 use crate::config::{Config, ConfigError, Member};
-use crate::driven::{Beginning, Due, Extending, Extension, Fetching, Members, Promising};
+use crate::driven::{
+    BeginError, Beginning, Due, ExtendError, Extending, Extension, Fetching, Members, PromiseError,
+    Promising,
+};
+use crate::fetch::FetchFromError;
 use crate::fetch::from::FetchFrom;
 use crate::gate::Gate;
 use crate::link::tls::{Tls, TlsError};
@@ -100,6 +104,14 @@ impl Inner {
         let is_sent = self.commands.send(command).is_ok();
         self.wake.wake();
         is_sent
+    }
+
+    /// As `send`, but never waits: the command, when too many wait. Dropping one says that the node is
+    /// closed, as it is when there is nobody to send it to.
+    fn try_send(&self, command: Command) -> Option<Command> {
+        let refused = self.commands.try_send(command).err();
+        self.wake.wake();
+        refused.filter(TrySendError::is_full).map(TrySendError::into_inner)
     }
 }
 
@@ -230,7 +242,7 @@ impl Node {
     /// The token's errors are [`PromiseError`](crate::driven::PromiseError)s.
     pub fn promise(&self, promise: Promise) -> Promising {
         let (way, due) = Due::new();
-        self.inner.send(Command::Drive(Driven::Promise(promise, way)));
+        self.drive(Driven::Promise(promise, way));
         due
     }
 
@@ -247,8 +259,14 @@ impl Node {
         let (way, due) = Due::new();
         let way = BeginWay { way, inner: self.inner.clone() };
         let starts = starts.into_iter().collect();
-        self.inner.send(Command::Drive(Driven::Begin(promise, starts, way)));
+        self.drive(Driven::Begin(promise, starts, way));
         due
+    }
+
+    fn drive(&self, driven: Driven) {
+        if let Some(Command::Drive(driven)) = self.inner.try_send(Command::Drive(driven)) {
+            driven.refuse(PromiseError::Busy, BeginError::Busy);
+        }
     }
 
     /// Adds what is not here of an entry's records, and waits until all of them are durable in their
@@ -258,7 +276,10 @@ impl Node {
     /// The token's errors are [`ExtendError`](crate::driven::ExtendError)s.
     pub fn extend(&self, extension: Extension) -> Extending {
         let (way, due) = Due::new();
-        self.inner.send(Command::Extend(Extend::new(extension, way)));
+        let extend = Command::Extend(Extend::new(extension, way));
+        if let Some(Command::Extend(extend)) = self.inner.try_send(extend) {
+            extend.finish(Err(ExtendError::Busy));
+        }
         due
     }
 
@@ -280,7 +301,10 @@ impl Node {
     /// The token's errors are [`FetchFromError`](crate::fetch::FetchFromError)s.
     pub fn fetch_from(&self, member: &Member, wants: Vec<(StreamId, Range<u64>)>) -> Fetching {
         let (way, due) = Due::new();
-        self.inner.send(Command::Fetch(FetchFrom::new(member.clone(), wants, way)));
+        let fetch = Command::Fetch(FetchFrom::new(member.clone(), wants, way));
+        if let Some(Command::Fetch(fetch)) = self.inner.try_send(fetch) {
+            fetch.finish(Err(FetchFromError::Busy));
+        }
         due
     }
 

@@ -47,7 +47,7 @@ impl BeginWay {
 }
 
 impl Driven {
-    fn refuse(self, promise: PromiseError, begin: BeginError) {
+    pub(crate) fn refuse(self, promise: PromiseError, begin: BeginError) {
         match self {
             Self::Promise(_, way) => drop(way.send(Err(promise))),
             Self::Begin(_, _, way) => way.refuse(begin),
@@ -206,6 +206,7 @@ impl Replica {
         if !self.context.is_driven {
             return tracing::warn!("the members of a node that is not driven are configured");
         }
+        self.context.mender.set_members(&members.nodes);
         self.context.members = members;
         if let Part::Leading(leading) = &mut self.part {
             leading.set_members(&self.context);

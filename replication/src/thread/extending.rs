@@ -47,7 +47,7 @@ impl Extend {
         Self { extension, way, lacking: None }
     }
 
-    fn finish(self, outcome: Result<(), ExtendError>) {
+    pub(crate) fn finish(self, outcome: Result<(), ExtendError>) {
         // Nobody may wait any more.
         let _ = self.way.send(outcome);
     }
@@ -295,8 +295,11 @@ fn follow(
 ) -> Result<Step, Ending> {
     let extension = &extend.extension;
     let (stream, end) = (extension.stream, extension.end());
+    let handle = context.engine.stream(stream);
     loop {
-        let Some((next, durable)) = following.extendable(stream) else { return Ok(Step::Waits) };
+        let Some((next, durable)) = following.extendable(&handle, appends) else {
+            return Ok(Step::Waits);
+        };
         if durable >= end {
             return Ok(Step::Durable(durable));
         }
@@ -322,7 +325,7 @@ fn follow(
         if let Some(why) = following.core().refused().get(&stream) {
             return Ok(failed(format!("the engine takes no more of stream {stream}: {why:?}")));
         }
-        if following.extendable(stream).is_none_or(|(now, _)| now <= next) {
+        if following.core().next_offset(stream).is_none_or(|now| now <= next) {
             return Ok(Step::Waits);
         }
     }
