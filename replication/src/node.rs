@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Sender, TrySendError, bounded};
+use ringwal_engine::format::RECORD_PREFIX_BYTES;
 use ringwal_engine::{Append, AppendBatch, Engine, ReadError, Stream, StreamId, Tail};
 
 use crate::acknowledge::{self, Ack, Committed, LedAppendError, Pending, Token};
@@ -506,7 +507,8 @@ impl Leadership {
     ) -> Result<Pending<Append>, LedAppendError> {
         let record = record.as_ref();
         acknowledge::block_on(|waker| self.poll_room(waker));
-        let token = self.counted(record.len(), || Ok(self.stream(stream)?.append(record)?))?;
+        let append = || Ok(self.stream(stream)?.append(record)?);
+        let token = self.counted(counted_bytes(record), append)?;
         Ok(self.pending(token, ack))
     }
 
@@ -525,7 +527,7 @@ impl Leadership {
         if let Some((bytes, max)) = self.term.gate().and_then(Gate::full) {
             return Err(LedAppendError::Unreplicated { bytes, max });
         }
-        let token = self.counted(record.len(), || Ok(stream.try_append(record)?))?;
+        let token = self.counted(counted_bytes(record), || Ok(stream.try_append(record)?))?;
         Ok(self.pending(token, ack))
     }
 
@@ -543,10 +545,10 @@ impl Leadership {
         poll_fn(|context| self.poll_room(context.waker())).await;
         let stream = self.stream(stream)?;
         let gate = self.term.gate();
-        gate.iter().for_each(|gate| gate.note_appended(record.len() as u64));
+        gate.iter().for_each(|gate| gate.note_appended(counted_bytes(record)));
         let token = stream.append_async(record).await;
         let token = token.inspect_err(|_| {
-            gate.iter().for_each(|gate| gate.release(record.len() as u64));
+            gate.iter().for_each(|gate| gate.release(counted_bytes(record)));
         })?;
         Ok(self.pending(token, ack))
     }
@@ -566,7 +568,7 @@ impl Leadership {
         I::Item: AsRef<[u8]>,
     {
         let records: Vec<I::Item> = records.into_iter().collect();
-        let bytes = records.iter().map(|record| record.as_ref().len()).sum();
+        let bytes = records.iter().map(|record| counted_bytes(record.as_ref())).sum();
         acknowledge::block_on(|waker| self.poll_room(waker));
         let append = || Ok(self.stream(stream)?.append_batch(&records)?);
         let token = self.counted(bytes, append)?;
@@ -584,12 +586,12 @@ impl Leadership {
     /// Counts bytes that are appended: before, so that they are when they are sealed.
     fn counted<T>(
         &self,
-        bytes: usize,
+        bytes: u64,
         append: impl FnOnce() -> Result<T, LedAppendError>,
     ) -> Result<T, LedAppendError> {
         let Some(gate) = self.term.gate() else { return append() };
-        gate.note_appended(bytes as u64);
-        append().inspect_err(|_| gate.release(bytes as u64))
+        gate.note_appended(bytes);
+        append().inspect_err(|_| gate.release(bytes))
     }
 
     /// The lease lasts until then, by [`ringwal_engine::boottime_ns`]: a record is taken, its batch
@@ -610,7 +612,7 @@ impl Leadership {
     /// Waits until a stream is committed up to `end`: until everything below it is durable here and
     /// with a majority, or was committed otherwise.
     ///
-    /// The token's error is [`LedCommitError::Unknown`], when the term is over first.
+    /// The token's error is [`LedCommitError::Unknown`](crate::LedCommitError::Unknown), when the term is over first.
     pub fn committed(&self, stream: StreamId, end: u64) -> Committed {
         let engine = self.inner.engine.clone();
         Committed::new(acknowledge::committed(engine, self.term.clone(), stream, end))
@@ -645,6 +647,11 @@ impl Leadership {
     fn pending<T: Token>(&self, token: T, ack: Ack) -> Pending<T> {
         Pending::new(token, self.term.clone(), ack)
     }
+}
+
+/// What a record counts until it is committed: as in its frame, so that empty ones do, too.
+fn counted_bytes(record: &[u8]) -> u64 {
+    (RECORD_PREFIX_BYTES + record.len()) as u64
 }
 
 /// Asks other nodes. Clones share the connections.

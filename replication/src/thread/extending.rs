@@ -14,6 +14,7 @@ use super::part::Part;
 use crate::driven::{ExtendError, Extension, Way};
 use crate::fetch::FetchFromError;
 use crate::fetch::from::FetchFrom;
+use crate::follower::Refused;
 use crate::framing::frame_of;
 use crate::promise::is_replicated;
 
@@ -322,7 +323,8 @@ fn follow(
         let records = &extension.records[(next - extension.base) as usize..];
         let frame = frame_of(stream, extension.epoch, next, records, context.frame_bytes_max);
         following.take_frame(frame, Instant::now(), context, appends)?;
-        if let Some(why) = following.core().refused().get(&stream) {
+        let refused = following.core().refused().get(&stream);
+        if let Some(why) = refused.filter(|why| **why != Refused::Discontinuous) {
             return Ok(failed(format!("the engine takes no more of stream {stream}: {why:?}")));
         }
         if following.core().next_offset(stream).is_none_or(|now| now <= next) {

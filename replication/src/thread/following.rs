@@ -83,7 +83,7 @@ impl Appends {
     ) -> Result<(u64, u64), AppendError> {
         let (header, _) = FrameHeader::verify(&frame).map_err(AppendError::BadFrame)?;
         let (id, end, shard) = (stream.id(), header.end_offset(), stream.shard() as usize);
-        let (came, given) = (Instant::now(), (end, record_bytes(frame.len(), header.count.get())));
+        let (came, given) = (Instant::now(), (end, record_bytes(frame.len())));
         match stream.try_append_frame(&frame) {
             Ok(token) => self.push(shard, Appending { token, stream: id, end, came }),
             Err(AppendError::Full { .. }) => {
