@@ -403,3 +403,6 @@ fn candidacy<R: AsyncRuntime>(request: &VoteRequest<Types<R>>) -> Candidacy {
 fn answer<R: AsyncRuntime>(voted: Voted) -> VoteResponse<Types<R>> {
     VoteResponse::new(voted.vote, voted.last, voted.is_granted)
 }
+
+#[cfg(test)]
+mod tests;

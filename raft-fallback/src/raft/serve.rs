@@ -269,3 +269,6 @@ fn answer<R: AsyncRuntime>(voted: VoteResponse<Types<R>>) -> Voted {
     let VoteResponse { vote, vote_granted: is_granted, last_log_id: last } = voted;
     Voted { vote, is_granted, last }
 }
+
+#[cfg(test)]
+mod tests;
