@@ -2,6 +2,7 @@
 
 mod cluster;
 mod machine;
+mod port;
 
 use std::time::{Duration, Instant};
 
