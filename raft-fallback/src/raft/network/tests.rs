@@ -13,6 +13,7 @@ use super::*;
 use crate::lease::Lease;
 
 type Outcome = Result<Bytes, RequestError>;
+type IsRight = fn(&RPCError<Types>) -> bool;
 type Answer = Result<StreamAppendResult<Types>, RPCError<Types>>;
 
 /// Requests that wait for the test to answer them.
@@ -188,7 +189,7 @@ async fn a_single_append_sends_what_fits_and_says_so() {
 async fn errors_say_whether_to_ask_again() {
     let node = NodeId::new(2);
     let (why, limit) = (|| "cut".to_owned(), Duration::from_secs(1));
-    let kinds: [(RequestError, fn(&RPCError<Types>) -> bool); 5] = [
+    let kinds: [(RequestError, IsRight); 5] = [
         (RequestError::NotReached { node, why: why() }, |e| matches!(e, RPCError::Unreachable(_))),
         (RequestError::Busy { node }, |e| matches!(e, RPCError::Unreachable(_))),
         (RequestError::Lost { node, why: why() }, |e| matches!(e, RPCError::Network(_))),
