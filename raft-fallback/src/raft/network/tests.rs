@@ -72,12 +72,12 @@ fn entry(index: u64, length: usize) -> Entry {
     Entry { log_id: log_id(3, index), payload }
 }
 
-/// From `start` on, a megabyte in three entries each time.
+/// From `start` on, a piece for three entries each time.
 fn request(start: u64, count: u64) -> AppendEntriesRequest<Types> {
     AppendEntriesRequest {
         vote: Vote::new_committed(3, 1),
         prev_log_id: start.checked_sub(1).map(|index| log_id(3, index)),
-        entries: (start..start + count).map(|index| entry(index, 340_000)).collect(),
+        entries: (start..start + count).map(|index| entry(index, 85_000)).collect(),
         leader_commit: None,
     }
 }
