@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crossbeam_channel::{Sender, TrySendError, bounded};
 use ringwal_engine::format::RECORD_PREFIX_BYTES;
-use ringwal_engine::{Append, AppendBatch, Engine, ReadError, Stream, StreamId, Tail};
+use ringwal_engine::{Append, AppendBatch, Engine, EpochTable, ReadError, Stream, StreamId, Tail};
 
 use crate::acknowledge::{self, Ack, Committed, LedAppendError, Pending, Token};
+use crate::beginning::Starts;
 use crate::config::{Config, ConfigError, Member};
 use crate::driven::{
     BeginError, Beginning, Due, ExtendError, Extending, Extension, Fetching, Members, PromiseError,
@@ -170,7 +171,7 @@ impl Node {
         let wake = Arc::new(Wake::default());
         let config = Arc::new(config);
         let mender = Mender::new(engine.clone(), config.clone(), tls.clone(), run);
-        let worker = Worker::start(engine.clone(), snapshots, mender.clone(), wake.clone());
+        let worker = Worker::start(engine.clone(), snapshots.clone(), mender.clone(), wake.clone());
         let worker = worker.map_err(system("start the worker's thread"))?;
         let (commands, to_do) = bounded(COMMANDS_MAX);
         let (asks, asked) = bounded(REQUESTS_MAX);
@@ -189,6 +190,7 @@ impl Node {
             listener,
             tls,
             worker,
+            snapshots,
             mender: mender.clone(),
             wake: wake.clone(),
             commands: to_do,
@@ -259,7 +261,21 @@ impl Node {
     pub fn begin(&self, promise: Promise, starts: Vec<(StreamId, u64)>) -> Beginning {
         let (way, due) = Due::new();
         let way = BeginWay { way, inner: self.inner.clone() };
-        let starts = starts.into_iter().collect();
+        let starts = Starts::At(starts.into_iter().collect());
+        self.drive(Driven::Begin(promise, starts, way));
+        due
+    }
+
+    /// As [`Node::begin`], of an epoch before which others have begun that this node has not heard of: a
+    /// snapshot of the embedder's log has taken the place of what said so. `epochs` has all epochs of each
+    /// stream, as far as they are not trimmed; streams that are not in it are cut whole. This node
+    /// never leads in it.
+    ///
+    /// The token's errors are [`BeginError`](crate::driven::BeginError)s.
+    pub fn begin_known(&self, promise: Promise, epochs: Vec<(StreamId, EpochTable)>) -> Beginning {
+        let (way, due) = Due::new();
+        let way = BeginWay { way, inner: self.inner.clone() };
+        let starts = Starts::Known(epochs.into_iter().collect());
         self.drive(Driven::Begin(promise, starts, way));
         due
     }

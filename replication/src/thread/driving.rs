@@ -8,6 +8,7 @@ use ringwal_engine::StreamId;
 
 use super::Replica;
 use super::part::{Part, To};
+use crate::beginning::Starts;
 use crate::driven::{BeginError, Begun, Members, PromiseError, Promised, Way};
 use crate::gate::Gate;
 use crate::history::Held;
@@ -31,7 +32,7 @@ pub(super) struct Driving {
 /// What was asked for.
 pub(crate) enum Driven {
     Promise(Promise, Way<Promised, PromiseError>),
-    Begin(Promise, BTreeMap<StreamId, u64>, BeginWay),
+    Begin(Promise, Starts, BeginWay),
 }
 
 /// Where the outcome of a beginning goes, and what a leadership needs.
@@ -120,7 +121,7 @@ impl Replica {
         self.begin_change(To::Promise(way), promise);
     }
 
-    fn begin(&mut self, promise: Promise, starts: BTreeMap<StreamId, u64>, way: BeginWay) {
+    fn begin(&mut self, promise: Promise, starts: Starts, way: BeginWay) {
         let Promise { epoch, .. } = promise;
         if !(1..=EPOCH_MAX).contains(&epoch) {
             return way.refuse(BeginError::NoEpoch(epoch));
@@ -160,6 +161,7 @@ impl Replica {
         &mut self,
         promise: Promise,
         may_be_promised: bool,
+        leads: bool,
         begun: Result<BTreeMap<StreamId, Held>, BeginError>,
     ) {
         let promised = &mut self.context.facts.promise;
@@ -188,7 +190,7 @@ impl Replica {
                 Err(error)
             }
             Ok(_) if !is_latest => Ok(Begun::Overtaken),
-            Ok(held) if self.is_own(promise) => {
+            Ok(held) if leads && self.is_own(promise) => {
                 let context = &self.context;
                 let gate = Gate::new(context.config.unreplicated_bytes_max);
                 let term = Term::driven(promise.epoch, gate, &context.facts.committed);

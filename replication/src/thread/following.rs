@@ -384,7 +384,8 @@ impl Following {
                     self.jobs.push_back(Job::Cut { stream, from, end, epoch, reason });
                 }
                 Act::BeginAnew { stream, trimmed, held, epochs } => {
-                    let anew = BeginAnew { stream, trimmed, held };
+                    let from = self.promise.leader;
+                    let anew = BeginAnew { stream, trimmed, held, from };
                     self.jobs.push_back(Job::BeginAnew { anew, epochs, reason });
                 }
                 Act::Trim { stream, before } => {
