@@ -16,7 +16,7 @@ pub(crate) use keys::Keys;
 pub use keys::{KeyValue, KeyVersion};
 pub use outcome::{Applied, Bound, Done, Outcome, Rejection};
 pub(crate) use topics::Topics;
-pub use topics::{Assignment, FIRST_STREAM, Partition, Topic, TopicId};
+pub use topics::{Assignment, FIRST_STREAM, InSync, Partition, Topic, TopicId};
 
 use crate::command::{BrokerId, Command, Record, TopicName};
 use crate::limits::METADATA_VERSION;
