@@ -24,8 +24,8 @@ use crate::limits::{
 };
 use crate::session::{Remembered, SessionId, Sessions};
 use crate::state::{
-    Applied, Broker, InSync, KeyValue, KeyVersion, Partition, State, Topic, TopicId, Topics,
-    outcome,
+    Applied, Broker, Configuration, InSync, KeyValue, KeyVersion, Partition, State, Topic, TopicId,
+    Topics, outcome,
 };
 
 /// No offset is greater: one can be added without a second thought.
@@ -86,7 +86,8 @@ fn put_topic(bytes: &mut Vec<u8>, id: TopicId, topic: &Topic) {
     bytes.put_u16(topic.replication_factor);
     bytes.put_u64(topic.created_ms);
     bytes.put_count(topic.partitions.len());
-    codec::put_configuration(bytes, &topic.configuration);
+    bytes.put_count(topic.configuration.iter().count());
+    bytes.put(topic.configuration.as_bytes());
 }
 
 fn put_partition(bytes: &mut Vec<u8>, partition: &Partition) {
@@ -239,7 +240,7 @@ impl Building {
         let replication_factor = reader.u16("the replication factor")?;
         let created_ms = reader.u64("when a topic was made")?;
         let count = reader.count(PARTITIONS_MAX as usize, 0, "the partitions")?;
-        let configuration = codec::configuration(reader)?;
+        let configuration = Configuration::read(reader)?;
         must(count > 0, "a topic has no partition")?;
         let partitions = Vec::with_capacity(count);
         let topic = Topic { name, replication_factor, configuration, created_ms, partitions };

@@ -8,7 +8,7 @@ use ringwal_engine::StreamId;
 
 use crate::command::{BrokerId, TopicName, Watermark};
 use crate::limits::{PARTITIONS_TOTAL_MAX, REPLICATION_FACTOR_MAX};
-use crate::state::{Bound, Done, Outcome, Rejection};
+use crate::state::{Bound, Configuration, Done, Outcome, Rejection};
 
 /// No partition has a lesser stream: 0 is the metadata stream, and the others are kept back.
 pub const FIRST_STREAM: u64 = 16;
@@ -54,7 +54,7 @@ pub struct Topic {
     /// How many brokers hold each partition.
     pub replication_factor: u16,
     /// Whatever was said when it was made.
-    pub configuration: BTreeMap<String, String>,
+    pub configuration: Configuration,
     /// When it was made: the leader's clock, ms since 1970.
     pub created_ms: u64,
     /// Its partitions, from 0 on.
@@ -339,7 +339,7 @@ mod tests {
         Topic {
             name: TopicName::new(name).unwrap(),
             replication_factor: 3,
-            configuration: BTreeMap::new(),
+            configuration: Configuration::default(),
             created_ms: 0,
             partitions: vec![partition(); partitions],
         }
