@@ -1,7 +1,7 @@
 //! The replicated metadata store of ringwal. **So far it is two parts that nothing connects**: the state
-//! machine, which is what every node applies, in offset order, from the records of stream 0
-//! (`__metadata`, partition 0), and Raft's log in the engine ([`raft`]). Not there yet: elections, the
-//! write-ahead log and its fast path, forwarding, epochs and leases, and the transport of snapshots.
+//! machine, with the thread that feeds it in offset order from the records of stream 0 (`__metadata`,
+//! partition 0; [`applying`]), and Raft's log in the engine ([`raft`]). Not there yet: elections, the fast
+//! path, forwarding, epochs and leases, and the transport of snapshots.
 //!
 //! ```text
 //! bytes of a record ─▶ command/codec.rs ─▶ session.rs ─▶ state.rs ─▶ waiters.rs
