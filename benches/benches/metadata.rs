@@ -122,7 +122,9 @@ fn directory() -> (tempfile::TempDir, Engine) {
     let stream = engine.stream(METADATA_STREAM);
     let tokens: Vec<_> =
         RECORDS.chunks(BATCH).map(|batch| stream.append_batch(batch).expect("room")).collect();
-    tokens.into_iter().for_each(|token| drop(token.wait().expect("it is durable")));
+    for token in tokens {
+        token.wait().expect("it is durable");
+    }
     (scratch, engine)
 }
 
