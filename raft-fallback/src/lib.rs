@@ -1,7 +1,7 @@
-//! The replicated metadata store of ringwal. **So far it is two parts that nothing connects**: the state
-//! machine, which is what every node applies, in offset order, from the records of stream 0
-//! (`__metadata`, partition 0), and Raft ([`raft`]): its log in the engine, its messages, the leader's
-//! [`lease`]. Not there yet: the write-ahead log and its fast path, forwarding, epochs, and what uses the lease.
+//! The replicated metadata store of ringwal, for a storage node to embed. [`MetadataStore`] is where an
+//! embedder begins: its leader answers from its own log while it holds its lease, and through Raft otherwise.
+//! The state is what every node applies, in offset order, from the records of stream 0 (`__metadata`,
+//! partition 0).
 //!
 //! ```text
 //! bytes of a record ─▶ command/codec.rs ─▶ session.rs ─▶ state.rs ─▶ waiters.rs
@@ -57,6 +57,7 @@
 #![forbid(unsafe_code)]
 
 pub mod applying;
+mod base;
 mod blocking;
 mod codec;
 pub mod command;

@@ -261,8 +261,8 @@ impl Later {
         let Begun { requests, applying, seen, .. } = self.get()?;
         let seen = seen.borrow().clone();
         let members = crate::machine::members_of(&seen.membership);
-        let leader = members.into_iter().find(|member| Some(member.node) == seen.leader)?;
-        match applying.install(&mut SnapshotReader::new(requests, leader)) {
+        let from = members.into_iter().find(|member| member.node == anew.from)?;
+        match applying.install(&mut SnapshotReader::new(requests, from)) {
             Ok(end) => Some(end),
             Err(error) => {
                 tracing::warn!(%error, "the leader's snapshot of the state is not taken");

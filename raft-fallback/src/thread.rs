@@ -34,11 +34,17 @@ use crate::{StoreConfig, machine};
 
 /// Newest entries of Raft's log that stay in memory, in bytes.
 const CACHE_BYTES_MAX: usize = 16 << 20;
+/// Entries of Raft's log after which a base takes the place of what is applied, but for the last ones, which
+/// followers may still need.
+const ENTRIES_PER_BASE: u64 = 2_000;
+const ENTRIES_KEPT: u64 = 500;
 /// Tasks that wait for the thread: requests of other nodes, and commands that do not go the fast way.
 pub(crate) const TASKS_MAX: usize = 4096;
 /// Proposals, and orders, that wait.
 const PROPOSALS_MAX: usize = 4096;
 const ORDERS_MAX: usize = 16;
+/// See where it is used.
+const SPREAD: Duration = Duration::from_millis(150);
 /// How often the watermark is told to whoever makes snapshots.
 const LOOK: Duration = Duration::from_millis(200);
 /// What is under way gets its outcome within this, when the node closes.
@@ -164,7 +170,8 @@ async fn start(
     let raft_failed = |error: &dyn std::fmt::Display| StartError::Raft(error.to_string());
     let log = RaftLog::<_, TokioRuntime>::open(journal, CACHE_BYTES_MAX).await?;
     let entry_bytes_max = log.entry_bytes_max();
-    let (machine, watched) = Machine::new(replica.clone(), peers.clone());
+    let base = replica.load_base().await.map_err(StartError::Raft)?;
+    let (machine, watched) = Machine::new(replica.clone(), peers.clone(), base);
     let (applied, led) = (watched.applied.clone(), watched.led.clone());
     let times = &config.raft.times;
     let me = replica.id();
@@ -177,8 +184,8 @@ async fn start(
     };
     let lease = Arc::new(LeaseKeeper::new(lease, boottime_ns, publish));
     let mut raft_config = raft_config("ringwal", times).map_err(|error| raft_failed(&error))?;
-    // The log is kept whole.
-    raft_config.snapshot_policy = SnapshotPolicy::Never;
+    raft_config.snapshot_policy = SnapshotPolicy::LogsSinceLast(ENTRIES_PER_BASE);
+    raft_config.max_in_snapshot_log_to_keep = ENTRIES_KEPT;
     let network = Networking::new(me, Arc::new(peers.0.clone()), lease.clone());
     let raft = openraft::Raft::new(me.get(), Arc::new(raft_config), network, log, machine).await;
     let raft: Handle = raft.map_err(|error| raft_failed(&error))?;
@@ -197,7 +204,9 @@ async fn start(
         transferring: None,
     };
     tokio::spawn(control.run());
-    let votes_from_ns = boottime_ns() + times.voter_lease().as_nanos() as u64;
+    // Nodes that are started together do not stand for election together.
+    let spread = u64::from(replica.run().bytes()[0]) * SPREAD.as_nanos() as u64 / 256;
+    let votes_from_ns = boottime_ns() + times.voter_lease().as_nanos() as u64 + spread;
     let fitness = |seen: watch::Receiver<Seen>| Fitness {
         replica: replica.clone(),
         lease: lease.clone(),
