@@ -333,9 +333,8 @@ async fn read_end(answering: &NodeAnswering, limit: Duration) -> Result<Progress
 async fn stand(raft: Handle, fitness: Fitness<Product>, mut seen: watch::Receiver<Seen>) {
     let mut stands = false;
     loop {
-        let (_, until) = fitness.lease.valid_until();
         // Who leads already is not elected again; what it may do is not touched.
-        let leads = until.is_some_and(|until| until > boottime_ns());
+        let leads = fitness.holds_lease();
         let may = fitness.replica.unfit().is_none() && fitness.refuses_to_vote().is_none();
         if may != stands && !leads {
             stands = may;

@@ -208,14 +208,21 @@ pub(crate) struct Fitness<N: Replica> {
 }
 
 impl<N: Replica> Fitness<N> {
+    /// Whether it answers for others: it leads, and a majority has given its word. Who is the only voter
+    /// needs nobody's.
+    pub(crate) fn holds_lease(&self) -> bool {
+        let voters = self.seen.borrow().membership.voter_ids().count();
+        let (_, until) = self.lease.valid_until();
+        voters > 1 && until.is_some_and(|until| until > self.replica.boottime_ns())
+    }
+
     /// Why this node gives nobody its vote, and does not stand for election.
     pub(crate) fn refuses_to_vote(&self) -> Option<String> {
         let now = self.replica.boottime_ns();
         if now < self.votes_from_ns {
             return Some("it has just started, and may have heard of a leader before".to_owned());
         }
-        let (_, until) = self.lease.valid_until();
-        if until.is_some_and(|until| until > now) {
+        if self.holds_lease() {
             return Some("it leads, and holds its lease".to_owned());
         }
         let (id, engine) = (self.replica.id().get(), self.replica.engine());
