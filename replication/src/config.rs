@@ -302,6 +302,10 @@ impl Config {
             if node.get() == 0 {
                 return Err(refused("members: node", 0, "nodes are numbered from 1"));
             }
+            if node.is_client() {
+                let problem = "nodes have numbers below 2^63; choose a smaller one";
+                return Err(refused("members: node", node.get(), problem));
+            }
             if !nodes.insert(*node) {
                 let problem = "it is named twice; each node is one member";
                 return Err(refused("members: node", node.get(), problem));
