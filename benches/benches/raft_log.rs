@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use openraft::alias::{SnapshotOf, VoteOf};
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
-use openraft::impls::BasicNode;
 use openraft::network::v2::RaftNetworkV2;
 use openraft::network::{RPCOption, RaftNetworkFactory};
 use openraft::raft::{
@@ -18,7 +17,7 @@ use openraft::raft::{
 };
 use openraft::{Config, OptionalSend, Raft};
 use ringwal_engine::Engine;
-use ringwal_raft_fallback::raft::{EngineJournal, Payload, RaftLog, Types};
+use ringwal_raft_fallback::raft::{EngineJournal, Payload, RaftLog, RaftNode, Types};
 
 #[path = "../../raft-fallback/tests/raft_log/machine.rs"]
 mod machine;
@@ -37,7 +36,7 @@ fn nobody() -> Unreachable<Types> {
 impl RaftNetworkFactory<Types> for Nobody {
     type Network = Self;
 
-    async fn new_client(&mut self, _: u64, _: &BasicNode) -> Self {
+    async fn new_client(&mut self, _: u64, _: &RaftNode) -> Self {
         Self
     }
 }
@@ -112,7 +111,7 @@ async fn measure(directory: &std::path::Path) {
     let config = Arc::new(config.validate().expect("sound"));
     let log = log.await.expect("the log opens");
     let raft = Raft::new(1, config, Nobody, log, Machine::default()).await.expect("it starts");
-    let members = BTreeMap::from([(1, BasicNode::new("nowhere"))]);
+    let members = BTreeMap::from([(1, RaftNode::new("nowhere", [0; 16]))]);
     raft.initialize(members).await.expect("it is blank");
     let led = raft.wait(Some(Duration::from_secs(5)));
     led.metrics(|metrics| metrics.current_leader == Some(1), "leads").await.expect("it is alone");

@@ -57,6 +57,9 @@
 #![forbid(unsafe_code)]
 
 mod codec;
+mod machine;
+mod replica;
+mod store;
 pub mod command;
 pub mod limits;
 mod metadata;

@@ -37,6 +37,23 @@ pub enum LedAppendError {
         /// What ended it.
         why: String,
     },
+    /// Its lease does not last any more, or was never given: see [`crate::Leadership::lease_until`].
+    #[error("epoch {epoch}: this node has no lease now; append when it has one, or another way")]
+    NoLease {
+        /// In which epoch it leads.
+        epoch: u64,
+    },
+    /// Too many bytes are not committed yet; only [`crate::Leadership::try_append`] says so.
+    #[error(
+        "{bytes} bytes are not committed yet (unreplicated_bytes_max = {max}); wait until followers \
+         have them"
+    )]
+    Unreplicated {
+        /// How many.
+        bytes: u64,
+        /// How many there may be.
+        max: u64,
+    },
     /// The stream is one of the node's own, which are not replicated.
     #[error("stream {0} is a node's own (ids 1 to 3) and is not replicated; use another id")]
     OwnStream(StreamId),
@@ -78,6 +95,12 @@ pub enum LedCommitError {
     )]
     NotLeading {
         /// In which epoch it led.
+        epoch: u64,
+    },
+    /// It certainly is not there: its batch was sealed without a lease.
+    #[error("not written: the lease of epoch {epoch} had lapsed; append again, or another way")]
+    NoLease {
+        /// In which epoch it was appended.
         epoch: u64,
     },
     /// The engine has no receipt for it.
@@ -297,5 +320,46 @@ struct Unpark(Thread);
 impl Wake for Unpark {
     fn wake(self: Arc<Self>) {
         self.0.unpark();
+    }
+}
+
+/// Waits until a stream is committed up to an offset, or the term is over: a future for any runtime, or
+/// [`Committed::wait`]. See [`crate::Leadership::committed`].
+pub struct Committed(Pin<Box<dyn Future<Output = Result<(), LedCommitError>> + Send>>);
+
+impl Committed {
+    pub(crate) fn new(
+        waiting: impl Future<Output = Result<(), LedCommitError>> + Send + 'static,
+    ) -> Self {
+        Self(Box::pin(waiting))
+    }
+
+    /// Blocks the thread until it is known.
+    ///
+    /// # Errors
+    /// [`LedCommitError::Unknown`] when the term is over first.
+    pub fn wait(mut self) -> Result<(), LedCommitError> {
+        let waker = UNPARK.with(Waker::clone);
+        let mut context = Context::from_waker(&waker);
+        loop {
+            if let Poll::Ready(outcome) = Pin::new(&mut self).poll(&mut context) {
+                return outcome;
+            }
+            std::thread::park();
+        }
+    }
+}
+
+impl Future for Committed {
+    type Output = Result<(), LedCommitError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(context)
+    }
+}
+
+impl std::fmt::Debug for Committed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Committed")
     }
 }

@@ -118,6 +118,12 @@ pub struct Config {
     /// Whether a follower trims what its leader has trimmed. Default true.
     #[serde(default = "default::follow_trims")]
     pub follow_trims: bool,
+    /// Bytes of records, of all streams together, that a leader of a driven node may have appended and
+    /// that are not committed: beyond it every append waits. This is the most that can be lost with a
+    /// leader. Default 8 MiB, at least 64 KiB; without meaning where there is one voter only, or the
+    /// node is not driven.
+    #[serde(default = "default::unreplicated_bytes_max", deserialize_with = "text::bytes")]
+    pub unreplicated_bytes_max: u64,
     /// Mutual TLS. Without it see [`Config::insecure`].
     #[serde(default)]
     pub tls: Option<TlsConfig>,
@@ -196,6 +202,9 @@ mod default {
     pub fn follow_trims() -> bool {
         true
     }
+    pub fn unreplicated_bytes_max() -> u64 {
+        8 << 20
+    }
     pub fn reload() -> Duration {
         Duration::from_secs(10)
     }
@@ -261,6 +270,7 @@ impl Config {
             retain_bytes_max: default::retain_bytes_max(),
             drain_timeout: default::drain_timeout(),
             follow_trims: default::follow_trims(),
+            unreplicated_bytes_max: default::unreplicated_bytes_max(),
             tls: None,
             insecure: false,
         }
@@ -350,6 +360,7 @@ impl Config {
 
     fn check_sizes(&self) -> Result<(), ConfigError> {
         within("window_bytes", self.window_bytes, 1 << 20, 1 << 30)?;
+        within("unreplicated_bytes_max", self.unreplicated_bytes_max, 64 << 10, u64::MAX)?;
         within("connections_max", self.connections_max, self.members.len().max(1), 4096)
     }
 

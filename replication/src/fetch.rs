@@ -14,6 +14,9 @@
 //! [`crate::repair`] asks.
 
 pub(crate) mod client;
+pub(crate) mod from;
+
+pub use from::FetchFromError;
 
 use crate::node_id::NodeId;
 use crate::promise::{Identity, refuse_foreign};

@@ -8,6 +8,7 @@
 
 mod acknowledge;
 pub mod config;
+pub mod driven;
 pub mod fetch;
 pub mod follower;
 pub mod history;
@@ -30,7 +31,9 @@ mod wake;
 pub mod wire;
 mod worker;
 
-pub use acknowledge::{Ack, Acknowledged, LedAppendError, LedCommitError, Pending, Placed, Token};
+pub use acknowledge::{
+    Ack, Acknowledged, Committed, LedAppendError, LedCommitError, Pending, Placed, Token,
+};
 pub use mend::MendRangeError;
 pub use node::{Leadership, Node, Requests, StartError};
 pub use thread::LeadError;

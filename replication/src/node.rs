@@ -10,13 +10,14 @@ use bytes::Bytes;
 use crossbeam_channel::{Sender, TrySendError, bounded};
 use ringwal_engine::{Append, AppendBatch, Engine, ReadError, Stream, StreamId, Tail};
 
-use crate::acknowledge::{Ack, LedAppendError, Pending, Token};
+use crate::acknowledge::{Ack, Committed, LedAppendError, LedCommitError, Pending, Token};
 use crate::config::{Config, ConfigError, Member};
+use crate::driven::{Beginning, Due, Extending, Extension, Fetching, Members, Promising};
 use crate::link::tls::{Tls, TlsError};
 use crate::link::{LinkError, Listener};
 use crate::mend::{self, MendRangeError, Mender};
 use crate::node_id::{NodeId, RunId};
-use crate::promise::is_replicated;
+use crate::promise::{Promise, is_replicated};
 use crate::repair::{Marker, MarkerError};
 use crate::requests::{Asking, REQUEST_BYTES_MAX, REQUESTS_MAX, Replies, Request, RequestError};
 use crate::stats::{Counters, NodeStats};
@@ -74,6 +75,8 @@ pub struct Node {
 
 struct Inner {
     engine: Engine,
+    node: NodeId,
+    run: RunId,
     commands: Sender<Command>,
     asks: Sender<Asking>,
     wake: Arc<Wake>,
@@ -116,6 +119,7 @@ impl Node {
         snapshots: Arc<Snapshots>,
     ) -> Result<Self, StartError> {
         config.check()?;
+        let node = config.node;
         let system = |what| move |source| StartError::System { what, source };
         let tls = config.tls.as_ref().map(Tls::load).transpose()?.map(Arc::new);
         let listener = Listener::bind(&config.listen)?;
@@ -162,8 +166,95 @@ impl Node {
             .name("ringwal-replica".into())
             .spawn(move || thread::run(setup))
             .map_err(system("start the replication thread"))?;
-        let inner = Arc::new(Inner { engine, commands, asks, wake, picture, mender });
+        let inner = Arc::new(Inner { engine, node, run, commands, asks, wake, picture, mender });
         Ok(Self { inner, thread: Some(thread), address })
+    }
+
+    /// As [`Node::start_with_snapshots`], for an embedder that elects leaders and numbers epochs: it says
+    /// what is promised, what has begun, and who counts; see [`crate::driven`]. A hello promises
+    /// nothing here, and [`Node::lead`] is refused.
+    ///
+    /// `config.members` are the nodes that are known at first, all of them voters of one set, until
+    /// [`Node::set_members`].
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start_driven(
+        engine: Engine,
+        config: Config,
+        snapshots: Arc<Snapshots>,
+    ) -> Result<Self, StartError> {
+        Self::start_with_snapshots(engine, config, snapshots)
+    }
+
+    /// This run of this process: an epoch belongs to one run.
+    pub fn run(&self) -> RunId {
+        self.inner.run
+    }
+
+    /// Which node it is.
+    pub fn id(&self) -> NodeId {
+        self.inner.node
+    }
+
+    /// Promises an epoch: what this node was in an older one ends at once, everything in flight gets
+    /// its outcome, and the promise is made durable; then its outcome says what is held. From then on
+    /// this node takes, reports and acknowledges nothing of an older epoch. The same promise again is
+    /// answered anew. Never waits itself.
+    ///
+    /// The token's errors are [`PromiseError`](crate::driven::PromiseError)s.
+    pub fn promise(&self, promise: Promise) -> Promising {
+        let (_way, asked) = Due::new();
+        let _ = promise;
+        asked
+    }
+
+    /// An epoch has begun, for good: it starts each stream at the offset that `starts` has for it, and
+    /// at 0 where it has none. Records behind that, of another epoch, are kept as orphans and cut
+    /// (I-17); it is made durable that the epoch has begun; then this node leads, when it is its leader
+    /// in this run, or is followed by nobody but its leader. Promised first, if it is not. When a later
+    /// one is promised, the cuts and the fact are made all the same. Never waits itself.
+    ///
+    /// Where it ends in between, it may be begun again.
+    ///
+    /// The token's errors are [`BeginError`](crate::driven::BeginError)s.
+    pub fn begin(&self, promise: Promise, starts: Vec<(StreamId, u64)>) -> Beginning {
+        let (_way, asked) = Due::new();
+        let _ = (promise, starts);
+        asked
+    }
+
+    /// Adds what is not here of an entry's records, and waits until all of them are durable in their
+    /// epoch, whoever brings them; then they are committed, as far as this node knows. Those of one
+    /// stream are added in the order of the calls. Never waits itself.
+    ///
+    /// The token's errors are [`ExtendError`](crate::driven::ExtendError)s.
+    pub fn extend(&self, extension: Extension) -> Extending {
+        let (_way, asked) = Due::new();
+        let _ = extension;
+        asked
+    }
+
+    /// Who is dialled, may dial, and counts, from now on; without meaning where nobody drives.
+    pub fn set_members(&self, members: Members) {
+        let _ = members;
+    }
+
+    /// The epoch that has begun here last: it is durable.
+    pub fn begun(&self) -> Option<Promise> {
+        None
+    }
+
+    /// Fetches records that are not here from another node, and appends them, durably: of each stream
+    /// from its end here up to the end of the range. For a node that does not lead, from one in which
+    /// the same epoch has begun, or, to lead, in which the epoch to be is promised. It ends when this
+    /// node changes its part. Has a thread of its own as long as it lasts.
+    ///
+    /// The token's errors are [`FetchFromError`](crate::fetch::FetchFromError)s.
+    pub fn fetch_from(&self, member: &Member, wants: Vec<(StreamId, Range<u64>)>) -> Fetching {
+        let (_way, asked) = Due::new();
+        let _ = (member, wants);
+        asked
     }
 
     /// Where it listens.
@@ -405,6 +496,34 @@ impl Leadership {
     {
         let token = self.stream(stream)?.append_batch(records)?;
         Ok(self.pending(token, ack))
+    }
+
+    /// The lease lasts until then, on `CLOCK_BOOTTIME` in nanoseconds: a record is taken, its batch
+    /// sealed, and its receipt given, only before. A leader of a driven node has none until this says
+    /// so; others need none. Two atomic stores, for whoever hears of a majority.
+    pub fn lease_until(&self, boottime_ns: u64) {
+        let _ = boottime_ns;
+    }
+
+    /// From now on there is no lease: before leadership is given away.
+    pub fn revoke_lease(&self) {
+        self.lease_until(0);
+    }
+
+    /// Waits until a stream is committed up to `end`: until everything below it is durable here and
+    /// with a majority, or was committed otherwise.
+    ///
+    /// The token's error is [`LedCommitError::Unknown`], when the term is over first.
+    pub fn committed(&self, stream: StreamId, end: u64) -> Committed {
+        let epoch = self.term.epoch();
+        let _ = (stream, end);
+        Committed::new(async move { Err(LedCommitError::Unknown { epoch, why: String::new() }) })
+    }
+
+    /// Offset up to which a stream is committed, as far as this leader knows; it never falls.
+    pub fn committed_end(&self, stream: StreamId) -> u64 {
+        let _ = stream;
+        0
     }
 
     /// Leads no more: records that wait get their outcome as *unknown*.

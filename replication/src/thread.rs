@@ -130,6 +130,9 @@ pub enum LeadError {
         /// Which.
         damage: String,
     },
+    /// Its embedder drives it: it leads when an epoch of its own begins.
+    #[error("this node is driven: it leads in an epoch that has begun, see Node::begin")]
+    Driven,
     /// The node is closed, or its thread has died.
     #[error("the node is closed")]
     Closed,

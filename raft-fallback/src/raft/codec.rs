@@ -96,6 +96,14 @@ impl Taker {
         Ok(self.rest.get_u64_le())
     }
 
+    /// 16 bytes: an engine or a run.
+    pub(super) fn id(&mut self) -> Result<[u8; 16], Malformed> {
+        let mut id = [0; 16];
+        self.need(id.len())?;
+        self.rest.copy_to_slice(&mut id);
+        Ok(id)
+    }
+
     pub(super) fn bytes(&mut self, length: usize) -> Result<Bytes, Malformed> {
         self.need(length)?;
         Ok(self.rest.split_to(length))

@@ -7,9 +7,9 @@
 //! 36  body
 //!     kind 0 blank:       nothing
 //!     kind 1 membership:  count u32, of each config count u32 and ids u64; count u32, of each node
-//!                         id u64, length u32, address
+//!                         id u64, engine 16 bytes, length u32, address
 //!     kind 2 extend:      epoch u64, base u64, count u32, of each record length u32, bytes
-//!     kind 3 epoch start: epoch u64, leader u64, count u32, of each stream id u64, start u64
+//!     kind 3 epoch start: epoch u64, leader u64, run 16 bytes, count u32, of each stream id u64, start u64
 //! ```
 //!
 //! The committed index travels with the entries because it changes with each of them, and costs no
@@ -19,14 +19,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{BufMut, Bytes};
 use openraft::EntryPayload;
-use openraft::impls::BasicNode;
 use openraft::vote::leader_id_std::CommittedLeaderId;
 use ringwal_engine::StreamId;
-use ringwal_replication::node_id::NodeId;
+use ringwal_replication::node_id::{NodeId, RunId};
 
 use super::codec::{Malformed, Taker, zero};
 use super::payload::Payload;
-use super::types::{Entry, LogId, Membership};
+use super::types::{Entry, LogId, Membership, RaftNode};
 
 /// Longest entry, in bytes. An engine may allow less: see
 /// [`RaftLog::entry_bytes_max`](super::RaftLog::entry_bytes_max).
@@ -90,9 +89,10 @@ pub fn encode(
                 into.extend_from_slice(record);
             }
         }
-        EntryPayload::Normal(Payload::EpochStart { epoch, leader, starts }) => {
+        EntryPayload::Normal(Payload::EpochStart { epoch, leader, run, starts }) => {
             into.put_u64_le(*epoch);
             into.put_u64_le(leader.get());
+            into.extend_from_slice(&run.bytes());
             put_length(into, starts.len());
             for (stream, start) in starts {
                 into.put_u64_le(stream.get());
@@ -110,11 +110,11 @@ pub fn encode(
 }
 
 /// What does not fit a u32 does not fit an entry either, which is looked at when it is whole.
-fn put_length(into: &mut Vec<u8>, length: usize) {
+pub(super) fn put_length(into: &mut Vec<u8>, length: usize) {
     into.put_u32_le(u32::try_from(length).unwrap_or(u32::MAX));
 }
 
-fn put_membership(into: &mut Vec<u8>, membership: &Membership) {
+pub(super) fn put_membership(into: &mut Vec<u8>, membership: &Membership) {
     let configs = membership.get_joint_config();
     put_length(into, configs.len());
     for config in configs {
@@ -124,8 +124,9 @@ fn put_membership(into: &mut Vec<u8>, membership: &Membership) {
     put_length(into, membership.nodes().count());
     for (id, node) in membership.nodes() {
         into.put_u64_le(*id);
-        put_length(into, node.addr.len());
-        into.extend_from_slice(node.addr.as_bytes());
+        into.extend_from_slice(&node.engine);
+        put_length(into, node.address.len());
+        into.extend_from_slice(node.address.as_bytes());
     }
 }
 
@@ -169,12 +170,13 @@ fn take_extend(from: &mut Taker) -> Result<Payload, Malformed> {
 
 fn take_epoch_start(from: &mut Taker) -> Result<Payload, Malformed> {
     let (epoch, leader) = (from.u64()?, NodeId::new(from.u64()?));
+    let run = RunId::new(from.id()?);
     let start = |from: &mut Taker| Ok((StreamId::new(from.u64()?), from.u64()?));
     let starts = (0..from.count(16)?).map(|_| start(from)).collect::<Result<_, _>>()?;
-    Ok(Payload::EpochStart { epoch, leader, starts })
+    Ok(Payload::EpochStart { epoch, leader, run, starts })
 }
 
-fn take_membership(from: &mut Taker) -> Result<Membership, Malformed> {
+pub(super) fn take_membership(from: &mut Taker) -> Result<Membership, Malformed> {
     let mut configs = Vec::new();
     for _ in 0..from.count(4)? {
         let ids: BTreeSet<u64> =
@@ -182,12 +184,12 @@ fn take_membership(from: &mut Taker) -> Result<Membership, Malformed> {
         configs.push(ids);
     }
     let mut nodes = BTreeMap::new();
-    for _ in 0..from.count(12)? {
-        let id = from.u64()?;
+    for _ in 0..from.count(28)? {
+        let (id, engine) = (from.u64()?, from.id()?);
         let length = from.u32()? as usize;
         let address = String::from_utf8(from.bytes(length)?.to_vec())
             .map_err(|error| Malformed::Membership(error.to_string()))?;
-        nodes.insert(id, BasicNode::new(address));
+        nodes.insert(id, RaftNode { address, engine });
     }
     if configs.is_empty() && nodes.is_empty() {
         return Ok(Membership::default());

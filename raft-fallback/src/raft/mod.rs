@@ -23,4 +23,4 @@ pub use entry::{ENTRY_BYTES_MAX, decode as decode_entry, encode as encode_entry}
 pub use journal::{EngineJournal, Held, Journal};
 pub use log_store::{LOG_STREAM, OpenError, RaftLog, RaftLogReader, STATE_STREAM};
 pub use payload::Payload;
-pub use types::{Entry, LogId, Membership, Types, Vote};
+pub use types::{Effect, Entry, LogId, Membership, RaftNode, StoredMembership, Types, Vote};

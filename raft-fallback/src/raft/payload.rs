@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use ringwal_engine::StreamId;
-use ringwal_replication::node_id::NodeId;
+use ringwal_replication::node_id::{NodeId, RunId};
 
 /// What an entry of ours says. Opaque to Raft.
 #[derive(Clone, Eq, PartialEq, Debug)]
@@ -25,6 +25,8 @@ pub enum Payload {
         epoch: u64,
         /// Who leads in it.
         leader: NodeId,
+        /// In which run of its process: an epoch belongs to one.
+        run: RunId,
         /// Where it begins, of each replicated stream; of one that is not listed, at 0.
         starts: Vec<(StreamId, u64)>,
     },
@@ -37,7 +39,7 @@ impl fmt::Display for Payload {
                 let end = base + records.len() as u64;
                 write!(f, "extend the metadata stream with {base}..{end} in epoch {epoch}")
             }
-            Self::EpochStart { epoch, leader, starts } => {
+            Self::EpochStart { epoch, leader, starts, .. } => {
                 write!(f, "epoch {epoch} of node {leader} begins in {} streams", starts.len())
             }
         }

@@ -7,7 +7,7 @@ use futures_util::{Stream, TryStreamExt};
 use openraft::alias::{SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
-use ringwal_raft_fallback::raft::{LogId, Types};
+use ringwal_raft_fallback::raft::{Effect, LogId, Types};
 
 type Data = Cursor<Vec<u8>>;
 type Meta = SnapshotMetaOf<Types>;
@@ -62,7 +62,7 @@ impl RaftStateMachine<Types> for Machine {
             }
             drop(counted);
             if let Some(responder) = responder {
-                responder.send(());
+                responder.send(Effect::Done);
             }
         }
         Ok(())

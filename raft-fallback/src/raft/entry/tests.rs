@@ -1,13 +1,13 @@
 use super::*;
 
-fn entry(index: u64, payload: EntryPayload<Payload, u64, BasicNode>) -> Entry {
+fn entry(index: u64, payload: EntryPayload<Payload, u64, RaftNode>) -> Entry {
     Entry { log_id: log_id(7, index), payload }
 }
 
 fn all() -> Vec<Entry> {
     let configs = vec![BTreeSet::from([1, 2, 3]), BTreeSet::from([2, 3, 4])];
-    let nodes: BTreeMap<u64, BasicNode> =
-        (1..6).map(|id| (id, BasicNode::new(format!("node{id}:9291")))).collect();
+    let nodes: BTreeMap<u64, RaftNode> =
+        (1..6).map(|id| (id, RaftNode::new(format!("node{id}:9291"), [id as u8; 16]))).collect();
     let records = vec![Bytes::from_static(b"one"), Bytes::new(), Bytes::from(vec![9; 300])];
     let starts = vec![(StreamId::new(0), 9), (StreamId::new(u64::MAX), 0)];
     [
@@ -16,7 +16,12 @@ fn all() -> Vec<Entry> {
         EntryPayload::Membership(Membership::new(configs, nodes).unwrap()),
         EntryPayload::Normal(Payload::Extend { epoch: 3, base: u64::MAX, records }),
         EntryPayload::Normal(Payload::Extend { epoch: 0, base: 0, records: Vec::new() }),
-        EntryPayload::Normal(Payload::EpochStart { epoch: 3, leader: NodeId::new(9), starts }),
+        EntryPayload::Normal(Payload::EpochStart {
+            epoch: 3,
+            leader: NodeId::new(9),
+            run: RunId::new([7; 16]),
+            starts,
+        }),
     ]
     .into_iter()
     .zip(0..)

@@ -1,0 +1,194 @@
+//! What the Raft side of a node needs of its replicated streams and of its state machine, and nothing
+//! more. The product has a [`Node`](ringwal_replication::Node) and an applier behind it
+//! (`replica/product.rs`); a simulation the cores of replication, on disks of its own.
+
+pub(crate) mod product;
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::ops::Range;
+
+use bytes::Bytes;
+use ringwal_engine::StreamId;
+use ringwal_replication::config::Member;
+use ringwal_replication::node_id::{NodeId, RunId};
+use ringwal_replication::promise::Promise;
+
+use crate::metadata::Progress;
+use crate::state::Applied;
+
+/// The metadata stream: `__metadata`, partition 0.
+pub const METADATA_STREAM: StreamId = StreamId::new(0);
+
+/// What a node holds of a stream.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub struct Holding {
+    /// Which stream.
+    pub stream: StreamId,
+    /// First offset that is not trimmed.
+    pub trimmed: u64,
+    /// Durable end.
+    pub end: u64,
+    /// Epoch of the last record; 0 before the first.
+    pub epoch: u64,
+}
+
+/// What a node that has promised an epoch holds, when nothing of an older one is in flight any more.
+#[derive(Clone, Eq, PartialEq, Debug, Default)]
+pub struct Standing {
+    /// Each replicated stream that it has, in order.
+    pub streams: Vec<Holding>,
+    /// The epoch that it has begun last.
+    pub begun: Option<Promise>,
+}
+
+/// What came of the begin of an epoch.
+#[derive(Clone, Debug)]
+pub enum Begun<L> {
+    /// This node leads.
+    Leading(L),
+    /// Somebody else does.
+    Following,
+    /// That epoch, or a later one, had begun already: nothing was done.
+    Before,
+}
+
+/// Why records of an entry are not added.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddError {
+    /// Records before them are missing here.
+    #[error("the stream ends at {end} here, and the records come after that")]
+    Lacks {
+        /// Where it ends.
+        end: u64,
+    },
+    /// Their epoch is not the one that has begun: nothing is done.
+    #[error("their epoch is not the one that has begun here")]
+    NotBegun,
+    /// They cannot be added here, now or ever.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Why a command that a leader was given is not known to be done.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LedError {
+    /// It certainly is not written, here or elsewhere.
+    #[error("not written: {0}")]
+    NotTaken(String),
+    /// It may be.
+    #[error("outcome unknown: {0}")]
+    Unknown(String),
+}
+
+/// Why the outcome of a record is not known here.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OutcomeError {
+    /// The offset has, or will have, another record: a later epoch has cut it.
+    #[error("a later epoch has cut the record; the node is at {}, in epoch {}", .0.end, .0.epoch)]
+    Superseded(Progress),
+    /// Nobody remembers.
+    #[error("{0}")]
+    Unknown(String),
+}
+
+/// The right to append in one epoch, as long as it and its lease last.
+pub trait Led: Clone + Send + Sync + 'static {
+    /// In which epoch.
+    fn epoch(&self) -> u64;
+
+    /// Why it is over, if it is.
+    fn ended(&self) -> Option<String>;
+
+    /// Until when on CLOCK_BOOTTIME, in nanoseconds, the fast path may answer (I-13).
+    fn lease_until(&self, boottime_ns: u64);
+
+    /// Copies a record of the metadata stream into the next batch. The outer future waits for room, and
+    /// dropping it means that the record is not taken; the inner one until it is durable here, with the
+    /// lease held: its epoch and offset.
+    fn append(
+        &self,
+        record: &[u8],
+    ) -> impl Future<Output = Result<impl Future<Output = Result<u64, LedError>> + Send + 'static, LedError>>
+    + Send;
+
+    /// Waits until everything of the metadata stream that was given to [`Led::append`] before has its
+    /// outcome and nothing of it is in flight. Nothing must be given meanwhile.
+    fn drained(&self) -> impl Future<Output = Result<(), LedError>> + Send;
+
+    /// Waits until a majority has the metadata stream up to `end`.
+    fn committed(&self, end: u64) -> impl Future<Output = Result<(), LedError>> + Send;
+
+    /// Whether a majority has what each of these streams held when the epoch began.
+    fn has_committed_start(&self) -> bool;
+}
+
+/// See the module.
+pub trait Replica: Clone + Send + Sync + 'static {
+    /// Its leadership.
+    type Led: Led;
+
+    /// Which node.
+    fn id(&self) -> NodeId;
+
+    /// Which run of its process: an epoch belongs to one.
+    fn run(&self) -> RunId;
+
+    /// Which disk (I-15).
+    fn engine(&self) -> [u8; 16];
+
+    /// The epoch that it has begun last, durably.
+    fn begun(&self) -> Option<Promise>;
+
+    /// Why it must not vote, promise or lead, if so: its engine has failed, or a repair is not over.
+    fn unfit(&self) -> Option<String>;
+
+    /// Nanoseconds on CLOCK_BOOTTIME.
+    fn boottime_ns(&self) -> u64;
+
+    /// Ends whatever is of an older epoch, and promises this one, durably. Once more for what is held now.
+    fn promise(&self, promise: Promise) -> impl Future<Output = Result<Standing, String>> + Send;
+
+    /// An epoch begins, where `starts` says: cuts by I-17, then this node leads or follows in it. The state
+    /// machine goes back where records were cut.
+    fn begin(
+        &self,
+        promise: Promise,
+        starts: Vec<(StreamId, u64)>,
+    ) -> impl Future<Output = Result<Begun<Self::Led>, String>> + Send;
+
+    /// Adds what is lacking of these records of the metadata stream, and waits until all are durable
+    /// here. They are committed.
+    fn extend(
+        &self,
+        epoch: u64,
+        base: u64,
+        records: Vec<Bytes>,
+    ) -> impl Future<Output = Result<(), AddError>> + Send;
+
+    /// Brings what is lacking from another node, durably.
+    fn fetch(
+        &self,
+        from: &Member,
+        wanted: Vec<(StreamId, Range<u64>)>,
+    ) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// Who is in the cluster, and whose majorities count.
+    fn set_members(&self, nodes: Vec<Member>, voters: Vec<BTreeSet<NodeId>>);
+
+    /// What is durable of the metadata stream, and what of it is known to be committed.
+    fn metadata_ends(&self) -> (u64, u64);
+
+    /// Durable records of the metadata stream.
+    fn read(&self, offsets: Range<u64>) -> impl Future<Output = Result<Vec<Bytes>, String>> + Send;
+
+    /// What came of the record that was given this offset in this epoch, when it is applied here.
+    fn outcome(
+        &self,
+        epoch: u64,
+        offset: u64,
+    ) -> impl Future<Output = Result<Applied, OutcomeError>> + Send;
+}
