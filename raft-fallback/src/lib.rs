@@ -61,6 +61,7 @@ mod machine;
 mod replica;
 mod store;
 pub mod command;
+pub mod lease;
 pub mod limits;
 mod metadata;
 pub mod raft;

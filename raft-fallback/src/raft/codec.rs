@@ -47,6 +47,19 @@ pub enum Malformed {
         /// The limit.
         max: usize,
     },
+    /// More of something than there may be.
+    #[error("{value} {what}, of which there are at most {max}: nobody of this version sends that")]
+    TooMuch {
+        /// Of what.
+        what: &'static str,
+        /// How much.
+        value: u64,
+        /// The limit.
+        max: u64,
+    },
+    /// A text that is none.
+    #[error("a text that is not UTF-8")]
+    Text,
     /// A membership that openraft does not accept.
     #[error("a membership that cannot be: {0}")]
     Membership(String),
@@ -116,6 +129,17 @@ impl Taker {
         Ok(count)
     }
 
+    /// A length and so many bytes, of which there are not more than `max`.
+    pub(super) fn sized(&mut self, what: &'static str, max: usize) -> Result<Bytes, Malformed> {
+        let length = self.u32()? as usize;
+        limit(what, length as u64, max as u64)?;
+        self.bytes(length)
+    }
+
+    pub(super) fn left(&self) -> usize {
+        self.rest.len()
+    }
+
     pub(super) fn end(self) -> Result<(), Malformed> {
         match self.rest.len() {
             0 => Ok(()),
@@ -127,4 +151,9 @@ impl Taker {
 /// Says that a field which must be 0 in this version is.
 pub(super) fn zero(what: &'static str, value: u64) -> Result<(), Malformed> {
     if value == 0 { Ok(()) } else { Err(Malformed::Unknown { what, value }) }
+}
+
+/// Says that there is not more of something than there may be.
+pub(super) fn limit(what: &'static str, value: u64, max: u64) -> Result<(), Malformed> {
+    if value <= max { Ok(()) } else { Err(Malformed::TooMuch { what, value, max }) }
 }

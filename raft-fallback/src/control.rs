@@ -1,0 +1,293 @@
+//! What a node does when Raft elects it: it recovers what a majority has, begins an epoch, and then takes
+//! commands, by the fast path as long as that is open, and through Raft otherwise.
+//!
+//! ```text
+//! elected in term t ─▶ its blank entry is applied ─▶ promises of t ─▶ what is greatest is fetched
+//!                   ─▶ EpochStart t is applied ─▶ Raft ⇄ fast, until the leadership is lost
+//! ```
+//!
+//! One task on Raft's runtime. Whatever is lost with it (proposals, orders) has no outcome: who waits
+//! learns that it is unknown.
+
+mod members;
+mod proposer;
+mod recover;
+mod serve;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::type_config::TypeConfigExt as _;
+use openraft::{AsyncRuntime, Raft, ServerState};
+use ringwal_engine::StreamId;
+use ringwal_replication::config::Member;
+use ringwal_replication::node_id::NodeId;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::lease::LeaseKeeper;
+use crate::machine::{Machine, Watched, members_of, voters_of};
+use crate::raft::{StoredMembership, Types};
+use crate::replica::Replica;
+use crate::store::fast::Gate;
+use crate::store::peers::Peers;
+use crate::store::stats::Reason;
+
+/// Between two attempts of whatever has failed while a node leads.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// Raft, as it runs here.
+pub(crate) type RaftHandle<R, N, P> = Raft<Types<R>, Machine<R, N, P>>;
+
+/// A record that is to be proposed to Raft.
+pub(crate) struct Proposal {
+    pub(crate) record: Bytes,
+    pub(crate) placed: oneshot::Sender<Result<Placed, NotPlaced>>,
+}
+
+/// Where a record is in the metadata stream. It is applied, and committed if it came through Raft.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub(crate) struct Placed {
+    pub(crate) epoch: u64,
+    pub(crate) offset: u64,
+    pub(crate) is_committed: bool,
+}
+
+/// Why a record has no place, as far as is known.
+#[derive(Clone, Debug)]
+pub(crate) enum NotPlaced {
+    /// It certainly is nowhere.
+    NotDone(String),
+    /// It may be.
+    Unknown(String),
+}
+
+/// What somebody asks of the leader, beside commands.
+pub(crate) enum Order {
+    /// Give the leadership to a node, or to whichever is furthest.
+    Transfer { to: Option<NodeId>, limit: Duration, done: Done },
+    /// Change who is in the cluster.
+    Change { change: MemberChange, done: Done },
+}
+
+type Done = oneshot::Sender<Result<(), ChangeError>>;
+
+/// A change of the membership.
+#[derive(Clone, Eq, PartialEq, Debug)]
+#[non_exhaustive]
+pub enum MemberChange {
+    /// A node joins: it gets everything, and does not vote.
+    AddLearner(Member),
+    /// Exactly these vote from now on; who did and is not among them goes on as a learner.
+    SetVoters(BTreeSet<NodeId>),
+    /// A node leaves. With a lost disk it may come back as a learner.
+    Remove(NodeId),
+}
+
+/// Why something was not changed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChangeError {
+    /// Another node leads.
+    #[error("this node does not lead; ask {}", .0.map_or("again when one does".into(), |node| format!("node {node}")))]
+    NotLeader(Option<NodeId>),
+    /// It cannot be done now; nothing has changed.
+    #[error("not done: {0}")]
+    NotNow(String),
+    /// It may be done, or come to be.
+    #[error("not known to be done: {0}; look at the status")]
+    Unknown(String),
+}
+
+/// What a node knows of who leads.
+#[derive(Clone, Eq, PartialEq, Debug, Default)]
+pub(crate) struct Serving {
+    pub(crate) term: u64,
+    pub(crate) leader: Option<NodeId>,
+    /// This node has been elected, and this is how far it is.
+    pub(crate) leads: Option<Leads>,
+    pub(crate) membership: Arc<StoredMembership>,
+}
+
+/// How far an elected node is.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub(crate) enum Leads {
+    /// It has no epoch yet.
+    Recovering,
+    /// Commands go through Raft, for this reason.
+    Raft(Reason),
+    /// The fast path is open.
+    Fast,
+}
+
+/// What control and those who execute commands share.
+pub(crate) struct Shared<L> {
+    pub(crate) gate: Gate<L>,
+    pub(crate) serving: watch::Sender<Serving>,
+    /// Whether the fast path may be used, as far as the operator says, and as the store was built.
+    pub(crate) switch: watch::Sender<Switch>,
+}
+
+/// See [`Shared::switch`].
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub(crate) struct Switch {
+    pub(crate) is_on: bool,
+    pub(crate) has_wal: bool,
+}
+
+/// See the module.
+pub(crate) struct Control<R: AsyncRuntime, N: Replica, P: Peers> {
+    pub(crate) raft: RaftHandle<R, N, P>,
+    pub(crate) replica: N,
+    pub(crate) peers: P,
+    pub(crate) watched: Watched<N::Led>,
+    pub(crate) shared: Arc<Shared<N::Led>>,
+    pub(crate) lease: Arc<LeaseKeeper>,
+    pub(crate) proposals: mpsc::Receiver<Proposal>,
+    pub(crate) orders: mpsc::Receiver<Order>,
+    /// Longest entry of the log.
+    pub(crate) entry_bytes_max: usize,
+    /// Who asked for a transfer that is under way.
+    pub(crate) transferring: Option<Done>,
+}
+
+/// Where the streams end that a new epoch begins with.
+type Starts = Vec<(StreamId, u64)>;
+
+impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
+    /// Runs until nobody can ask any more.
+    pub(crate) async fn run(mut self) {
+        let mut metrics = self.raft.server_metrics();
+        let mut led = 0;
+        loop {
+            self.note_serving();
+            let Some(term) = self.elected_in().filter(|term| *term > led) else {
+                if !self.wait_to_lead(&mut metrics).await {
+                    return;
+                }
+                continue;
+            };
+            led = term;
+            let lost = lost(self.raft.server_metrics(), term);
+            let why = tokio::select! {
+                why = self.lead(term) => why,
+                () = lost => "another term has begun".to_owned(),
+            };
+            self.lease.end(term);
+            self.shared.gate.close(Reason::NotLeader).await;
+            self.set_leads(None);
+            if let Some(done) = self.transferring.take() {
+                let _ = done.send(Ok(()));
+            }
+            tracing::info!(term, why, "leading no more");
+            // A leadership that has ended by itself is no good to anybody: another one is to begin.
+            if self.elected_in() == Some(term) {
+                self.give_up(term).await;
+            }
+        }
+    }
+
+    /// The term in which this node is elected.
+    fn elected_in(&self) -> Option<u64> {
+        elected_in(&self.raft.server_metrics().borrow_watched().clone())
+    }
+
+    /// Answers who asks of a node that does not lead, until something has changed. False when nobody can
+    /// ask any more.
+    async fn wait_to_lead(&mut self, metrics: &mut ServerMetrics<R>) -> bool {
+        tokio::select! {
+            changed = metrics.changed() => changed.is_ok(),
+            order = self.orders.recv() => {
+                let Some(order) = order else { return false };
+                let (Order::Transfer { done, .. } | Order::Change { done, .. }) = order;
+                let leader = self.shared.serving.borrow().leader;
+                let _ = done.send(Err(ChangeError::NotLeader(leader)));
+                true
+            }
+            proposal = self.proposals.recv() => {
+                let Some(proposal) = proposal else { return false };
+                refuse(proposal, "this node does not lead");
+                true
+            }
+        }
+    }
+
+    async fn lead(&mut self, term: u64) -> String {
+        tracing::info!(term, "elected");
+        self.set_leads(Some(Leads::Recovering));
+        let starts = self.recover(term).await;
+        let epoch = |led: &Option<N::Led>| {
+            led.as_ref().is_some_and(|led| crate::replica::Led::epoch(led) == term)
+        };
+        let led = self.watched.led.wait_for(epoch).await.ok().and_then(|led| led.clone());
+        match led {
+            Some(led) => self.serve(term, led, starts).await,
+            None => "what Raft applies has ended".to_owned(),
+        }
+    }
+
+    /// Lets go of a leadership that is of no use, for somebody else to be elected.
+    async fn give_up(&mut self, term: u64) {
+        let me = self.replica.id();
+        let serving = self.shared.serving.borrow().clone();
+        let other = voters_of(&serving.membership).into_iter().flatten().find(|node| *node != me);
+        if let Some(other) = other {
+            tracing::info!(term, to = %other, "giving the leadership away");
+            let _ = self.raft.trigger().transfer_leader(other.get()).await;
+        }
+        R::sleep(AGAIN).await;
+    }
+
+    fn note_serving(&self) {
+        let metrics = self.raft.server_metrics().borrow_watched().clone();
+        let serving = Serving {
+            term: metrics.vote.leader_id.term,
+            leader: metrics.current_leader.map(NodeId::new),
+            leads: None,
+            membership: metrics.membership_config.clone(),
+        };
+        self.shared.serving.send_if_modified(|before| {
+            let is_new = *before != serving;
+            *before = serving;
+            is_new
+        });
+    }
+
+    fn set_leads(&self, leads: Option<Leads>) {
+        self.note_serving();
+        self.shared.serving.send_modify(|serving| serving.leads = leads);
+    }
+
+    /// Who is in the cluster as far as this node's log says, committed or not.
+    fn membership(&self) -> Arc<StoredMembership> {
+        self.raft.server_metrics().borrow_watched().membership_config.clone()
+    }
+
+    fn members(&self) -> Vec<Member> {
+        members_of(&self.membership())
+    }
+}
+
+type ServerMetrics<R> =
+    openraft::alias::WatchReceiverOf<Types<R>, openraft::metrics::RaftServerMetrics<Types<R>>>;
+
+fn elected_in<R: AsyncRuntime>(
+    metrics: &openraft::metrics::RaftServerMetrics<Types<R>>,
+) -> Option<u64> {
+    (metrics.state == ServerState::Leader).then_some(metrics.vote.leader_id.term)
+}
+
+/// Comes when the node does not lead in that term any more.
+async fn lost<R: AsyncRuntime>(mut metrics: ServerMetrics<R>, term: u64) {
+    while elected_in::<R>(&metrics.borrow_watched().clone()) == Some(term) {
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+pub(crate) fn refuse(proposal: Proposal, why: &str) {
+    let _ = proposal.placed.send(Err(NotPlaced::NotDone(why.to_owned())));
+}
