@@ -57,17 +57,18 @@
 #![forbid(unsafe_code)]
 
 mod codec;
-mod machine;
-mod replica;
-mod store;
 pub mod command;
 pub mod lease;
 pub mod limits;
+mod machine;
 mod metadata;
+pub mod operator;
 pub mod raft;
+mod replica;
 pub mod session;
 pub mod snapshot;
 pub mod state;
+mod store;
 #[cfg(test)]
 mod tests;
 mod waiters;

@@ -112,8 +112,9 @@ pub trait Led: Clone + Send + Sync + 'static {
     fn append(
         &self,
         record: &[u8],
-    ) -> impl Future<Output = Result<impl Future<Output = Result<u64, LedError>> + Send + 'static, LedError>>
-    + Send;
+    ) -> impl Future<
+        Output = Result<impl Future<Output = Result<u64, LedError>> + Send + 'static, LedError>,
+    > + Send;
 
     /// Waits until everything of the metadata stream that was given to [`Led::append`] before has its
     /// outcome and nothing of it is in flight. Nothing must be given meanwhile.

@@ -256,7 +256,9 @@ impl Answer {
             UNKNOWN => Self::Unknown(text(&mut reader)?),
             REFUSED => Self::Refused(text(&mut reader)?),
             NOT_LEADER => Self::NotLeader(node(&mut reader)?),
-            READ_END => Self::ReadEnd { epoch: reader.u64("an epoch")?, end: reader.u64("an end")? },
+            READ_END => {
+                Self::ReadEnd { epoch: reader.u64("an epoch")?, end: reader.u64("an end")? }
+            }
             SNAPSHOT => {
                 let (end, total) = (reader.u64("an end")?, reader.u64("a length")?);
                 let part = slice(bytes, std::mem::take(&mut reader.0));
@@ -284,7 +286,11 @@ fn version(reader: &mut Reader<'_>) -> Result<(), Malformed> {
 }
 
 fn at_end(reader: Reader<'_>) -> Result<(), Malformed> {
-    if reader.0.is_empty() { Ok(()) } else { Err(Malformed::Place("bytes are left behind the end")) }
+    if reader.0.is_empty() {
+        Ok(())
+    } else {
+        Err(Malformed::Place("bytes are left behind the end"))
+    }
 }
 
 fn put_promise(bytes: &mut Vec<u8>, promise: &Promise) {
