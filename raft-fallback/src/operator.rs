@@ -92,9 +92,9 @@ pub enum Ask {
         /// `host:port` at which the others reach it.
         address: String,
     },
-    /// Make these nodes the voters, and no others.
-    SetVoters {
-        /// Which; all of them members.
+    /// Members become voters, beside those that are.
+    PromoteMembers {
+        /// Which.
         nodes: Vec<u64>,
     },
     /// A node is a member no more.

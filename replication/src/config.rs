@@ -2,6 +2,7 @@
 //! environment or a file.
 
 pub(crate) mod address;
+mod cluster;
 mod text;
 
 use std::collections::HashSet;
@@ -11,6 +12,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::node_id::{ClusterId, NodeId};
+
+pub use cluster::ClusterConfig;
 
 /// Where a node listens when nothing else is said.
 pub const LISTEN_DEFAULT: &str = "127.0.0.1:9291";

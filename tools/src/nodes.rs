@@ -19,16 +19,18 @@ pub const LOCK_WAIT: Duration = Duration::from_secs(2);
 pub fn read_config(path: &Path) -> Result<Config> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("reading the configuration {}", path.display()))?;
-    Config::from_toml(&text).map_err(|error| refused(path, &text, &error).into())
+    Config::from_toml(&text)
+        .map_err(|error| refused(path, &text, &error, "is no configuration of a node").into())
 }
 
-fn refused(path: &Path, text: &str, error: &ConfigError) -> Failure {
+/// A file that cannot be what it `is` not.
+pub fn refused(path: &Path, text: &str, error: &ConfigError, is: &str) -> Failure {
     let path = path.display();
     match error {
         ConfigError::Text(error) => {
             let before = error.span().map_or("", |span| &text[..span.start.min(text.len())]);
             let line = before.matches('\n').count() + 1;
-            Failure::usage(format!("{path} is no configuration of a node"))
+            Failure::usage(format!("{path} {is}"))
                 .cause(format!("line {line}: {}", error.message().trim().replace('\n', " ")))
                 .fix("correct it; the README shows one under Replication")
         }
