@@ -103,7 +103,7 @@ pub enum ChangeError {
 
 /// What a node knows of who leads.
 #[derive(Clone, Eq, PartialEq, Debug, Default)]
-pub(crate) struct Serving {
+pub(crate) struct Seen {
     pub(crate) term: u64,
     pub(crate) leader: Option<NodeId>,
     /// This node has been elected, and this is how far it is.
@@ -125,7 +125,7 @@ pub(crate) enum Leads {
 /// What control and those who execute commands share.
 pub(crate) struct Shared<L> {
     pub(crate) gate: Gate<L>,
-    pub(crate) serving: watch::Sender<Serving>,
+    pub(crate) seen: watch::Sender<Seen>,
     /// Whether the fast path may be used, as far as the operator says, and as the store was built.
     pub(crate) switch: watch::Sender<Switch>,
 }
@@ -162,7 +162,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         let mut metrics = self.raft.server_metrics();
         let mut led = 0;
         loop {
-            self.note_serving();
+            self.note_seen();
             let Some(term) = self.elected_in().filter(|term| *term > led) else {
                 if !self.wait_to_lead(&mut metrics).await {
                     return;
@@ -170,7 +170,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                 continue;
             };
             led = term;
-            let lost = lost(self.raft.server_metrics(), term);
+            let lost = lost::<R>(self.raft.server_metrics(), term);
             let why = tokio::select! {
                 why = self.lead(term) => why,
                 () = lost => "another term has begun".to_owned(),
@@ -191,7 +191,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
 
     /// The term in which this node is elected.
     fn elected_in(&self) -> Option<u64> {
-        elected_in(&self.raft.server_metrics().borrow_watched().clone())
+        elected_in::<R>(&self.raft.server_metrics().borrow_watched().clone())
     }
 
     /// Answers who asks of a node that does not lead, until something has changed. False when nobody can
@@ -202,7 +202,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
             order = self.orders.recv() => {
                 let Some(order) = order else { return false };
                 let (Order::Transfer { done, .. } | Order::Change { done, .. }) = order;
-                let leader = self.shared.serving.borrow().leader;
+                let leader = self.shared.seen.borrow().leader;
                 let _ = done.send(Err(ChangeError::NotLeader(leader)));
                 true
             }
@@ -216,6 +216,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
 
     async fn lead(&mut self, term: u64) -> String {
         tracing::info!(term, "elected");
+        self.shared.gate.close(Reason::Recovering).await;
         self.set_leads(Some(Leads::Recovering));
         let starts = self.recover(term).await;
         let epoch = |led: &Option<N::Led>| {
@@ -231,7 +232,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
     /// Lets go of a leadership that is of no use, for somebody else to be elected.
     async fn give_up(&mut self, term: u64) {
         let me = self.replica.id();
-        let serving = self.shared.serving.borrow().clone();
+        let serving = self.shared.seen.borrow().clone();
         let other = voters_of(&serving.membership).into_iter().flatten().find(|node| *node != me);
         if let Some(other) = other {
             tracing::info!(term, to = %other, "giving the leadership away");
@@ -240,15 +241,15 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         R::sleep(AGAIN).await;
     }
 
-    fn note_serving(&self) {
+    fn note_seen(&self) {
         let metrics = self.raft.server_metrics().borrow_watched().clone();
-        let serving = Serving {
+        let serving = Seen {
             term: metrics.vote.leader_id.term,
             leader: metrics.current_leader.map(NodeId::new),
             leads: None,
             membership: metrics.membership_config.clone(),
         };
-        self.shared.serving.send_if_modified(|before| {
+        self.shared.seen.send_if_modified(|before| {
             let is_new = *before != serving;
             *before = serving;
             is_new
@@ -256,8 +257,8 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
     }
 
     fn set_leads(&self, leads: Option<Leads>) {
-        self.note_serving();
-        self.shared.serving.send_modify(|serving| serving.leads = leads);
+        self.note_seen();
+        self.shared.seen.send_modify(|serving| serving.leads = leads);
     }
 
     /// Who is in the cluster as far as this node's log says, committed or not.

@@ -8,6 +8,11 @@
 //!
 //! Times are nanoseconds of CLOCK_BOOTTIME: a machine that was suspended finds its lease lapsed. openraft's
 //! own clock stands still meanwhile, so that a suspended voter refuses for longer than it has to.
+//!
+//! A leader whose Appends arrive while no answer comes back would keep its voters from electing another one for
+//! ever. So, when no majority has answered for as long as a voter refuses, it sends nothing for three times as
+//! long ([`Lease::handle_sent`]), then tries again for as long, and so on. openraft has that for heartbeats
+//! only (`quorum_loss_probe_interval`), and repeats entries that wait for their answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -21,9 +26,12 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub struct Lease {
     me: u64,
+    voter_lease_ns: u64,
     length_ns: u64,
     term: u64,
     is_over: bool,
+    /// When the first Append of this term was sent.
+    began_ns: Option<u64>,
     voters: Vec<BTreeSet<u64>>,
     /// When the latest Append that it took in this term was sent.
     taken_ns: BTreeMap<u64, u64>,
@@ -43,10 +51,17 @@ impl Lease {
     /// `voter_lease` is how long a voter refuses after an Append: openraft's is its greatest election timeout.
     /// `drift` is by how much two clocks may differ after that time; the leader's lease is shorter by so much.
     pub fn new(me: u64, voter_lease: Duration, drift: Duration) -> Self {
-        let length = voter_lease.saturating_sub(drift);
-        let length_ns = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
-        let (voters, taken_ns) = (Vec::new(), BTreeMap::new());
-        Self { me, length_ns, term: 0, is_over: false, voters, taken_ns }
+        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        Self {
+            me,
+            voter_lease_ns: ns(voter_lease).max(1),
+            length_ns: ns(voter_lease.saturating_sub(drift)),
+            term: 0,
+            is_over: false,
+            began_ns: None,
+            voters: Vec::new(),
+            taken_ns: BTreeMap::new(),
+        }
     }
 
     /// Who votes: one set, or while the membership is joint two, of which each needs a majority.
@@ -60,6 +75,7 @@ impl Lease {
         if term > self.term {
             self.term = term;
             self.is_over = false;
+            self.began_ns = None;
             self.taken_ns.clear();
         }
     }
@@ -72,10 +88,25 @@ impl Lease {
         self.is_over |= term == self.term;
     }
 
-    /// An Append of `term` is about to be sent to a node.
-    pub fn handle_sent(&mut self, term: u64, node: u64, now_ns: u64) -> Sent {
+    /// An Append of `term` is about to be sent to a node. With `None` it must not be: no majority has
+    /// answered for so long that others shall have the time to elect.
+    pub fn handle_sent(&mut self, term: u64, node: u64, now_ns: u64) -> Option<Sent> {
         self.handle_term(term);
-        Sent { term, node, at_ns: now_ns }
+        if term == self.term {
+            let began_ns = *self.began_ns.get_or_insert(now_ns);
+            let heard_ns = self.asked(now_ns).unwrap_or(0).max(began_ns);
+            if !self.voters.is_empty() && self.is_quiet(now_ns.saturating_sub(heard_ns)) {
+                return None;
+            }
+        }
+        Some(Sent { term, node, at_ns: now_ns })
+    }
+
+    /// Whether it sends nothing when no majority has answered for so long.
+    fn is_quiet(&self, silence_ns: u64) -> bool {
+        let period_ns = self.voter_lease_ns.saturating_mul(3);
+        let lapsed_ns = silence_ns.checked_sub(self.voter_lease_ns);
+        lapsed_ns.is_some_and(|lapsed_ns| (lapsed_ns / period_ns).is_multiple_of(2))
     }
 
     /// A node has taken an Append: answered with success. What is of another term than the present one does
@@ -158,7 +189,7 @@ impl LeaseKeeper {
     }
 
     /// See [`Lease::handle_sent`].
-    pub fn handle_sent(&self, term: u64, node: u64) -> Sent {
+    pub fn handle_sent(&self, term: u64, node: u64) -> Option<Sent> {
         let mut lease = self.lock();
         lease.handle_sent(term, node, (self.clock)())
     }

@@ -56,19 +56,21 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod applying;
 mod codec;
+mod control;
+mod machine;
+mod replica;
+mod store;
 pub mod command;
 pub mod lease;
 pub mod limits;
-mod machine;
 mod metadata;
 pub mod operator;
 pub mod raft;
-mod replica;
 pub mod session;
 pub mod snapshot;
 pub mod state;
-mod store;
 #[cfg(test)]
 mod tests;
 mod waiters;

@@ -26,6 +26,12 @@ pub enum Stopped {
     /// A record could not be applied.
     #[error("{0}")]
     Record(ApplyError),
+    /// The records cannot be read any more.
+    #[error("the metadata stream cannot be applied: {cause}")]
+    Unreadable {
+        /// Why not.
+        cause: String,
+    },
     /// The applier was dropped.
     #[error("the node is shutting down")]
     Ended,
@@ -279,6 +285,20 @@ impl Applier {
         // It can be large, and the lock has been given back.
         drop(before);
         Ok(())
+    }
+}
+
+impl Applier {
+    /// The node is in a later epoch by now, and nothing was taken back. An earlier one is ignored.
+    pub fn raise_epoch(&mut self, epoch: u64) {
+        let mut view = self.shared.view_mut();
+        view.epoch = view.epoch.max(epoch);
+    }
+
+    /// Nothing more is applied, for this reason, unless there is one already. Whoever waits learns it.
+    pub fn stop(&mut self, why: Stopped) {
+        self.shared.view_mut().stopped.get_or_insert(why);
+        self.shared.waiters.wake_all();
     }
 }
 

@@ -15,10 +15,10 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::codec::Malformed;
 use crate::command::{BrokerId, Command, Expected, NameError, TopicName, Watermark};
 use crate::limits::METADATA_VERSION;
 use crate::metadata::Metadata;
+use crate::raft::rpc;
 use crate::session::{Session, SessionId};
 use crate::state::{Done, KeyVersion, Rejection};
 use crate::store::wire;
@@ -530,10 +530,15 @@ pub struct KeyLine {
 }
 
 impl Question {
-    /// The bytes of a request.
-    pub fn encode(&self) -> Vec<u8> {
+    /// The bytes of a request, to whatever disk.
+    ///
+    /// # Errors
+    /// When it is longer than a request may be.
+    pub fn encode(&self) -> Result<Vec<u8>, Failed> {
         let json = serde_json::to_vec(self).expect("text and numbers");
-        wire::Ask::Operator(json.into()).encode()
+        let ask = rpc::Ask::Store(wire::Ask::Operator(json.into()).encode().into());
+        let request = rpc::Request { to_engine: [0; 16], ask };
+        request.encode().map_err(|error| Failed::Refused { why: error.to_string() })
     }
 
     /// Reads what a request has inside.
@@ -562,7 +567,7 @@ impl Question {
 pub enum AnswerError {
     /// The reply is none of a store.
     #[error("this is no answer of a store: {0}")]
-    Malformed(#[from] Malformed),
+    Malformed(String),
     /// The store refuses.
     #[error("refused: {0}")]
     Refused(String),
@@ -577,12 +582,21 @@ impl Answer {
     /// # Errors
     /// When it is no answer.
     pub fn decode(reply: &Bytes) -> Result<Self, AnswerError> {
-        match wire::Answer::decode(reply)? {
-            wire::Answer::Operator(json) => {
+        let store = match rpc::Reply::decode(reply.clone()) {
+            Ok(rpc::Reply::Store(store)) => store,
+            Ok(rpc::Reply::Refused(refusal)) => {
+                return Err(AnswerError::Refused(refusal.to_string()));
+            }
+            Ok(_) => return Err(AnswerError::Malformed("it is one of Raft".to_owned())),
+            Err(error) => return Err(AnswerError::Malformed(error.to_string())),
+        };
+        match wire::Answer::decode(&store) {
+            Ok(wire::Answer::Operator(json)) => {
                 serde_json::from_slice(&json).map_err(|error| AnswerError::Json(error.to_string()))
             }
-            wire::Answer::Refused(why) => Err(AnswerError::Refused(why)),
-            _ => Err(AnswerError::Json("it is one to another question".into())),
+            Ok(wire::Answer::Refused(why)) => Err(AnswerError::Refused(why)),
+            Ok(_) => Err(AnswerError::Malformed("it is one to another question".to_owned())),
+            Err(error) => Err(AnswerError::Malformed(error.to_string())),
         }
     }
 

@@ -106,15 +106,15 @@ pub trait Led: Clone + Send + Sync + 'static {
     /// Until when on CLOCK_BOOTTIME, in nanoseconds, the fast path may answer (I-13).
     fn lease_until(&self, boottime_ns: u64);
 
-    /// Copies a record of the metadata stream into the next batch. The outer future waits for room, and
-    /// dropping it means that the record is not taken; the inner one until it is durable here, with the
-    /// lease held: its epoch and offset.
+    /// Waits until a record is durable here, with the lease held: its offset.
+    type Pending: Future<Output = Result<u64, LedError>> + Send + 'static;
+
+    /// Copies a record of the metadata stream into the next batch; waits for room. Dropping it means that
+    /// the record is not taken.
     fn append(
         &self,
         record: &[u8],
-    ) -> impl Future<
-        Output = Result<impl Future<Output = Result<u64, LedError>> + Send + 'static, LedError>,
-    > + Send;
+    ) -> impl Future<Output = Result<Self::Pending, LedError>> + Send;
 
     /// Waits until everything of the metadata stream that was given to [`Led::append`] before has its
     /// outcome and nothing of it is in flight. Nothing must be given meanwhile.
@@ -123,8 +123,8 @@ pub trait Led: Clone + Send + Sync + 'static {
     /// Waits until a majority has the metadata stream up to `end`.
     fn committed(&self, end: u64) -> impl Future<Output = Result<(), LedError>> + Send;
 
-    /// Whether a majority has what each of these streams held when the epoch began.
-    fn has_committed_start(&self) -> bool;
+    /// Up to where a majority has a stream, as far as this leader knows; it never falls.
+    fn committed_end(&self, stream: StreamId) -> u64;
 }
 
 /// See the module.
@@ -182,6 +182,12 @@ pub trait Replica: Clone + Send + Sync + 'static {
 
     /// What is durable of the metadata stream, and what of it is known to be committed.
     fn metadata_ends(&self) -> (u64, u64);
+
+    /// What is known to be committed of each replicated stream.
+    fn committed_ends(&self) -> Vec<(StreamId, u64)>;
+
+    /// What this node holds now.
+    fn standing(&self) -> Standing;
 
     /// Durable records of the metadata stream.
     fn read(&self, offsets: Range<u64>) -> impl Future<Output = Result<Vec<Bytes>, String>> + Send;

@@ -170,7 +170,7 @@ impl<T> Wait<T> {
     /// # Errors
     /// When it does not come: see [`WaitError`].
     pub fn wait(&mut self, deadline: Instant) -> Result<T, WaitError> {
-        let waker = UNPARK.with(Waker::clone);
+        let waker = this_thread();
         let mut context = Context::from_waker(&waker);
         let began = Instant::now();
         loop {
@@ -215,6 +215,11 @@ impl<T> Drop for Wait<T> {
             self.shared.waiters.forget(&self.key, number);
         }
     }
+}
+
+/// Wakes the thread that asks for it, when it is parked. The same one each time.
+pub(crate) fn this_thread() -> Waker {
+    UNPARK.with(Waker::clone)
 }
 
 thread_local! {

@@ -12,7 +12,7 @@ fn lease(sets: &[&[u64]]) -> Lease {
 
 /// An Append that was sent and taken.
 fn take(lease: &mut Lease, term: u64, node: u64, at_ns: u64) {
-    let sent = lease.handle_sent(term, node, at_ns);
+    let sent = lease.handle_sent(term, node, at_ns).unwrap();
     lease.handle_acked(sent);
 }
 
@@ -35,8 +35,7 @@ fn what_is_sent_and_not_taken_counts_for_nothing() {
     let mut lease = lease(&[&[1, 2, 3]]);
     take(&mut lease, 1, 2, 10);
     for at_ns in (100..2_000).step_by(100) {
-        lease.handle_sent(1, 2, at_ns);
-        lease.handle_sent(1, 3, at_ns);
+        let _ = (lease.handle_sent(1, 2, at_ns), lease.handle_sent(1, 3, at_ns));
         assert_eq!(lease.valid_until(at_ns), (1, Some(10 + LENGTH)));
     }
 }
@@ -44,10 +43,36 @@ fn what_is_sent_and_not_taken_counts_for_nothing() {
 #[test]
 fn an_answer_that_is_overtaken_takes_nothing_back() {
     let mut lease = lease(&[&[1, 2]]);
-    let early = lease.handle_sent(1, 2, 10);
+    let early = lease.handle_sent(1, 2, 10).unwrap();
     take(&mut lease, 1, 2, 20);
     lease.handle_acked(early);
     assert_eq!(lease.valid_until(30), (1, Some(20 + LENGTH)));
+}
+
+#[test]
+fn who_gets_no_answer_is_quiet_for_a_while_and_tries_again() {
+    let mut lease = lease(&[&[1, 2, 3]]);
+    let may = |lease: &mut Lease, at_ns| lease.handle_sent(1, 2, at_ns).is_some();
+    assert!(may(&mut lease, 1_000), "the first of the term");
+    assert!(may(&mut lease, 1_499));
+    assert!(!may(&mut lease, 1_500), "silence for one lease");
+    assert!(!may(&mut lease, 2_999));
+    assert!(may(&mut lease, 3_000));
+    assert!(may(&mut lease, 4_499));
+    assert!(!may(&mut lease, 4_500));
+    let sent = lease.handle_sent(1, 3, 6_000).unwrap();
+    lease.handle_acked(sent);
+    assert!(may(&mut lease, 6_499), "node 3 has answered");
+    assert!(!may(&mut lease, 6_500));
+    assert!(lease.handle_sent(2, 2, 6_500).is_some(), "elected again");
+}
+
+#[test]
+fn who_is_alone_or_knows_no_voters_is_never_quiet() {
+    for sets in [&[][..], &[&[1][..]]] {
+        let mut lease = lease(sets);
+        assert!((0..20_000).step_by(100).all(|at_ns| lease.handle_sent(1, 2, at_ns).is_some()));
+    }
 }
 
 #[test]
@@ -77,7 +102,7 @@ fn without_voters_there_is_none_and_alone_it_goes_on_for_ever() {
 #[test]
 fn a_later_term_ends_it_also_for_what_is_on_its_way() {
     let mut lease = lease(&[&[1, 2, 3]]);
-    let before = lease.handle_sent(4, 2, 10);
+    let before = lease.handle_sent(4, 2, 10).unwrap();
     take(&mut lease, 4, 2, 20);
     lease.handle_term(6);
     assert_eq!(lease.valid_until(30), (6, None));
@@ -94,7 +119,7 @@ fn a_later_term_ends_it_also_for_what_is_on_its_way() {
 #[test]
 fn a_machine_that_was_suspended_finds_it_lapsed() {
     let mut lease = lease(&[&[1, 2, 3]]);
-    let sent = lease.handle_sent(1, 2, 1_000);
+    let sent = lease.handle_sent(1, 2, 1_000).unwrap();
     let awake_ns = 10_000_000;
     lease.handle_acked(sent);
     let (_, until) = lease.valid_until(awake_ns);
@@ -107,7 +132,7 @@ fn a_machine_that_was_suspended_finds_it_lapsed() {
 #[test]
 fn who_hands_over_has_none_for_the_rest_of_the_term() {
     let mut lease = lease(&[&[1, 2, 3]]);
-    let sent = lease.handle_sent(3, 2, 10);
+    let sent = lease.handle_sent(3, 2, 10).unwrap();
     lease.end(3);
     lease.handle_acked(sent);
     take(&mut lease, 3, 3, 20);
@@ -131,7 +156,7 @@ fn the_keeper_tells_of_every_change_in_order() {
         move || clock.load(Ordering::Relaxed),
         move |term, until| published.lock().unwrap().push((term, until)),
     );
-    let sent = keeper.handle_sent(1, 2);
+    let sent = keeper.handle_sent(1, 2).unwrap();
     now.store(70, Ordering::Relaxed);
     keeper.handle_acked(sent);
     keeper.set_voters(vec![BTreeSet::from([1, 3])]);

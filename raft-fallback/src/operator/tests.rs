@@ -9,10 +9,19 @@ fn question(ask: Ask) -> Question {
 }
 
 fn inside(question: &Question) -> Bytes {
-    match wire::Ask::decode(&question.encode().into()) {
+    let bytes = question.encode().expect("it is short");
+    let Ok(rpc::Request { ask: rpc::Ask::Store(store), .. }) = rpc::Request::decode(bytes.into())
+    else {
+        panic!("no request of a store")
+    };
+    match wire::Ask::decode(&store) {
         Ok(wire::Ask::Operator(json)) => json,
         other => panic!("{other:?}"),
     }
+}
+
+fn reply(answer: &wire::Answer) -> Bytes {
+    rpc::Reply::Store(answer.encode().into()).encode().into()
 }
 
 /// A store that has executed these.
@@ -74,12 +83,14 @@ fn questions_and_answers_come_back_as_they_were() {
             leader: Some(Place { node: 2, address: "node-2:9291".into() }),
         }),
     ] {
-        let reply = wire::Answer::Operator(answer.json()).encode().into();
+        let reply = reply(&wire::Answer::Operator(answer.json()));
         assert_eq!(Answer::decode(&reply).unwrap(), answer);
     }
-    let refused = wire::Answer::Refused("not here".into()).encode().into();
+    let refused = reply(&wire::Answer::Refused("not here".into()));
     assert!(Answer::decode(&refused).unwrap_err().to_string().contains("not here"));
     assert!(matches!(Answer::decode(&Bytes::from_static(b"?")), Err(AnswerError::Malformed(_))));
+    let long = question(Ask::Execute { write: put(b"key", &vec![0; 1 << 20]), quorum: false });
+    assert!(long.encode().is_err(), "six bytes of JSON for each");
 }
 
 #[test]

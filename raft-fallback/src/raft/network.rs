@@ -166,7 +166,10 @@ impl<T: Transport, R: AsyncRuntime> Network<T, R> {
         let piece = piece.map_err(unreachable)?;
         let transfer_ms = piece.bytes.len() as u64 * 1000 / LINK_BYTES_PER_SECOND;
         let limit = limit + Duration::from_millis(transfer_ms);
-        let sent = self.lease.handle_sent(piece.vote.leader_id.term, self.to.node.get());
+        let term = piece.vote.leader_id.term;
+        let Some(sent) = self.lease.handle_sent(term, self.to.node.get()) else {
+            return Err(unreachable("no majority answers: others shall have the time to elect"));
+        };
         let reply = self.ask(piece.bytes, limit, RPCTypes::AppendEntries).await?;
         let Reply::Append(appended) = reply else { return Err(self.not_an_answer(&reply)) };
         match (appended, piece.previous) {

@@ -11,7 +11,7 @@ use std::task::Poll;
 
 use tokio::sync::{Notify, RwLock};
 
-use crate::replica::{Led, LedError};
+use crate::replica::Led;
 use crate::store::stats::Reason;
 
 /// See the module.
@@ -60,10 +60,7 @@ impl<L: Led> Gate<L> {
     }
 
     /// Gives a record to the engine, if it is open.
-    pub(crate) async fn append(
-        &self,
-        record: &[u8],
-    ) -> Taken<impl Future<Output = Result<u64, LedError>> + Send + 'static + use<L>> {
+    pub(crate) async fn append(&self, record: &[u8]) -> Taken<L::Pending> {
         let way = self.way.read().await;
         let led = match &*way {
             Ok(led) => led,

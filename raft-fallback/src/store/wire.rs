@@ -27,6 +27,8 @@ pub(crate) enum Ask {
     About,
     /// Promise an epoch, apply Raft's log up to this index, and say what you hold.
     Promise { promise: Promise, index: u64 },
+    /// What do you hold? Nothing is promised.
+    Holdings,
     /// You lead: execute this record, which is durable as asked before you answer.
     Execute { ack: Ack, limit_ms: u32, record: Bytes },
     /// You lead: up to where must be applied what is read now?
@@ -91,12 +93,14 @@ const NOT_DONE: u8 = 7;
 const UNKNOWN: u8 = 8;
 const NOT_LEADER: u8 = 9;
 const REFUSED: u8 = 10;
+const HOLDINGS: u8 = 11;
 
 impl Ask {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![VERSION];
         match self {
             Self::About => bytes.put_u8(ABOUT),
+            Self::Holdings => bytes.put_u8(HOLDINGS),
             Self::Promise { promise, index } => {
                 bytes.put_u8(PROMISE);
                 put_promise(&mut bytes, promise);
@@ -130,6 +134,7 @@ impl Ask {
         version(&mut reader)?;
         let ask = match reader.u8("the kind of question")? {
             ABOUT => Self::About,
+            HOLDINGS => Self::Holdings,
             PROMISE => {
                 let promise = promise(&mut reader)?;
                 Self::Promise { promise, index: reader.u64("an index")? }
@@ -256,9 +261,7 @@ impl Answer {
             UNKNOWN => Self::Unknown(text(&mut reader)?),
             REFUSED => Self::Refused(text(&mut reader)?),
             NOT_LEADER => Self::NotLeader(node(&mut reader)?),
-            READ_END => {
-                Self::ReadEnd { epoch: reader.u64("an epoch")?, end: reader.u64("an end")? }
-            }
+            READ_END => Self::ReadEnd { epoch: reader.u64("an epoch")?, end: reader.u64("an end")? },
             SNAPSHOT => {
                 let (end, total) = (reader.u64("an end")?, reader.u64("a length")?);
                 let part = slice(bytes, std::mem::take(&mut reader.0));
@@ -286,11 +289,7 @@ fn version(reader: &mut Reader<'_>) -> Result<(), Malformed> {
 }
 
 fn at_end(reader: Reader<'_>) -> Result<(), Malformed> {
-    if reader.0.is_empty() {
-        Ok(())
-    } else {
-        Err(Malformed::Place("bytes are left behind the end"))
-    }
+    if reader.0.is_empty() { Ok(()) } else { Err(Malformed::Place("bytes are left behind the end")) }
 }
 
 fn put_promise(bytes: &mut Vec<u8>, promise: &Promise) {
@@ -366,6 +365,7 @@ mod tests {
     fn asks() -> Vec<Ask> {
         vec![
             Ask::About,
+            Ask::Holdings,
             Ask::Promise { promise: some_promise(), index: 12 },
             Ask::Execute { ack: Ack::Quorum, limit_ms: 900, record: Bytes::from_static(b"record") },
             Ask::ReadEnd { limit_ms: 1 },

@@ -223,6 +223,12 @@ impl Cluster {
         limit: Duration,
     ) -> Result<Answer, Unanswered> {
         let not_asked = |why: String| Unanswered { why, may_be_done: false };
+        let limit_ms = limit.saturating_sub(MARGIN).as_millis().max(1) as u64;
+        let question = Question { version: VERSION, limit_ms, command, ask: ask.clone() };
+        let question = match question.encode() {
+            Ok(question) => question,
+            Err(failed) => return Ok(Answer::Failed(failed)),
+        };
         let mut client = match self.clients.remove(&member.node) {
             Some(client) if client.member() == member => client,
             _ => {
@@ -231,9 +237,7 @@ impl Cluster {
                     .map_err(|error| not_asked(error.to_string()))?
             }
         };
-        let limit_ms = limit.saturating_sub(MARGIN).as_millis().max(1) as u64;
-        let question = Question { version: VERSION, limit_ms, command, ask: ask.clone() };
-        let reply = client.ask(question.encode(), limit).map_err(|error| Unanswered {
+        let reply = client.ask(question, limit).map_err(|error| Unanswered {
             why: error.to_string(),
             may_be_done: error.may_be_done(),
         })?;

@@ -157,9 +157,10 @@ fn node_text(cluster: &ClusterConfig, member: &Member) -> String {
 
 fn members_text(members: &[Member]) -> String {
     let one = |Member { node, address }: &Member| {
-        format!("\n[[members]]\nnode = {node}\naddress = \"{address}\"\n")
+        format!("    {{ node = {node}, address = \"{address}\" }},\n")
     };
-    members.iter().map(one).collect()
+    let lines: String = members.iter().map(one).collect();
+    format!("members = [\n{lines}]\n")
 }
 
 /// The id as people write it.
@@ -192,8 +193,9 @@ mod tests {
 
         // A node that was added by hand, and one whose file is lost.
         let text = fs::read_to_string(path.join("node-2.toml")).unwrap();
-        let third = text.replace("node = 2\nlisten", "node = 3\nlisten").replace(":9501", ":9502")
-            + "\n[[members]]\nnode = 3\naddress = \"127.0.0.1:9503\"\n";
+        let third = text
+            .replace("node = 2\nlisten = \"127.0.0.1:9501\"", "node = 3\nlisten = \"127.0.0.1:9502\"")
+            .replace("\n]", "\n    { node = 3, address = \"127.0.0.1:9502\" },\n]");
         fs::write(path.join("node-3.toml"), third).unwrap();
         fs::remove_file(path.join("node-1.toml")).unwrap();
         let again = Folder::prepare(&path, None, Some(9500)).unwrap();

@@ -1,0 +1,237 @@
+//! A leader with an epoch: the fast path and Raft, and the change from one to the other.
+//!
+//! Closing: nobody gets through the gate any more; what is in flight has its outcome; then Raft goes on from
+//! the watermark. Opening: nothing more is proposed; every entry is applied; then the gate is opened. So the
+//! order of commands is the order of offsets throughout.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use openraft::AsyncRuntime;
+use ringwal_replication::node_id::NodeId;
+
+use super::members::check_starts;
+use super::proposer::Proposer;
+use super::{ChangeError, Control, Done, Leads, NotPlaced, Order, Placed, Proposal, Starts};
+use crate::replica::{Led, METADATA_STREAM, Replica};
+use crate::store::fast::Taken;
+use crate::store::peers::Peers;
+use crate::store::stats::Reason;
+
+/// How often it is looked whether the lease comes and goes.
+const LOOK: Duration = Duration::from_millis(10);
+/// Records that are proposed together, at most: as many as wait, if they fit one entry.
+const TOGETHER_MAX: usize = 4096;
+/// A lease is worth opening the fast path for when it lasts for so long.
+const LEASE_MIN: Duration = Duration::from_millis(50);
+
+/// A change of the membership that is under way.
+type Changing = BoxFuture<'static, (Done, Result<(), ChangeError>)>;
+
+impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
+    /// Leads until that ends; why it did.
+    pub(super) async fn serve(&mut self, term: u64, led: N::Led, starts: Starts) -> String {
+        let (members, voters) = (self.members(), crate::machine::voters_of(&self.membership()));
+        self.replica.set_members(members, voters);
+        let mut proposer = Proposer::new(self.raft.clone(), term, self.entry_bytes_max);
+        let mut switch = self.shared.switch.subscribe();
+        let mut changing: Option<Changing> = None;
+        let mut is_transferring = false;
+        let mut mode = None;
+        // Raft goes on from the watermark: that must not lie in an older epoch.
+        let start = starts.iter().find(|(stream, _)| *stream == METADATA_STREAM);
+        if let Err(error) = led.committed(start.map_or(0, |(_, start)| *start)).await {
+            return error.to_string();
+        }
+        tracing::info!(epoch = term, "leading");
+        loop {
+            let wish = self.wish(&led, is_transferring);
+            match (mode, wish) {
+                (Some(Leads::Fast), Err(why)) => {
+                    self.shared.gate.close(why).await;
+                    if let Err(error) = led.drained().await {
+                        tracing::info!(%error, "closing the fast path");
+                    }
+                    tracing::info!(epoch = term, %why, "the fast path is closed");
+                    proposer.reset();
+                    mode = Some(Leads::Raft(why));
+                    self.set_leads(mode);
+                }
+                (Some(Leads::Fast), Ok(())) => {}
+                (_, Ok(())) if proposer.is_empty() => {
+                    self.shared.gate.open(led.clone()).await;
+                    mode = Some(Leads::Fast);
+                    self.set_leads(mode);
+                    tracing::info!(epoch = term, "the fast path is open");
+                }
+                // It opens when what is proposed is applied.
+                (_, Ok(())) => {}
+                (_, Err(why)) if mode != Some(Leads::Raft(why)) => {
+                    self.shared.gate.close(why).await;
+                    mode = Some(Leads::Raft(why));
+                    self.set_leads(mode);
+                }
+                (_, Err(_)) => {}
+            }
+            if let Some(why) = led.ended() {
+                return why;
+            }
+            let is_fast = mode == Some(Leads::Fast);
+            let may_propose = !is_transferring && (is_fast || (wish.is_err() && proposer.has_room()));
+            tokio::select! {
+                biased;
+                done = proposer.next_done(), if !proposer.is_empty() => {
+                    if let Err(why) = done {
+                        return why;
+                    }
+                }
+                changed = switch.changed() => {
+                    if changed.is_err() {
+                        return "the store is closed".to_owned();
+                    }
+                }
+                (done, outcome) = poll_option(&mut changing) => {
+                    changing = None;
+                    let _ = done.send(outcome);
+                }
+                order = self.orders.recv() => match order {
+                    None => return "the store is closed".to_owned(),
+                    Some(Order::Transfer { to, limit, done }) => {
+                        if is_transferring {
+                            let why = "leadership is being given away already".to_owned();
+                            let _ = done.send(Err(ChangeError::NotNow(why)));
+                            continue;
+                        }
+                        self.shared.gate.close(Reason::Transferring).await;
+                        is_transferring = true;
+                        self.begin_transfer(term, &led, &mut proposer, to, limit, done).await;
+                        // It was not taken. The lease is gone for the rest of the term.
+                        is_transferring = false;
+                    }
+                    Some(Order::Change { done, .. }) if changing.is_some() => {
+                        let why = "another change of the membership is under way".to_owned();
+                        let _ = done.send(Err(ChangeError::NotNow(why)));
+                    }
+                    Some(Order::Change { change, done }) => match check_starts(&led, &starts) {
+                        Err(why) => drop(done.send(Err(ChangeError::NotNow(why)))),
+                        Ok(()) => {
+                            let change = self.change_members(change);
+                            changing = Some(Box::pin(async move { (done, change.await) }));
+                        }
+                    },
+                },
+                proposal = self.proposals.recv(), if may_propose => {
+                    let Some(proposal) = proposal else { return "the store is closed".to_owned() };
+                    let mut waiting = VecDeque::from([proposal]);
+                    while waiting.len() < TOGETHER_MAX && let Ok(proposal) = self.proposals.try_recv() {
+                        waiting.push_back(proposal);
+                    }
+                    if is_fast {
+                        for proposal in waiting {
+                            self.append_fast(proposal);
+                        }
+                    } else if let Err(why) = proposer.propose(&self.replica, waiting).await {
+                        return why;
+                    }
+                }
+                () = R::sleep(LOOK) => {}
+            }
+        }
+    }
+
+    /// Whether the fast path should be open, and why not.
+    fn wish(&self, led: &N::Led, is_transferring: bool) -> Result<(), Reason> {
+        let switch = *self.shared.switch.borrow();
+        let membership = self.membership();
+        let voters: std::collections::BTreeSet<u64> = membership.voter_ids().collect();
+        let (term, until) = self.lease.valid_until();
+        let until = until.filter(|_| term == led.epoch()).unwrap_or(0);
+        let lease_end = self.replica.boottime_ns() + LEASE_MIN.as_nanos() as u64;
+        match () {
+            () if is_transferring => Err(Reason::Transferring),
+            () if !switch.has_wal => Err(Reason::NoWal),
+            () if !switch.is_on => Err(Reason::SwitchedOff),
+            () if voters.len() < 2 => Err(Reason::SingleNode),
+            () if until < lease_end => Err(Reason::NoLease),
+            () => Ok(()),
+        }
+    }
+
+    /// A record that came for Raft when the fast path was opened.
+    fn append_fast(&self, Proposal { record, placed }: Proposal) {
+        let shared = self.shared.clone();
+        let append = async move {
+            let outcome = match shared.gate.append(&record).await {
+                Taken::No(why) => Err(NotPlaced::NotDone(format!("the fast path has closed ({why})"))),
+                Taken::Yes { epoch, offset } => match offset.await {
+                    Ok(offset) => Ok(Placed { epoch, offset, is_committed: false }),
+                    Err(crate::replica::LedError::NotTaken(why)) => Err(NotPlaced::NotDone(why)),
+                    Err(crate::replica::LedError::Unknown(why)) => Err(NotPlaced::Unknown(why)),
+                },
+            };
+            let _ = placed.send(outcome);
+        };
+        drop(R::spawn(append));
+    }
+
+    /// Everything in flight has its outcome and the lease is gone, before anybody else is told to lead.
+    async fn begin_transfer(
+        &mut self,
+        term: u64,
+        led: &N::Led,
+        proposer: &mut Proposer<R, N, P>,
+        to: Option<NodeId>,
+        limit: Duration,
+        done: Done,
+    ) {
+        let me = self.replica.id();
+        let membership = self.membership();
+        let voters: Vec<NodeId> = membership.voter_ids().map(NodeId::new).collect();
+        let to = match to {
+            Some(to) => Some(to).filter(|to| *to != me && voters.contains(to)),
+            None => self.furthest(&voters),
+        };
+        let Some(to) = to else {
+            let why = "there is no other voter with that id".to_owned();
+            let _ = done.send(Err(ChangeError::NotNow(why)));
+            return;
+        };
+        let _ = led.drained().await;
+        while !proposer.is_empty() {
+            if proposer.next_done().await.is_err() {
+                break;
+            }
+        }
+        self.lease.end(term);
+        led.lease_until(0);
+        self.transferring = Some(done);
+        tracing::info!(term, %to, "giving the leadership to another node");
+        let asked = self.raft.trigger().transfer_leader(to.get()).await;
+        // When it is taken, this task ends where it waits.
+        let limit = if asked.is_ok() { limit } else { Duration::ZERO };
+        R::sleep(limit).await;
+        if let Some(done) = self.transferring.take() {
+            let why = format!("node {to} has not taken the leadership within {limit:?}");
+            let _ = done.send(Err(ChangeError::Unknown(why)));
+        }
+    }
+
+    /// The voter whose log is furthest, as far as this leader knows.
+    fn furthest(&self, voters: &[NodeId]) -> Option<NodeId> {
+        use openraft::async_runtime::WatchReceiver as _;
+        let me = self.replica.id();
+        let metrics = self.raft.data_metrics().borrow_watched().clone();
+        let replication = metrics.replication.unwrap_or_default();
+        let others = voters.iter().filter(|node| **node != me);
+        others.max_by_key(|node| replication.get(&node.get()).cloned().flatten()).copied()
+    }
+}
+
+/// Comes when there is something and it is done.
+async fn poll_option<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
