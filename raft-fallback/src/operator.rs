@@ -606,6 +606,19 @@ impl Answer {
     }
 }
 
+/// The reply to a request, as a store gives it that answers like this. `None` when the request is none of
+/// an operator. For tests of programs that ask.
+#[doc(hidden)]
+pub fn reply_to(request: Bytes, answer: impl FnOnce(Question) -> Answer) -> Option<Vec<u8>> {
+    let Ok(rpc::Request { ask: rpc::Ask::Store(store), .. }) = rpc::Request::decode(request) else {
+        return None;
+    };
+    let Ok(wire::Ask::Operator(json)) = wire::Ask::decode(&store) else { return None };
+    let answer = Question::decode(&json).map_or_else(Answer::Failed, answer);
+    let store = wire::Answer::Operator(answer.json()).encode();
+    Some(rpc::Reply::Store(store.into()).encode())
+}
+
 impl Write {
     /// As the state machine executes it. The name of a topic that is meant by its id is looked up in
     /// what this node has applied.

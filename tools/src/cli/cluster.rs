@@ -445,8 +445,8 @@ fn setting(text: &str) -> Result<(String, String), String> {
 }
 
 fn version(text: &str) -> Result<(u64, u64), String> {
-    let numbers = text.split_once(':').and_then(|(epoch, offset)| {
-        Some((epoch.parse().ok()?, offset.parse().ok()?))
-    });
+    let numbers = text
+        .split_once(':')
+        .and_then(|(epoch, offset)| Some((epoch.parse().ok()?, offset.parse().ok()?)));
     numbers.ok_or_else(|| "write it as EPOCH:OFFSET, such as 3:17".to_owned())
 }

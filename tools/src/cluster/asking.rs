@@ -91,7 +91,9 @@ impl Cluster {
                         return Err(rejected(&why));
                     }
                     Ok(Answer::Failed(Failed::Refused { why })) => return Err(rejected(&why)),
-                    Ok(Answer::Failed(Failed::NotLeader { leader })) => self.prefer(leader.as_ref()),
+                    Ok(Answer::Failed(Failed::NotLeader { leader })) => {
+                        self.prefer(leader.as_ref())
+                    }
                     Ok(Answer::Failed(failed)) => {
                         may_be_done |= matches!(failed, Failed::Unknown { .. });
                         self.note(&member, failed.to_string());
@@ -319,7 +321,9 @@ pub fn read_config(path: &Path) -> Result<ClusterConfig> {
             return Err(anyhow::Error::new(error).context(what));
         }
     };
-    ClusterConfig::from_toml(&text).map_err(|error| {
-        nodes::refused(path, &text, &error, "is no file of a cluster").into()
-    })
+    ClusterConfig::from_toml(&text)
+        .map_err(|error| nodes::refused(path, &text, &error, "is no file of a cluster").into())
 }
+
+#[cfg(test)]
+mod tests;

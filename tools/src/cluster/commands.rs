@@ -18,14 +18,7 @@ use crate::exit::{Exit, Failure};
 /// `ringwal topic`.
 pub fn topic(args: &TopicArgs) -> Result<Exit> {
     match &args.command {
-        TopicCommand::Create {
-            name,
-            partitions,
-            replication_factor,
-            settings,
-            write,
-            client,
-        } => {
+        TopicCommand::Create { name, partitions, replication_factor, settings, write, client } => {
             let create = Write::CreateTopic {
                 name: name.clone(),
                 partitions: *partitions,
@@ -47,8 +40,7 @@ pub fn topic(args: &TopicArgs) -> Result<Exit> {
 pub fn broker(args: &BrokerArgs) -> Result<Exit> {
     match &args.command {
         BrokerCommand::Register { broker, addresses, write, client } => {
-            let register =
-                Write::RegisterBroker { broker: *broker, addresses: addresses.clone() };
+            let register = Write::RegisterBroker { broker: *broker, addresses: addresses.clone() };
             execute(client, write, register, &format!("broker {broker}"))
         }
         BrokerCommand::Unregister { broker, write, client } => {

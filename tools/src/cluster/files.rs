@@ -194,7 +194,10 @@ mod tests {
         // A node that was added by hand, and one whose file is lost.
         let text = fs::read_to_string(path.join("node-2.toml")).unwrap();
         let third = text
-            .replace("node = 2\nlisten = \"127.0.0.1:9501\"", "node = 3\nlisten = \"127.0.0.1:9502\"")
+            .replace(
+                "node = 2\nlisten = \"127.0.0.1:9501\"",
+                "node = 3\nlisten = \"127.0.0.1:9502\"",
+            )
             .replace("\n]", "\n    { node = 3, address = \"127.0.0.1:9502\" },\n]");
         fs::write(path.join("node-3.toml"), third).unwrap();
         fs::remove_file(path.join("node-1.toml")).unwrap();
@@ -217,9 +220,8 @@ mod tests {
     #[test]
     fn an_id_is_written_as_it_is_read() {
         let text = "6f1d8c0a-52b7-4a59-9f0e-3f8c2d7b1e44";
-        let config = format!(
-            "cluster = \"{text}\"\nmembers = [{{ node = 1, address = \"localhost:1\" }}]"
-        );
+        let config =
+            format!("cluster = \"{text}\"\nmembers = [{{ node = 1, address = \"localhost:1\" }}]");
         assert_eq!(uuid(ClusterConfig::from_toml(&config).unwrap().cluster), text);
     }
 }

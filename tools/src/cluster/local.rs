@@ -46,11 +46,14 @@ fn check_ports(folder: &Folder) -> Result<()> {
     for (node, config) in &folder.nodes {
         let listen = &config.listen;
         if let Err(error) = TcpListener::bind(listen) {
-            return Err(Failure::new(Exit::Failure, format!("node {node} cannot listen at {listen}"))
-                .cause(error.to_string())
-                .fix("stop what listens there, a cluster that runs already perhaps")
-                .fix("use other ports in another folder: --port PORT --directory DIR")
-                .into());
+            return Err(Failure::new(
+                Exit::Failure,
+                format!("node {node} cannot listen at {listen}"),
+            )
+            .cause(error.to_string())
+            .fix("stop what listens there, a cluster that runs already perhaps")
+            .fix("use other ports in another folder: --port PORT --directory DIR")
+            .into());
         }
     }
     Ok(())
@@ -79,7 +82,9 @@ impl Running {
             self.children.insert(*node, child);
             let (data, log) = (data_folder(*node), log_file(*node));
             self.put(
-                format!("node {node} at {address}: process {process}, data in {data}, log in {log}"),
+                format!(
+                    "node {node} at {address}: process {process}, data in {data}, log in {log}"
+                ),
                 json!({
                     "event": "started", "node": node.get(), "address": address,
                     "process": process, "data": data, "log": log,

@@ -50,7 +50,15 @@ fn flat(mut said: Value) -> Value {
 
 fn status_table(all: &[Said]) -> String {
     let mut table = Table::new([
-        "node", "address", "role", "epoch", "leader", "mode", "lease", "applied", "committed",
+        "node",
+        "address",
+        "role",
+        "epoch",
+        "leader",
+        "mode",
+        "lease",
+        "applied",
+        "committed",
         "topics",
     ]);
     let mut silent = String::new();
