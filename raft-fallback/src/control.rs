@@ -20,7 +20,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver as _;
-use openraft::type_config::TypeConfigExt as _;
 use openraft::{AsyncRuntime, Raft, ServerState};
 use ringwal_engine::StreamId;
 use ringwal_replication::config::Member;
@@ -159,10 +158,11 @@ type Starts = Vec<(StreamId, u64)>;
 impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
     /// Runs until nobody can ask any more.
     pub(crate) async fn run(mut self) {
+        let (shared, lease) = (self.shared.clone(), self.lease.clone());
+        drop(R::spawn(watch_raft::<R, N::Led>(self.raft.server_metrics(), shared, lease)));
         let mut metrics = self.raft.server_metrics();
         let mut led = 0;
         loop {
-            self.note_seen();
             let Some(term) = self.elected_in().filter(|term| *term > led) else {
                 if !self.wait_to_lead(&mut metrics).await {
                     return;
@@ -218,6 +218,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         tracing::info!(term, "elected");
         self.shared.gate.close(Reason::Recovering).await;
         self.set_leads(Some(Leads::Recovering));
+        self.lease.handle_term(term);
         let starts = self.recover(term).await;
         let epoch = |led: &Option<N::Led>| {
             led.as_ref().is_some_and(|led| crate::replica::Led::epoch(led) == term)
@@ -241,23 +242,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         R::sleep(AGAIN).await;
     }
 
-    fn note_seen(&self) {
-        let metrics = self.raft.server_metrics().borrow_watched().clone();
-        let serving = Seen {
-            term: metrics.vote.leader_id.term,
-            leader: metrics.current_leader.map(NodeId::new),
-            leads: None,
-            membership: metrics.membership_config.clone(),
-        };
-        self.shared.seen.send_if_modified(|before| {
-            let is_new = *before != serving;
-            *before = serving;
-            is_new
-        });
-    }
-
     fn set_leads(&self, leads: Option<Leads>) {
-        self.note_seen();
         self.shared.seen.send_modify(|serving| serving.leads = leads);
     }
 
@@ -268,6 +253,31 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
 
     fn members(&self) -> Vec<Member> {
         members_of(&self.membership())
+    }
+}
+
+/// What Raft knows of who leads, and of who is in the cluster, is told to all who need it.
+async fn watch_raft<R: AsyncRuntime, L: crate::replica::Led>(
+    mut metrics: ServerMetrics<R>,
+    shared: Arc<Shared<L>>,
+    lease: Arc<LeaseKeeper>,
+) {
+    loop {
+        let now = metrics.borrow_watched().clone();
+        let membership = now.membership_config.clone();
+        if shared.seen.borrow().membership != membership {
+            lease.set_voters(membership.membership().get_joint_config().clone());
+        }
+        shared.seen.send_if_modified(|seen| {
+            let before = seen.clone();
+            seen.term = now.vote.leader_id.term;
+            seen.leader = now.current_leader.map(NodeId::new);
+            seen.membership = membership;
+            before != *seen
+        });
+        if metrics.changed().await.is_err() {
+            return;
+        }
     }
 }
 

@@ -57,25 +57,38 @@
 #![forbid(unsafe_code)]
 
 pub mod applying;
+mod blocking;
 mod codec;
-mod control;
-mod machine;
-mod replica;
-mod store;
 pub mod command;
+mod config;
+mod control;
+mod founding;
 pub mod lease;
 pub mod limits;
+mod machine;
 mod metadata;
+mod node;
 pub mod operator;
 pub mod raft;
+mod replica;
 pub mod session;
 pub mod snapshot;
 pub mod state;
+mod store;
 #[cfg(test)]
 mod tests;
+mod thread;
 mod waiters;
 
 pub use codec::Malformed;
+pub use config::{DISABLE_FAST_PATH, RaftOptions, StoreConfig, StoreConfigError};
+pub use control::{ChangeError, MemberChange};
 pub use metadata::{Applier, Entry, Metadata, Progress, ReplaceError, Stopped};
+pub use node::{Raft, StartError};
 pub use state::State;
+pub use store::stats::{CommandCounts, Reason};
+pub use store::{
+    Changing, ExecuteError, Executed, Execution, Linearizing, MemberStatus, MetadataReplicator,
+    MetadataStore, MetadataWal, Mode, ReadError, ReplicateError, StoreStatus, WalError,
+};
 pub use waiters::{Wait, WaitError};

@@ -103,7 +103,12 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
         }
     }
 
-    async fn extend(&mut self, epoch: u64, base: u64, records: Vec<Bytes>) -> Result<Effect, String> {
+    async fn extend(
+        &mut self,
+        epoch: u64,
+        base: u64,
+        records: Vec<Bytes>,
+    ) -> Result<Effect, String> {
         loop {
             match self.replica.extend(epoch, base, records.clone()).await {
                 Ok(()) => return Ok(Effect::Done),
@@ -208,8 +213,15 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> RaftStateMachine<Types<R>> for Machi
         NoSnapshots
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMetaOf<Types<R>>, _: Bytes) -> io::Result<()> {
-        Err(io::Error::other(format!("a snapshot of Raft's log up to {:?} is not taken", meta.last_log_id)))
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMetaOf<Types<R>>,
+        _: Bytes,
+    ) -> io::Result<()> {
+        Err(io::Error::other(format!(
+            "a snapshot of Raft's log up to {:?} is not taken",
+            meta.last_log_id
+        )))
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<Types<R>, Bytes>>> {

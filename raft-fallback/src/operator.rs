@@ -7,6 +7,7 @@
 //! A command that is asked with a [`CommandId`] executes once, however often and wherever it is asked:
 //! so an operator's tool that has no answer, or an unknown outcome, asks another node.
 
+mod answering;
 mod looking;
 mod text;
 
@@ -23,6 +24,7 @@ use crate::session::{Session, SessionId};
 use crate::state::{Done, KeyVersion, Rejection};
 use crate::store::wire;
 
+pub use answering::serve;
 pub use text::Text;
 
 /// The version of questions and answers.

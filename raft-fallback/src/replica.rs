@@ -17,8 +17,7 @@ use ringwal_replication::promise::Promise;
 use crate::metadata::Progress;
 use crate::state::Applied;
 
-/// The metadata stream: `__metadata`, partition 0.
-pub const METADATA_STREAM: StreamId = StreamId::new(0);
+pub use crate::applying::METADATA_STREAM;
 
 /// What a node holds of a stream.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -111,10 +110,8 @@ pub trait Led: Clone + Send + Sync + 'static {
 
     /// Copies a record of the metadata stream into the next batch; waits for room. Dropping it means that
     /// the record is not taken.
-    fn append(
-        &self,
-        record: &[u8],
-    ) -> impl Future<Output = Result<Self::Pending, LedError>> + Send;
+    fn append(&self, record: &[u8])
+    -> impl Future<Output = Result<Self::Pending, LedError>> + Send;
 
     /// Waits until everything of the metadata stream that was given to [`Led::append`] before has its
     /// outcome and nothing of it is in flight. Nothing must be given meanwhile.
@@ -180,8 +177,8 @@ pub trait Replica: Clone + Send + Sync + 'static {
     /// Who is in the cluster, and whose majorities count.
     fn set_members(&self, nodes: Vec<Member>, voters: Vec<BTreeSet<NodeId>>);
 
-    /// What is durable of the metadata stream, and what of it is known to be committed.
-    fn metadata_ends(&self) -> (u64, u64);
+    /// What is durable of the metadata stream.
+    fn metadata_end(&self) -> u64;
 
     /// What is known to be committed of each replicated stream.
     fn committed_ends(&self) -> Vec<(StreamId, u64)>;

@@ -14,7 +14,7 @@ use super::recover::has_majorities;
 use super::{AGAIN, ChangeError, Control, MemberChange, RaftHandle};
 use crate::machine::{members_of, voters_of};
 use crate::raft::RaftNode;
-use crate::replica::{Led, METADATA_STREAM, Replica, Standing};
+use crate::replica::{Led, Replica, Standing};
 use crate::store::peers::Peers;
 use crate::store::wire::{Answer, Ask};
 
@@ -108,11 +108,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Changer<R, N, P> {
     }
 
     /// `retain`: who votes no more goes on as a learner.
-    async fn set_voters(
-        self,
-        voters: BTreeSet<NodeId>,
-        retain: bool,
-    ) -> Result<(), ChangeError> {
+    async fn set_voters(self, voters: BTreeSet<NodeId>, retain: bool) -> Result<(), ChangeError> {
         if voters.is_empty() {
             return Err(not_now("a cluster needs a voter"));
         }
@@ -122,7 +118,9 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Changer<R, N, P> {
             return Err(not_now(format!("node {stranger} is no member: add it first")));
         }
         if !voters.contains(&self.replica.id()) {
-            return Err(not_now("this node leads and would not vote: transfer the leadership first"));
+            return Err(not_now(
+                "this node leads and would not vote: transfer the leadership first",
+            ));
         }
         // From now on both majorities count, and what is committed already the new one has to hold.
         let mut both = self.voters.clone();
@@ -147,13 +145,11 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Changer<R, N, P> {
     async fn wait_for_majority(&self, voters: &BTreeSet<NodeId>) -> Result<(), String> {
         let deadline = self.replica.boottime_ns() + CATCH_UP_LIMIT.as_nanos() as u64;
         let me = self.replica.id();
-        let (_, committed) = self.replica.metadata_ends();
         let needed = self.replica.committed_ends();
         let holds = |standing: &Standing| {
             needed.iter().all(|(stream, end)| {
-                let end = if *stream == METADATA_STREAM { committed.max(*end) } else { *end };
                 let held = standing.streams.iter().find(|held| held.stream == *stream);
-                held.map_or(0, |held| held.end) >= end
+                held.map_or(0, |held| held.end) >= *end
             })
         };
         loop {

@@ -8,12 +8,12 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
+use openraft::AsyncRuntime;
 use openraft::impls::OneshotResponder;
-use openraft::{AsyncRuntime, Raft};
 
 use super::{NotPlaced, Placed, Proposal, RaftHandle};
 use crate::raft::{Effect, Payload, Types};
-use crate::replica::Replica;
+use crate::replica::{Led as _, METADATA_STREAM, Replica};
 use crate::store::peers::Peers;
 
 /// Entries that are proposed and not applied.
@@ -67,11 +67,12 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Proposer<R, N, P> {
     pub(super) async fn propose(
         &mut self,
         replica: &N,
+        led: &N::Led,
         mut proposals: VecDeque<Proposal>,
     ) -> Result<(), String> {
         let mut next = match self.next {
             Some(next) => next,
-            None => self.propose_tail(replica).await?,
+            None => self.propose_tail(replica, led).await?,
         };
         while !proposals.is_empty() {
             let mut bytes = ENTRY_HEADER_BYTES;
@@ -82,7 +83,9 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Proposer<R, N, P> {
             let count = proposals.iter().map(fits).take_while(|fits| *fits).count();
             if count == 0 {
                 let (long, max) = (proposals.pop_front(), self.entry_bytes_max);
-                let why = format!("a record that is no entry of Raft's log, which has {max} bytes at most");
+                let why = format!(
+                    "a record that is no entry of Raft's log, which has {max} bytes at most"
+                );
                 long.into_iter().for_each(|proposal| super::refuse(proposal, &why));
                 continue;
             }
@@ -96,9 +99,9 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Proposer<R, N, P> {
     }
 
     /// Everything behind the watermark, in entries of its own; where it ends.
-    async fn propose_tail(&mut self, replica: &N) -> Result<u64, String> {
-        let (end, committed) = replica.metadata_ends();
-        let mut next = committed;
+    async fn propose_tail(&mut self, replica: &N, led: &N::Led) -> Result<u64, String> {
+        let end = replica.metadata_end();
+        let mut next = led.committed_end(METADATA_STREAM).min(end);
         while next < end {
             let records = replica.read(next..end).await?;
             let mut bytes = ENTRY_HEADER_BYTES;
@@ -108,7 +111,9 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Proposer<R, N, P> {
             };
             let count = records.iter().map(fits).take_while(|fits| *fits).count().max(1);
             if records.is_empty() {
-                return Err(format!("the metadata stream has nothing at {next}, below its end {end}"));
+                return Err(format!(
+                    "the metadata stream has nothing at {next}, below its end {end}"
+                ));
             }
             self.propose_entry(next, records[..count].to_vec(), Vec::new()).await?;
             next += count as u64;
@@ -158,7 +163,9 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Proposer<R, N, P> {
         }
         match effect {
             Ok(Effect::Done) => Ok(()),
-            Ok(Effect::Nothing) => Err("an entry was of another epoch than the present one".to_owned()),
+            Ok(Effect::Nothing) => {
+                Err("an entry was of another epoch than the present one".to_owned())
+            }
             Err(why) => Err(why),
         }
     }

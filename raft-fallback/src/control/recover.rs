@@ -89,7 +89,9 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         let starts: Starts = own.streams.iter().map(|held| (held.stream, held.end)).collect();
         if starts.len() > STARTS_MAX {
             let streams = starts.len();
-            return Err(format!("{streams} streams are replicated; an epoch begins with {STARTS_MAX}"));
+            return Err(format!(
+                "{streams} streams are replicated; an epoch begins with {STARTS_MAX}"
+            ));
         }
         let (leader, run) = (me, promise.run);
         let entry = Payload::EpochStart { epoch: term, leader, run, starts: starts.clone() };

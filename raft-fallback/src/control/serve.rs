@@ -37,7 +37,6 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         let mut proposer = Proposer::new(self.raft.clone(), term, self.entry_bytes_max);
         let mut switch = self.shared.switch.subscribe();
         let mut changing: Option<Changing> = None;
-        let mut is_transferring = false;
         let mut mode = None;
         // Raft goes on from the watermark: that must not lie in an older epoch.
         let start = starts.iter().find(|(stream, _)| *stream == METADATA_STREAM);
@@ -46,7 +45,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         }
         tracing::info!(epoch = term, "leading");
         loop {
-            let wish = self.wish(&led, is_transferring);
+            let wish = self.wish(&led);
             match (mode, wish) {
                 (Some(Leads::Fast), Err(why)) => {
                     self.shared.gate.close(why).await;
@@ -78,7 +77,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                 return why;
             }
             let is_fast = mode == Some(Leads::Fast);
-            let may_propose = !is_transferring && (is_fast || (wish.is_err() && proposer.has_room()));
+            let may_propose = is_fast || (wish.is_err() && proposer.has_room());
             tokio::select! {
                 biased;
                 done = proposer.next_done(), if !proposer.is_empty() => {
@@ -98,16 +97,8 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                 order = self.orders.recv() => match order {
                     None => return "the store is closed".to_owned(),
                     Some(Order::Transfer { to, limit, done }) => {
-                        if is_transferring {
-                            let why = "leadership is being given away already".to_owned();
-                            let _ = done.send(Err(ChangeError::NotNow(why)));
-                            continue;
-                        }
                         self.shared.gate.close(Reason::Transferring).await;
-                        is_transferring = true;
                         self.begin_transfer(term, &led, &mut proposer, to, limit, done).await;
-                        // It was not taken. The lease is gone for the rest of the term.
-                        is_transferring = false;
                     }
                     Some(Order::Change { done, .. }) if changing.is_some() => {
                         let why = "another change of the membership is under way".to_owned();
@@ -131,7 +122,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                         for proposal in waiting {
                             self.append_fast(proposal);
                         }
-                    } else if let Err(why) = proposer.propose(&self.replica, waiting).await {
+                    } else if let Err(why) = proposer.propose(&self.replica, &led, waiting).await {
                         return why;
                     }
                 }
@@ -141,15 +132,15 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
     }
 
     /// Whether the fast path should be open, and why not.
-    fn wish(&self, led: &N::Led, is_transferring: bool) -> Result<(), Reason> {
+    fn wish(&self, led: &N::Led) -> Result<(), Reason> {
         let switch = *self.shared.switch.borrow();
         let membership = self.membership();
         let voters: std::collections::BTreeSet<u64> = membership.voter_ids().collect();
         let (term, until) = self.lease.valid_until();
         let until = until.filter(|_| term == led.epoch()).unwrap_or(0);
+        led.lease_until(until);
         let lease_end = self.replica.boottime_ns() + LEASE_MIN.as_nanos() as u64;
         match () {
-            () if is_transferring => Err(Reason::Transferring),
             () if !switch.has_wal => Err(Reason::NoWal),
             () if !switch.is_on => Err(Reason::SwitchedOff),
             () if voters.len() < 2 => Err(Reason::SingleNode),
@@ -163,7 +154,9 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         let shared = self.shared.clone();
         let append = async move {
             let outcome = match shared.gate.append(&record).await {
-                Taken::No(why) => Err(NotPlaced::NotDone(format!("the fast path has closed ({why})"))),
+                Taken::No(why) => {
+                    Err(NotPlaced::NotDone(format!("the fast path has closed ({why})")))
+                }
                 Taken::Yes { epoch, offset } => match offset.await {
                     Ok(offset) => Ok(Placed { epoch, offset, is_committed: false }),
                     Err(crate::replica::LedError::NotTaken(why)) => Err(NotPlaced::NotDone(why)),

@@ -27,8 +27,7 @@ pub type Vote = openraft::impls::Vote<LeaderId<u64, u64>>;
 pub type Membership = openraft::Membership<u64, RaftNode>;
 
 /// The same, and the entry that says so.
-pub type StoredMembership =
-    openraft::StoredMembership<CommittedLeaderId<u64>, u64, RaftNode>;
+pub type StoredMembership = openraft::StoredMembership<CommittedLeaderId<u64>, u64, RaftNode>;
 
 /// What a membership says of a node beside its id.
 #[derive(Clone, Eq, PartialEq, Debug, Default)]

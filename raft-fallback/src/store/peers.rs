@@ -4,9 +4,13 @@
 use std::future::Future;
 use std::time::Duration;
 
+use bytes::Bytes;
+use ringwal_replication::Requests;
 use ringwal_replication::config::Member;
+use ringwal_replication::requests::RequestError;
 
 use super::wire::{Answer, Ask};
+use crate::raft::rpc;
 
 /// Why there is no answer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -27,4 +31,35 @@ pub(crate) trait Peers: Clone + Send + Sync + 'static {
         ask: Ask,
         limit: Duration,
     ) -> impl Future<Output = Result<Answer, NoAnswer>> + Send;
+}
+
+/// The product's peers.
+#[derive(Clone, Debug)]
+pub(crate) struct NodePeers(pub(crate) Requests);
+
+/// The bytes of a question, for any node's engine.
+pub(crate) fn request(ask: &Ask) -> Result<Bytes, NoAnswer> {
+    let ask = rpc::Ask::Store(ask.encode().into());
+    let bytes = rpc::Request { to_engine: [0; 16], ask }.encode();
+    bytes.map(Bytes::from).map_err(|error| NoAnswer { why: error.to_string(), may_be_done: false })
+}
+
+/// What a node has replied.
+pub(crate) fn answer(replied: Result<Bytes, RequestError>) -> Result<Answer, NoAnswer> {
+    let lost = |why: String| NoAnswer { why, may_be_done: true };
+    let bytes = replied
+        .map_err(|error| NoAnswer { why: error.to_string(), may_be_done: error.may_be_done() })?;
+    match rpc::Reply::decode(bytes).map_err(|error| lost(error.to_string()))? {
+        rpc::Reply::Store(bytes) => Answer::decode(&bytes).map_err(|error| lost(error.to_string())),
+        rpc::Reply::Refused(refusal) => {
+            Err(NoAnswer { why: refusal.to_string(), may_be_done: false })
+        }
+        _ => Err(lost("it replies something else than was asked".to_owned())),
+    }
+}
+
+impl Peers for NodePeers {
+    async fn ask(&self, to: &Member, ask: Ask, limit: Duration) -> Result<Answer, NoAnswer> {
+        answer(self.0.ask(to, request(&ask)?, limit).await)
+    }
 }

@@ -7,6 +7,7 @@
 use bytes::Bytes;
 use ringwal_engine::StreamId;
 use ringwal_replication::Ack;
+use ringwal_replication::config::MEMBERS_MAX;
 use ringwal_replication::node_id::{NodeId, RunId};
 use ringwal_replication::promise::Promise;
 
@@ -27,6 +28,8 @@ pub(crate) enum Ask {
     About,
     /// Promise an epoch, apply Raft's log up to this index, and say what you hold.
     Promise { promise: Promise, index: u64 },
+    /// These are the members of the cluster: write that down, if you know of none.
+    Found(Vec<Founder>),
     /// What do you hold? Nothing is promised.
     Holdings,
     /// You lead: execute this record, which is durable as asked before you answer.
@@ -39,6 +42,14 @@ pub(crate) enum Ask {
     Operator(Bytes),
 }
 
+/// A node that the cluster begins with.
+#[derive(Clone, Eq, PartialEq, Debug)]
+pub(crate) struct Founder {
+    pub(crate) node: NodeId,
+    pub(crate) address: String,
+    pub(crate) engine: [u8; 16],
+}
+
 /// What is replied.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) enum Answer {
@@ -49,6 +60,8 @@ pub(crate) enum Answer {
         durable: Ack,
         applied: Applied,
     },
+    /// It is done.
+    Done,
     /// It certainly is not done.
     NotDone(String),
     /// It may be done.
@@ -94,6 +107,8 @@ const UNKNOWN: u8 = 8;
 const NOT_LEADER: u8 = 9;
 const REFUSED: u8 = 10;
 const HOLDINGS: u8 = 11;
+const FOUND: u8 = 12;
+const DONE: u8 = 13;
 
 impl Ask {
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -101,6 +116,15 @@ impl Ask {
         match self {
             Self::About => bytes.put_u8(ABOUT),
             Self::Holdings => bytes.put_u8(HOLDINGS),
+            Self::Found(founders) => {
+                bytes.put_u8(FOUND);
+                bytes.put_count(founders.len());
+                for Founder { node, address, engine } in founders {
+                    bytes.put_u64(node.get());
+                    bytes.put(engine);
+                    bytes.put_text(address);
+                }
+            }
             Self::Promise { promise, index } => {
                 bytes.put_u8(PROMISE);
                 put_promise(&mut bytes, promise);
@@ -135,6 +159,17 @@ impl Ask {
         let ask = match reader.u8("the kind of question")? {
             ABOUT => Self::About,
             HOLDINGS => Self::Holdings,
+            FOUND => {
+                let founder = |reader: &mut Reader<'_>| {
+                    let node = NodeId::new(reader.u64("a node")?);
+                    let engine = sixteen(reader)?;
+                    let address = reader.text(TEXT_BYTES_MAX, "an address")?.to_owned();
+                    Ok(Founder { node, address, engine })
+                };
+                let count = reader.count(MEMBERS_MAX, 26, "members")?;
+                let founders = (0..count).map(|_| founder(&mut reader));
+                Self::Found(founders.collect::<Result<_, Malformed>>()?)
+            }
             PROMISE => {
                 let promise = promise(&mut reader)?;
                 Self::Promise { promise, index: reader.u64("an index")? }
@@ -191,6 +226,7 @@ impl Answer {
                 bytes.put_u64(one);
                 bytes.put_u64(two);
             }
+            Self::Done => bytes.put_u8(DONE),
             Self::NotDone(why) => put_text(&mut bytes, NOT_DONE, why),
             Self::Unknown(why) => put_text(&mut bytes, UNKNOWN, why),
             Self::Refused(why) => put_text(&mut bytes, REFUSED, why),
@@ -257,11 +293,14 @@ impl Answer {
                 let applied = Applied { epoch, offset, is_retry, outcome };
                 Self::Executed { durable, applied }
             }
+            DONE => Self::Done,
             NOT_DONE => Self::NotDone(text(&mut reader)?),
             UNKNOWN => Self::Unknown(text(&mut reader)?),
             REFUSED => Self::Refused(text(&mut reader)?),
             NOT_LEADER => Self::NotLeader(node(&mut reader)?),
-            READ_END => Self::ReadEnd { epoch: reader.u64("an epoch")?, end: reader.u64("an end")? },
+            READ_END => {
+                Self::ReadEnd { epoch: reader.u64("an epoch")?, end: reader.u64("an end")? }
+            }
             SNAPSHOT => {
                 let (end, total) = (reader.u64("an end")?, reader.u64("a length")?);
                 let part = slice(bytes, std::mem::take(&mut reader.0));
@@ -289,7 +328,11 @@ fn version(reader: &mut Reader<'_>) -> Result<(), Malformed> {
 }
 
 fn at_end(reader: Reader<'_>) -> Result<(), Malformed> {
-    if reader.0.is_empty() { Ok(()) } else { Err(Malformed::Place("bytes are left behind the end")) }
+    if reader.0.is_empty() {
+        Ok(())
+    } else {
+        Err(Malformed::Place("bytes are left behind the end"))
+    }
 }
 
 fn put_promise(bytes: &mut Vec<u8>, promise: &Promise) {
@@ -366,6 +409,11 @@ mod tests {
         vec![
             Ask::About,
             Ask::Holdings,
+            Ask::Found(vec![Founder {
+                node: NodeId::new(1),
+                address: "one:9291".into(),
+                engine: [3; 16],
+            }]),
             Ask::Promise { promise: some_promise(), index: 12 },
             Ask::Execute { ack: Ack::Quorum, limit_ms: 900, record: Bytes::from_static(b"record") },
             Ask::ReadEnd { limit_ms: 1 },
@@ -391,6 +439,7 @@ mod tests {
             Answer::About(about),
             Answer::Promised(Standing { streams: vec![holding; 3], begun: None }),
             Answer::Executed { durable: Ack::Local, applied },
+            Answer::Done,
             Answer::NotDone("no".into()),
             Answer::Unknown("perhaps".into()),
             Answer::NotLeader(Some(NodeId::new(4))),
