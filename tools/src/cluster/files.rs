@@ -7,7 +7,8 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use ringwal_replication::config::{ClusterConfig, Config, Member};
+use ringwal_raft_fallback::StoreConfig;
+use ringwal_replication::config::{ClusterConfig, Member};
 use ringwal_replication::node_id::{ClusterId, NodeId};
 
 use super::asking::read_config;
@@ -28,7 +29,7 @@ pub struct Folder {
     /// For whoever asks.
     pub cluster: ClusterConfig,
     /// The nodes that run here.
-    pub nodes: BTreeMap<NodeId, Config>,
+    pub nodes: BTreeMap<NodeId, StoreConfig>,
 }
 
 impl Folder {
@@ -57,8 +58,9 @@ impl Folder {
             }
         }
         for (node, name) in node_files(path)? {
-            let config = nodes::read_config(&name)?;
-            if config.node != node || config.cluster != cluster.cluster {
+            let config = nodes::read_store_config(&name)?;
+            let of = &config.replication;
+            if of.node != node || of.cluster != cluster.cluster {
                 let error = format!("{} is not of node {node} of this cluster", name.display());
                 return Err(Failure::usage(error).fix("correct it, or move it away").into());
             }
@@ -82,7 +84,8 @@ impl Folder {
                 .or("add a node to a running cluster: ringwal member add")
                 .into());
         }
-        let Some((port, first)) = port.zip(self.nodes.values().next()) else { return Ok(()) };
+        let first = self.nodes.values().next().map(|config| &config.replication);
+        let Some((port, first)) = port.zip(first) else { return Ok(()) };
         if !first.listen.ends_with(&format!(":{port}")) {
             let (node, listen) = (first.node, &first.listen);
             return Err(Failure::usage(format!("node {node} of this folder listens at {listen}"))
@@ -188,8 +191,8 @@ mod tests {
         let path = keep.path().join("new");
         let first = Folder::prepare(&path, Some(2), Some(9500)).unwrap();
         assert_eq!(first.nodes.len(), 2);
-        assert_eq!(first.nodes[&NodeId::new(2)].listen, "127.0.0.1:9501");
-        assert_eq!(first.nodes[&NodeId::new(1)].members, first.cluster.members);
+        assert_eq!(first.nodes[&NodeId::new(2)].replication.listen, "127.0.0.1:9501");
+        assert_eq!(first.nodes[&NodeId::new(1)].replication.members, first.cluster.members);
 
         // A node that was added by hand, and one whose file is lost.
         let text = fs::read_to_string(path.join("node-2.toml")).unwrap();

@@ -44,7 +44,7 @@ pub fn run(args: &ClusterArgs) -> Result<Exit> {
 /// Nobody else may listen where the nodes are to.
 fn check_ports(folder: &Folder) -> Result<()> {
     for (node, config) in &folder.nodes {
-        let listen = &config.listen;
+        let listen = &config.replication.listen;
         if let Err(error) = TcpListener::bind(listen) {
             return Err(Failure::new(
                 Exit::Failure,
@@ -78,7 +78,7 @@ impl Running {
         )?;
         for (node, config) in &folder.nodes {
             let child = spawn(folder, *node, args)?;
-            let (process, address) = (child.id(), &config.listen);
+            let (process, address) = (child.id(), &config.replication.listen);
             self.children.insert(*node, child);
             let (data, log) = (data_folder(*node), log_file(*node));
             self.put(
