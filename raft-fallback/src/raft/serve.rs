@@ -23,7 +23,7 @@
 //! calls as well).
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use openraft::raft::{
@@ -59,6 +59,12 @@ pub enum Duty {
 pub trait Voting: Send + Sync + 'static {
     /// Why it does not do this now, for whoever asks; `None` when it does. Asked for each request, in Raft's thread.
     fn refuses(&self, duty: Duty) -> Option<String>;
+}
+
+impl<V: Voting + ?Sized> Voting for Arc<V> {
+    fn refuses(&self, duty: Duty) -> Option<String> {
+        (**self).refuses(duty)
+    }
 }
 
 /// What becomes of a request.
@@ -110,6 +116,10 @@ where
         let reply = match Request::decode(bytes) {
             Ok(Request { to_engine, ask }) => match (self.is_meant(to_engine, &ask), ask) {
                 (true, Ask::Store(store)) => return Served::Store(store),
+                (true, _) if from.is_client() => {
+                    let what = "only nodes take part in Raft".to_owned();
+                    Err(Refusal::NotUnderstood(what))
+                }
                 (true, ask) => self.reply(from, ask).await,
                 (false, _) => Err(Refusal::OtherDisk { engine: self.engine }),
             },
@@ -269,3 +279,6 @@ fn answer<R: AsyncRuntime>(voted: VoteResponse<Types<R>>) -> Voted {
     let VoteResponse { vote, vote_granted: is_granted, last_log_id: last } = voted;
     Voted { vote, is_granted, last }
 }
+
+#[cfg(test)]
+mod tests;

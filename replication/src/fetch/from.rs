@@ -75,6 +75,9 @@ pub enum FetchFromError {
         /// Why.
         why: String,
     },
+    /// Too much waits for this node already.
+    #[error("too much waits here already; ask again")]
+    Busy,
     /// The node was not started to be driven.
     #[error("this node is not driven: start it with start_driven")]
     NotDriven,

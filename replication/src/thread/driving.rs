@@ -47,7 +47,7 @@ impl BeginWay {
 }
 
 impl Driven {
-    fn refuse(self, promise: PromiseError, begin: BeginError) {
+    pub(crate) fn refuse(self, promise: PromiseError, begin: BeginError) {
         match self {
             Self::Promise(_, way) => drop(way.send(Err(promise))),
             Self::Begin(_, _, way) => way.refuse(begin),
@@ -173,6 +173,7 @@ impl Replica {
         if begun.is_ok() {
             self.context.facts.begun = Some(promise);
             *self.driving.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(promise);
+            self.extending.note_idle();
             tracing::info!(epoch = promise.epoch, leader = %promise.leader, "the epoch has begun");
         }
         let is_it = |change: &mut super::part::Change| {
@@ -205,6 +206,7 @@ impl Replica {
         if !self.context.is_driven {
             return tracing::warn!("the members of a node that is not driven are configured");
         }
+        self.context.mender.set_members(&members.nodes);
         self.context.members = members;
         if let Part::Leading(leading) = &mut self.part {
             leading.set_members(&self.context);

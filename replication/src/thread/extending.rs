@@ -14,16 +14,16 @@ use super::part::Part;
 use crate::driven::{ExtendError, Extension, Way};
 use crate::fetch::FetchFromError;
 use crate::fetch::from::FetchFrom;
+use crate::follower::Refused;
 use crate::framing::frame_of;
 use crate::promise::is_replicated;
 
 /// Extensions that wait.
 const WAITING_MAX: usize = 256;
-/// So long a leader that is followed may take to bring what is before an extension.
+/// So long a leader may take to dial, and one that is followed to bring what is before an extension.
 const GAP: Duration = Duration::from_secs(1);
 
 /// See the module.
-#[derive(Default)]
 pub(super) struct Extending {
     waiting: VecDeque<Extend>,
     /// Frames that were given to the engine while nobody is followed.
@@ -31,6 +31,8 @@ pub(super) struct Extending {
     /// Of streams that have such frames: where the next one begins; `None` when one was refused, so
     /// that those behind it will be.
     given: BTreeMap<StreamId, Option<u64>>,
+    /// Since when nobody is followed, while that is so: its leader is about to dial, maybe.
+    idle_since: Instant,
 }
 
 /// An extension, and who waits for it.
@@ -46,7 +48,7 @@ impl Extend {
         Self { extension, way, lacking: None }
     }
 
-    fn finish(self, outcome: Result<(), ExtendError>) {
+    pub(crate) fn finish(self, outcome: Result<(), ExtendError>) {
         // Nobody may wait any more.
         let _ = self.way.send(outcome);
     }
@@ -64,7 +66,23 @@ fn failed(why: impl ToString) -> Step {
     Step::Refused(ExtendError::Failed(why.to_string()))
 }
 
+impl Default for Extending {
+    fn default() -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            appends: Appends::default(),
+            given: BTreeMap::new(),
+            idle_since: Instant::now(),
+        }
+    }
+}
+
 impl Extending {
+    /// Nobody is followed from now on, until somebody dials.
+    pub(super) fn note_idle(&mut self) {
+        self.idle_since = Instant::now();
+    }
+
     /// The part changes: what was given and is not sealed is shut out, and given again if it still
     /// belongs there.
     pub(super) fn interrupt(&mut self) {
@@ -133,7 +151,9 @@ impl Extending {
         };
         if next < extension.base {
             let lacks = ExtendError::Lacks { stream, end: durable, base: extension.base };
-            return if self.appends.has(stream) { Step::Waits } else { Step::Refused(lacks) };
+            let may_come = matches!(part, Part::Idle) && self.idle_since.elapsed() < GAP;
+            let waits = may_come || self.appends.has(stream);
+            return if waits { Step::Waits } else { Step::Refused(lacks) };
         }
         while next < end && self.appends.waits_for_room().is_none() {
             let records = &extension.records[(next - extension.base) as usize..];
@@ -276,8 +296,11 @@ fn follow(
 ) -> Result<Step, Ending> {
     let extension = &extend.extension;
     let (stream, end) = (extension.stream, extension.end());
+    let handle = context.engine.stream(stream);
     loop {
-        let Some((next, durable)) = following.extendable(stream) else { return Ok(Step::Waits) };
+        let Some((next, durable)) = following.extendable(&handle, appends) else {
+            return Ok(Step::Waits);
+        };
         if durable >= end {
             return Ok(Step::Durable(durable));
         }
@@ -300,10 +323,11 @@ fn follow(
         let records = &extension.records[(next - extension.base) as usize..];
         let frame = frame_of(stream, extension.epoch, next, records, context.frame_bytes_max);
         following.take_frame(frame, Instant::now(), context, appends)?;
-        if let Some(why) = following.core().refused().get(&stream) {
+        let refused = following.core().refused().get(&stream);
+        if let Some(why) = refused.filter(|why| **why != Refused::Discontinuous) {
             return Ok(failed(format!("the engine takes no more of stream {stream}: {why:?}")));
         }
-        if following.extendable(stream).is_none_or(|(now, _)| now <= next) {
+        if following.core().next_offset(stream).is_none_or(|now| now <= next) {
             return Ok(Step::Waits);
         }
     }

@@ -208,6 +208,7 @@ impl Replica {
             // They may wait for space, for ever: none of them is sealed any more.
             self.context.engine.fence_frames();
             self.appends = Appends::default();
+            self.extending.note_idle();
             self.context.facts.committed.clone_from(following.core().committed());
             self.context.counters.sessions_ended.add(1);
             let Promise { epoch, leader, .. } = following.promise;

@@ -144,7 +144,11 @@ impl Requesting {
                     true
                 }
                 Err(why) => {
-                    tracing::info!(node = %session.node(), why, "asks no more here");
+                    // Clients come and go.
+                    match is_client {
+                        true => tracing::debug!(client = %session.node(), why, "asks no more here"),
+                        false => tracing::info!(node = %session.node(), why, "asks no more here"),
+                    }
                     false
                 }
             }

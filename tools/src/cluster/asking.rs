@@ -171,7 +171,7 @@ impl Cluster {
     pub fn ask_of(&mut self, member: &Member, ask: &Ask) -> Result<Answer, String> {
         let limit = ATTEMPT.min(self.left());
         let answer = self.attempt_within(member, ask, None, limit);
-        answer.map_err(|unanswered| unanswered.why)
+        answer.map_err(|unanswered| brief(&unanswered.why).to_owned())
     }
 
     /// Asks what any node can answer.
@@ -258,7 +258,14 @@ impl Cluster {
     }
 
     fn note(&mut self, member: &Member, why: String) {
-        self.said.insert(member.node, format!("node {} at {}: {why}", member.node, member.address));
+        let (node, address, why) = (member.node, &member.address, brief(&why));
+        self.said.insert(node, format!("node {node} at {address}: {why}"));
+    }
+
+    /// Waits a little, as between two rounds; false when time is up.
+    pub fn wait(&self) -> bool {
+        self.pause();
+        !self.is_late()
     }
 
     fn left(&self) -> Duration {
@@ -289,6 +296,11 @@ impl Cluster {
         };
         failure.fix(fix).fix("try for longer: --deadline").into()
     }
+}
+
+/// Without what to do about it, which is said once.
+fn brief(why: &str) -> &str {
+    why.split_once("; ").map_or(why, |(why, _)| why)
 }
 
 fn rejected(why: &str) -> anyhow::Error {

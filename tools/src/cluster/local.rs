@@ -141,11 +141,11 @@ impl Running {
     }
 
     fn say_who_leads(&self, folder: &Folder) -> Result<bool> {
-        let status = Cluster::of(folder.cluster.clone(), ASK).status();
-        let Some((status, leader)) = status.ok().and_then(|status| {
-            let leader = status.leader?;
-            Some((status, leader))
-        }) else {
+        let Ok(status) = Cluster::of(folder.cluster.clone(), ASK).status() else {
+            return Ok(false);
+        };
+        // It leads when its epoch has begun.
+        let Some(leader) = status.leader.filter(|_| status.epoch == status.term) else {
             return Ok(false);
         };
         let process = self.children.get(&NodeId::new(leader)).map(Child::id);

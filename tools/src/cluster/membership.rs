@@ -130,33 +130,30 @@ fn is_all(all: &[Said]) -> Result<Exit> {
 /// `ringwal transfer-leader`.
 pub fn transfer_leader(args: &TransferArgs) -> Result<Exit> {
     let mut cluster = Cluster::open(&args.client)?;
-    let before = cluster.status()?.leader;
-    let (to, wanted) = (args.to, args.to);
-    cluster.change(&Ask::TransferLeader { to }, |status| {
-        status.leader.is_some_and(|leader| match wanted {
-            Some(wanted) => leader == wanted,
-            None => Some(leader) != before,
-        })
-    })?;
-    let leader = leader_after(&mut cluster, to, before)?;
-    let text = || match leader {
-        Some(leader) => format!("node {leader} leads\n"),
-        None => "the leader has given its leadership up\n".to_owned(),
+    let (to, before) = (args.to, cluster.status()?.leader);
+    let is_wanted = |leader: u64| match to {
+        Some(to) => leader == to,
+        None => Some(leader) != before,
     };
-    show::print(args.client.json, &json!({"leader": leader}), text).map(|()| Exit::Success)
-}
-
-/// Who leads now; the node that is asked may know it a moment later.
-fn leader_after(
-    cluster: &mut Cluster,
-    to: Option<u64>,
-    before: Option<u64>,
-) -> Result<Option<u64>> {
-    if to.is_some() {
-        return Ok(to);
-    }
-    let leader = cluster.status()?.leader;
-    Ok(leader.filter(|leader| Some(*leader) != before))
+    let is_done = |status: &Status| status.leader.is_some_and(is_wanted);
+    cluster.change(&Ask::TransferLeader { to }, is_done)?;
+    // It leads when its epoch has begun.
+    let leader = loop {
+        let leads = ask_all(&mut cluster, &Ask::Status).into_iter().find_map(|said| {
+            let status = said.status.ok()?;
+            (status.role == "leader" && is_wanted(status.node)).then_some(status)
+        });
+        if leads.is_some() || !cluster.wait() {
+            break leads;
+        }
+    };
+    let Some(Status { node, epoch, .. }) = leader else {
+        let error = "the leadership is given away, and nobody else leads yet";
+        return Err(Failure::new(Exit::Failure, error).fix("look again: ringwal status").into());
+    };
+    let json = json!({"leader": node, "epoch": epoch});
+    let text = || format!("node {node} leads in epoch {epoch}\n");
+    show::print(args.client.json, &json, text).map(|()| Exit::Success)
 }
 
 /// `ringwal member`.
@@ -231,7 +228,20 @@ pub fn fast_path(args: &FastPathArgs) -> Result<Exit> {
         FastPathAction::Off => Ask::SetFastPath { on: false },
         FastPathAction::Show => Ask::Status,
     };
-    let all = ask_all(&mut Cluster::open(&args.client)?, &ask);
+    let mut cluster = Cluster::open(&args.client)?;
+    let mut all = ask_all(&mut cluster, &ask);
+    // Commands that are under way get their outcome first.
+    let is_under_way = |said: &Said| {
+        let is_old = |mode: &str| match args.action {
+            FastPathAction::On => mode == "raft (switched_off)",
+            FastPathAction::Off => mode == "fast",
+            FastPathAction::Show => false,
+        };
+        said.status.as_ref().is_ok_and(|status| is_old(&status.mode))
+    };
+    while all.iter().any(is_under_way) && cluster.wait() {
+        all = ask_all(&mut cluster, &Ask::Status);
+    }
     let json: Vec<Value> = all
         .iter()
         .map(|Said { member, status }| match status {
