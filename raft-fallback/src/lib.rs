@@ -69,6 +69,7 @@ pub mod limits;
 mod machine;
 mod metadata;
 mod node;
+pub mod operator;
 pub mod raft;
 mod replica;
 pub mod session;

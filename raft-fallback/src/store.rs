@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -37,6 +37,7 @@ use crate::control::{ChangeError, MemberChange, Order, Switch};
 use crate::limits::METADATA_VERSION;
 use crate::metadata::{Metadata, Progress};
 use crate::node::{Inner, Raft};
+use crate::session::Session;
 use crate::state::{Applied, Done, Rejection, TopicId};
 use crate::thread::Task;
 use executing::{Answered, Unanswered};
@@ -147,6 +148,22 @@ impl MetadataStore {
     pub fn execute_within(&self, command: Command, ack: Ack, limit: Duration) -> Execution {
         let store = self.clone();
         Execution(Box::pin(async move { store.run(command, ack, limit).await }))
+    }
+
+    /// As [`MetadataStore::execute_within`], as this command of a session that somebody else has: once, also
+    /// when it is asked at several nodes.
+    pub(crate) async fn run_as(
+        &self,
+        session: Session,
+        command: Command,
+        ack: Ack,
+        limit: Duration,
+    ) -> Result<Executed, ExecuteError> {
+        let record = Record { time_ms: answering::now_ms(), session: Some(session), command };
+        match record.encode() {
+            Err(error) => Err(ExecuteError::Invalid(error.to_string())),
+            Ok(record) => self.run_record(&record, ack, limit).await,
+        }
     }
 
     async fn run(
@@ -381,6 +398,26 @@ impl MetadataStore {
     /// The node that it is of.
     pub fn raft(&self) -> Raft {
         Raft { inner: self.raft.clone() }
+    }
+
+    /// For whoever the node holds itself.
+    pub(crate) fn downgrade(&self) -> WeakStore {
+        WeakStore { raft: Arc::downgrade(&self.raft), sessions: self.sessions.clone() }
+    }
+}
+
+/// A store that does not keep its node.
+#[derive(Clone)]
+pub(crate) struct WeakStore {
+    raft: Weak<Inner>,
+    sessions: Arc<Sessions>,
+}
+
+impl WeakStore {
+    /// The store, without its log and its replicator, while its node is there.
+    pub(crate) fn upgrade(&self) -> Option<MetadataStore> {
+        let (raft, sessions) = (self.raft.upgrade()?, self.sessions.clone());
+        Some(MetadataStore { raft, sessions, wal: None, replicator: None })
     }
 }
 
