@@ -34,7 +34,11 @@ fn look_at(state: &State, look: Look) -> Result<Answer, Failed> {
                     applied,
                     line: topic_line(id, topic),
                     created_ms: topic.created_ms,
-                    configuration: topic.configuration.clone(),
+                    configuration: topic
+                        .configuration
+                        .iter()
+                        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                        .collect(),
                     shown,
                     more,
                 }))
@@ -104,7 +108,7 @@ fn partition_line(id: TopicId, partition: u32, placed: &Partition) -> PartitionL
         leader: placed.leader.map(BrokerId::get),
         leader_epoch: placed.leader_epoch,
         replicas: placed.replicas.iter().map(|broker| broker.get()).collect(),
-        in_sync: placed.in_sync.iter().map(|broker| broker.get()).collect(),
+        in_sync: placed.in_sync().map(|broker| broker.get()).collect(),
         high_watermark: placed.high_watermark,
     }
 }
