@@ -110,6 +110,8 @@ pub(crate) struct Seen {
     pub(crate) leader: Option<NodeId>,
     /// This node has been elected, and this is how far it is.
     pub(crate) leads: Option<Leads>,
+    /// Where its epoch starts the metadata stream, when it leads.
+    pub(crate) start: u64,
     pub(crate) membership: Arc<StoredMembership>,
 }
 

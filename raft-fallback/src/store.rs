@@ -206,7 +206,7 @@ impl MetadataStore {
         limit: Duration,
     ) -> Result<Executed, ExecuteError> {
         let executor = &self.raft.started.executor;
-        let fast = executor.execute_fast(record, ack).await;
+        let fast = executor.try_execute_fast(record, ack).await;
         let answered = match fast {
             Some(Ok(answered)) => Ok(answered),
             // The same session and number: it executes once.

@@ -40,9 +40,12 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         let mut mode = None;
         // Raft goes on from the watermark: that must not lie in an older epoch.
         let start = starts.iter().find(|(stream, _)| *stream == METADATA_STREAM);
-        if let Err(error) = led.committed(start.map_or(0, |(_, start)| *start)).await {
+        let start = start.map_or(0, |(_, start)| *start);
+        if let Err(error) = led.committed(start).await {
             return error.to_string();
         }
+        // What is read here is up to date when as much is applied.
+        self.shared.seen.send_modify(|seen| seen.start = start);
         tracing::info!(epoch = term, "leading");
         loop {
             let wish = self.wish(&led);
@@ -98,7 +101,10 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                     None => return "the store is closed".to_owned(),
                     Some(Order::Transfer { to, limit, done }) => {
                         self.shared.gate.close(Reason::Transferring).await;
-                        let transfer = self.begin_transfer(term, &led, &mut proposer, to, limit, done);
+                        let was_fast = mode == Some(Leads::Fast);
+                        let transfer = self.begin_transfer(
+                            term, &led, &mut proposer, was_fast, to, limit, done,
+                        );
                         if let Err(why) = transfer.await {
                             return why;
                         }
@@ -177,6 +183,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         term: u64,
         led: &N::Led,
         proposer: &mut Proposer<R, N, P>,
+        was_fast: bool,
         to: Option<NodeId>,
         limit: Duration,
         done: Done,
@@ -193,7 +200,8 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
             let _ = done.send(Err(ChangeError::NotNow(why)));
             return Ok(());
         };
-        if let Err(error) = led.drained().await {
+        // While Raft extends the stream, nothing else may: not even a record that does nothing.
+        if was_fast && let Err(error) = led.drained().await {
             tracing::info!(%error, "closing the fast path");
         }
         while !proposer.is_empty() {

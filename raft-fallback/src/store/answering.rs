@@ -151,8 +151,11 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Answering<R, N, P> {
         let Some(led) = led.filter(|led| led.epoch() == seen.term) else {
             return Err(Unanswered::NotLeader(None));
         };
-        let progress = self.metadata.progress();
+        let began = Progress { epoch: led.epoch(), end: seen.start };
         let confirm = async {
+            // Whatever was answered before this epoch is below its start.
+            let applied = self.metadata.wait_progress(began).await;
+            let progress = applied.map_err(|error| Unanswered::NotDone(error.to_string()))?;
             let (term, until) = self.lease.valid_until();
             let now = self.executor.replica.boottime_ns();
             if term != led.epoch() || until.is_none_or(|until| until <= now) {
@@ -161,13 +164,13 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Answering<R, N, P> {
                 read.map_err(|error| Unanswered::NotDone(error.to_string()))?;
             }
             let committed = led.committed(progress.end).await;
-            committed.map_err(|error| Unanswered::NotDone(error.to_string()))
+            committed.map_err(|error| Unanswered::NotDone(error.to_string()))?;
+            Ok(progress)
         };
         let confirmed = R::timeout(limit, confirm).await;
         confirmed.unwrap_or_else(|_| {
             Err(Unanswered::NotDone(format!("no majority has answered within {limit:?}")))
-        })?;
-        Ok(progress)
+        })
     }
 
     fn snapshot(&self, end: u64, from: u64) -> Answer {

@@ -77,13 +77,27 @@ impl<N: Replica, P: Clone> Clone for Executor<N, P> {
 }
 
 impl<N: Replica, P: Peers> Executor<N, P> {
-    /// The fast path, on any thread; none when it is closed.
-    pub(crate) async fn execute_fast(
+    /// The fast path, for any thread and in any future; none when it is closed, or has no room now.
+    pub(crate) async fn try_execute_fast(
         &self,
         record: &[u8],
         ack: Ack,
     ) -> Option<Result<Answered, Unanswered>> {
-        match self.shared.gate.append(record).await {
+        let taken = self.shared.gate.try_append(record);
+        self.outcome_of(taken, ack).await
+    }
+
+    async fn execute_fast(&self, record: &[u8], ack: Ack) -> Option<Result<Answered, Unanswered>> {
+        let taken = self.shared.gate.append(record).await;
+        self.outcome_of(taken, ack).await
+    }
+
+    async fn outcome_of(
+        &self,
+        taken: Taken<<N::Led as Led>::Pending>,
+        ack: Ack,
+    ) -> Option<Result<Answered, Unanswered>> {
+        match taken {
             Taken::No(why) => {
                 self.counters.note_fallback(why);
                 None
