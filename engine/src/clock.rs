@@ -27,6 +27,14 @@ impl Clock {
         }
     }
 
+    /// Nanoseconds since the machine was started, also while it slept: what leases end by.
+    pub fn boottime_ns(&self) -> u64 {
+        match self {
+            Self::Real(_) => boottime_ns(),
+            Self::Manual(now) => now.load(Ordering::Relaxed),
+        }
+    }
+
     /// Nanoseconds since 1970, for information only.
     pub fn unix_ns(&self) -> u64 {
         match self {
@@ -36,4 +44,11 @@ impl Clock {
             Self::Manual(now) => now.load(Ordering::Relaxed),
         }
     }
+}
+
+/// `CLOCK_BOOTTIME` in nanoseconds: by it leases end, see
+/// [`Engine::set_lease`](crate::Engine::set_lease).
+pub fn boottime_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

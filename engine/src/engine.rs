@@ -215,6 +215,28 @@ impl Engine {
         self.inner.engine_wide().own_epoch.close();
     }
 
+    /// From now on records of this node in replicated streams (all but 1 to 3) are sealed under a lease
+    /// only, until the engine closes: none is there until [`Engine::set_lease`], for each epoch
+    /// anew. Without one they are refused in their token
+    /// ([`Refusal::LeaseLapsed`](crate::Refusal::LeaseLapsed)). Foreign frames need none. Where it is
+    /// required, sealing a batch reads the clock once.
+    pub fn require_lease(&self) {
+        self.inner.engine_wide().own_epoch.require_lease();
+    }
+
+    /// The lease of `epoch`, the last that was given to [`Engine::set_epoch`], lasts until then, by
+    /// [`boottime_ns`](crate::boottime_ns); 0 ends it. Of another epoch it is ignored, and where none is
+    /// required. What was sealed before is still on its way to the device: whoever gives a receipt
+    /// looks at the clock again.
+    pub fn set_lease(&self, epoch: u64, boottime_ns: u64) {
+        self.inner.engine_wide().own_epoch.set_lease(epoch, boottime_ns);
+    }
+
+    /// Bytes that wait in the queues of all shards, and are not sealed. A short lock for each.
+    pub fn queued_bytes(&self) -> u64 {
+        self.inner.shards.iter().map(|shared| shared.queue().queued_bytes() as u64).sum()
+    }
+
     /// Foreign frames that were given to [`Stream::append_frame`], [`Stream::try_append_frame`] or
     /// [`Stream::append_frame_async`] before this and are not sealed yet are refused in their token
     /// ([`Refusal::Fenced`](crate::Refusal::Fenced)) when their turn comes, however long they

@@ -145,6 +145,18 @@ pub enum Refusal {
         /// The stream's last epoch.
         last: u64,
     },
+    /// A record of this node in a replicated stream, whose batch was sealed when the lease of its epoch
+    /// had lapsed, or before one was given ([`crate::Engine::set_lease`]). It was not written.
+    #[error(
+        "stream {stream}: the lease of epoch {epoch} had lapsed, so the record was not written; append \
+         it again when there is one"
+    )]
+    LeaseLapsed {
+        /// Whose.
+        stream: StreamId,
+        /// The epoch of this node.
+        epoch: u64,
+    },
     /// A foreign frame that was given before the fence was raised
     /// ([`crate::Engine::fence_frames`]), and was not sealed by then.
     #[error(

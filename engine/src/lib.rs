@@ -87,6 +87,7 @@ mod thread;
 
 #[doc(hidden)]
 pub use clock::Clock;
+pub use clock::boottime_ns;
 pub use config::{Io, Options, SyncMode};
 pub use engine::{CloseReport, Engine, Stream, StreamSummary};
 pub use error::{

@@ -299,7 +299,7 @@ impl ShardLoop {
             incarnation: self.incarnation,
             previous_crc: self.open.last_crc(),
             timestamp_ns: self.shared.clock.unix_ns(),
-            own_epoch: self.shared.engine_wide.own_epoch.get(),
+            own_epoch: self.shared.engine_wide.own_epoch.get(|| self.shared.clock.boottime_ns()),
             frame_fence: self.shared.engine_wide.frame_fence.get(),
         };
         let sealed = filling.seal(&mut self.streams, place);

@@ -162,6 +162,33 @@ fn a_closed_epoch_refuses_own_records_and_nothing_else() {
     });
 }
 
+/// Of the shard's real clock: the batch is sealed while there is a lease, or there is none.
+#[test]
+fn without_a_lease_own_records_are_refused_when_they_are_sealed_and_nothing_else() {
+    everywhere(|options, directory| {
+        let engine = options.open(directory).unwrap();
+        engine.require_lease();
+        engine.set_epoch(5);
+        let stream = engine.stream(STREAM);
+        let lapsed = Refusal::LeaseLapsed { stream: STREAM, epoch: 5 };
+        let refused = || stream.append("x").unwrap().wait().unwrap_err();
+        assert!(matches!(refused(), CommitError::Refused(refusal) if refusal == lapsed));
+        assert_eq!(append(&engine.stream(StreamId::new(3)), "own"), (0, 5));
+        let foreign = stream.append_frame(&frame(STREAM, 5, 0)).unwrap().wait().unwrap();
+        assert_eq!(foreign.offsets(), 0..1);
+        let hour = 3_600_000_000_000;
+        engine.set_lease(5, ringwal_engine::boottime_ns() + hour);
+        assert_eq!(append(&stream, "x"), (1, 5));
+        engine.set_lease(5, ringwal_engine::boottime_ns() - 1);
+        assert!(matches!(refused(), CommitError::Refused(refusal) if refusal == lapsed));
+        engine.set_lease(5, ringwal_engine::boottime_ns() + hour);
+        engine.set_epoch(6);
+        assert!(matches!(refused(), CommitError::Refused(Refusal::LeaseLapsed { epoch: 6, .. })));
+        assert_eq!(stream.end(), 2);
+        engine.close().unwrap();
+    });
+}
+
 fn refused_as_behind(stream: &Stream) {
     let refused = stream.append(b"x").unwrap().wait().unwrap_err();
     let told = CommitError::Refused(Refusal::EpochClosed { stream: STREAM, epoch: 6, last: 8 });

@@ -8,7 +8,8 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use ringwal_engine::{
-    Append, AppendBatch, AppendError, CommitError, Receipt, Receipts, Refusal, StreamId,
+    Append, AppendBatch, AppendError, CommitError, Engine, ReadError, Receipt, Receipts, Refusal,
+    StreamId,
 };
 
 use crate::term::Term;
@@ -263,6 +264,7 @@ fn failed(term: &Term, error: CommitError) -> LedCommitError {
     let epoch = term.epoch();
     match error {
         CommitError::Refused(Refusal::EpochClosed { .. }) => LedCommitError::NotLeading { epoch },
+        CommitError::Refused(Refusal::LeaseLapsed { .. }) => LedCommitError::NoLease { epoch },
         error => LedCommitError::Engine(error),
     }
 }
@@ -296,6 +298,11 @@ impl<T: Token> Future for Pending<T> {
         };
         let receipt = receipt.clone();
         Poll::Ready(match outcome {
+            // The third look at it (I-13): somebody else may lead by now.
+            Ok(()) if !term.has_lease() => {
+                let why = "the lease has lapsed".to_owned();
+                Err(LedCommitError::Unknown { epoch: term.epoch(), why })
+            }
             Ok(()) => Ok(Acknowledged { receipt, durable: *ack }),
             Err(why) => Err(LedCommitError::Unknown { epoch: term.epoch(), why }),
         })
@@ -306,6 +313,82 @@ impl<T: Token> Drop for Pending<T> {
     fn drop(&mut self) {
         if let (Some(number), Stage::Durable(receipt)) = (self.number, &self.stage) {
             self.term.forget(receipt.stream(), receipt.end(), number);
+        }
+    }
+}
+
+/// Blocks the thread until `poll` is ready.
+pub(crate) fn block_on<T>(mut poll: impl FnMut(&Waker) -> Poll<T>) -> T {
+    // Most are at once.
+    if let Poll::Ready(outcome) = poll(Waker::noop()) {
+        return outcome;
+    }
+    let waker = UNPARK.with(Waker::clone);
+    loop {
+        if let Poll::Ready(outcome) = poll(&waker) {
+            return outcome;
+        }
+        std::thread::park();
+    }
+}
+
+/// See [`Committed`].
+pub(crate) async fn committed(
+    engine: Engine,
+    term: Arc<Term>,
+    stream: StreamId,
+    end: u64,
+) -> Result<(), LedCommitError> {
+    let epoch = term.epoch();
+    let unknown = |why| LedCommitError::Unknown { epoch, why };
+    let mut registered = Registered { term, stream, end, number: None };
+    let mut durable = std::pin::pin!(is_durable(engine, stream, end));
+    std::future::poll_fn(|context| {
+        let Registered { term, number, .. } = &mut registered;
+        let majority = term.poll_majority(stream, end, number, context.waker());
+        match majority.map_err(unknown) {
+            Poll::Ready(Ok(())) => {}
+            outcome => return outcome,
+        }
+        // Followers may be ahead of this node's own flush.
+        if let Poll::Ready(outcome) = durable.as_mut().poll(context) {
+            return Poll::Ready(outcome.map_err(unknown));
+        }
+        match term.wake_at_end(number, context.waker()) {
+            Ok(()) => Poll::Pending,
+            Err(why) => Poll::Ready(Err(unknown(why))),
+        }
+    })
+    .await
+}
+
+/// Waits until everything below `end` is durable here.
+async fn is_durable(engine: Engine, stream: StreamId, end: u64) -> Result<(), String> {
+    let stream = engine.stream(stream);
+    while stream.end() < end {
+        match stream.tail(end - 1).next().await {
+            Ok(_) | Err(ReadError::Trimmed { .. }) => {}
+            // It is durable where it cannot be read.
+            Err(error) if stream.end() < end => return Err(error.to_string()),
+            Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Where somebody waits with a term.
+struct Registered {
+    term: Arc<Term>,
+    stream: StreamId,
+    end: u64,
+    number: Option<u64>,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.term.forget(self.stream, self.end, number);
+            self.term.forget_end(number);
         }
     }
 }
@@ -339,14 +422,7 @@ impl Committed {
     /// # Errors
     /// [`LedCommitError::Unknown`] when the term is over first.
     pub fn wait(mut self) -> Result<(), LedCommitError> {
-        let waker = UNPARK.with(Waker::clone);
-        let mut context = Context::from_waker(&waker);
-        loop {
-            if let Poll::Ready(outcome) = Pin::new(&mut self).poll(&mut context) {
-                return outcome;
-            }
-            std::thread::park();
-        }
+        block_on(|waker| Pin::new(&mut self).poll(&mut Context::from_waker(waker)))
     }
 }
 

@@ -53,6 +53,8 @@ pub struct Follower {
     has_left: bool,
     /// Until it is polled.
     leaving: Option<Why>,
+    /// See [`Follower::driven`].
+    is_driven: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -122,7 +124,42 @@ impl Follower {
             now_ns: 0,
             has_left: false,
             leaving: None,
+            is_driven: false,
         }
+    }
+
+    /// Of a driven node: records reach it another way too, so the leader is told of those again when
+    /// it sends them.
+    pub fn driven(self) -> Self {
+        Self { is_driven: true, ..self }
+    }
+
+    /// Offsets of a stream that may be extended: that of the next record, and the durable end. `None`
+    /// before the leader has named its streams, and while the stream is cut or begun anew.
+    pub fn extendable(&mut self, stream: StreamId) -> Option<(u64, u64)> {
+        if self.has_left || !self.told.has_ended() || !is_replicated(stream) {
+            return None;
+        }
+        if !self.streams.contains_key(&stream) {
+            // The leader has nothing of it yet, and so it starts at 0 in its epoch.
+            let held = self.held.remove(&stream).unwrap_or_default();
+            assert_eq!(held.end, 0, "stream {stream} was compared when all were named");
+            let history = history::begin(stream, Held::default(), self.epoch);
+            self.streams.insert(stream, Followed::new(history, &held, Stage::Following));
+        }
+        let followed = &self.streams[&stream];
+        (followed.stage != Stage::Waiting).then_some((followed.next, followed.durable))
+    }
+
+    /// Offset of the record of a stream that comes next, where it is followed.
+    pub fn next_offset(&self, stream: StreamId) -> Option<u64> {
+        self.streams.get(&stream).map(|followed| followed.next)
+    }
+
+    /// A stream is committed up to here, not only as the leader says; all of it is durable.
+    pub fn handle_committed(&mut self, stream: StreamId, end: u64) {
+        let committed = self.committed.entry(stream).or_default();
+        *committed = end.max(*committed);
     }
 
     /// In which epoch.
@@ -382,6 +419,9 @@ impl Follower {
             return Worth::Ignore;
         }
         if followed.stage == Stage::Waiting || end <= followed.next {
+            if self.is_driven && followed.stage != Stage::Waiting && end <= followed.durable {
+                self.reports.insert(stream, followed.durable);
+            }
             return Worth::Ignore;
         }
         if base > followed.next && !mutants::is(Mutant::GapAccepted) {

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use ringwal_engine::{FramePiece, FrameSlice, ReadError, StreamId};
 
 use crate::history::{self, Held};
-use crate::progress::Progress;
+use crate::progress::{Progress, Voters};
 use crate::promise::is_replicated;
 use crate::wire::{History, Message};
 use session::Session;
@@ -97,6 +97,8 @@ pub struct Leader {
     /// Streams of which enough followers have more, until they are polled.
     enough: BTreeMap<StreamId, u64>,
     batches: u64,
+    /// See [`Leader::driven`].
+    is_driven: bool,
 }
 
 /// What the leader has of a stream.
@@ -125,9 +127,11 @@ impl Led {
     }
 
     /// A majority counts only with a record of the present epoch: an older one may still be cut by
-    /// a leader who has not seen it (figure 8 of the Raft paper).
-    fn countable(&self, enough: u64) -> Option<u64> {
-        (enough > self.history.epochs.last().start).then_some(enough)
+    /// a leader who has not seen it (figure 8 of the Raft paper). Where everybody who reports knows
+    /// durably that the epoch has begun, all from its start on counts.
+    fn countable(&self, enough: u64, has_begun: bool) -> Option<u64> {
+        let start = self.history.epochs.last().start;
+        (enough > start || (has_begun && enough == start)).then_some(enough)
     }
 
     fn trim(&mut self, trimmed: u64) {
@@ -177,12 +181,45 @@ impl Leader {
             progress: Progress::new(followers),
             enough: BTreeMap::new(),
             batches: 0,
+            is_driven: false,
         }
+    }
+
+    /// Of a driven node: followers that report know durably that the epoch has begun, and records may
+    /// reach them another way too. So they may have more than they were sent, which does not count
+    /// before it was.
+    pub fn driven(self) -> Self {
+        Self { is_driven: true, ..self }
+    }
+
+    /// One follower more, which is not connected; it votes when it is in a set.
+    pub fn add_follower(&mut self) -> usize {
+        self.followers.push(None);
+        self.progress.add_follower()
+    }
+
+    /// A follower is none any more. Its number is not used again.
+    pub fn remove_follower(&mut self, follower: usize) {
+        self.followers[follower] = None;
+        let mut changed = self.progress.forget(follower);
+        changed.extend(self.progress.set_counted(follower, false));
+        self.note_enough(changed);
+    }
+
+    /// Other sets of voters, by the numbers of followers.
+    pub fn set_voters(&mut self, sets: Vec<Voters>) {
+        let changed = self.progress.set_voters(sets);
+        self.note_enough(changed);
     }
 
     /// In which epoch.
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// How many followers there are, or have been.
+    pub fn followers(&self) -> usize {
+        self.followers.len()
     }
 
     /// What the followers have.
@@ -219,7 +256,7 @@ impl Leader {
     fn note_enough(&mut self, changed: impl IntoIterator<Item = (StreamId, u64)>) {
         for (stream, enough) in changed {
             if let Some(led) = self.streams.get(&stream) {
-                self.enough.insert(stream, led.countable(enough).unwrap_or(0));
+                self.enough.insert(stream, led.countable(enough, self.is_driven).unwrap_or(0));
             }
         }
     }
@@ -346,6 +383,7 @@ impl Leader {
             }
             return Err(Violation(format!("wants stream {stream}, of which it was not told")));
         };
+        let from = if self.is_driven { from.min(led.sealed) } else { from };
         if from > led.sealed {
             let sealed = led.sealed;
             let what = format!("wants stream {stream} from {from} on, which ends at {sealed}");
@@ -360,8 +398,13 @@ impl Leader {
     fn report(&mut self, follower: usize, stream: StreamId, end: u64) -> Result<(), Violation> {
         let Some(session) = &self.followers[follower] else { return Ok(()) };
         let Some(sent) = session.queued_until(stream) else {
+            if self.is_driven {
+                // It says so again when that is sent.
+                return Ok(());
+            }
             return Err(Violation(format!("reports stream {stream}, which it was not sent")));
         };
+        let end = if self.is_driven { end.min(sent) } else { end };
         if end > sent {
             let what = format!("reports {end} of stream {stream}, sent up to {sent}");
             return Err(Violation(what));

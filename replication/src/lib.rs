@@ -7,10 +7,13 @@
 //! → `term.rs`, where those wait who want a majority. The cores do no I/O.
 
 mod acknowledge;
+mod beginning;
 pub mod config;
 pub mod driven;
 pub mod fetch;
 pub mod follower;
+mod framing;
+mod gate;
 pub mod history;
 pub mod leader;
 pub mod link;

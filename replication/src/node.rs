@@ -1,8 +1,10 @@
 //! The handle of a node that replicates: start, lead, append, wait, close.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -10,9 +12,11 @@ use bytes::Bytes;
 use crossbeam_channel::{Sender, TrySendError, bounded};
 use ringwal_engine::{Append, AppendBatch, Engine, ReadError, Stream, StreamId, Tail};
 
-use crate::acknowledge::{Ack, Committed, LedAppendError, LedCommitError, Pending, Token};
+use crate::acknowledge::{self, Ack, Committed, LedAppendError, Pending, Token};
 use crate::config::{Config, ConfigError, Member};
 use crate::driven::{Beginning, Due, Extending, Extension, Fetching, Members, Promising};
+use crate::fetch::from::FetchFrom;
+use crate::gate::Gate;
 use crate::link::tls::{Tls, TlsError};
 use crate::link::{LinkError, Listener};
 use crate::mend::{self, MendRangeError, Mender};
@@ -22,7 +26,7 @@ use crate::repair::{Marker, MarkerError};
 use crate::requests::{Asking, REQUEST_BYTES_MAX, REQUESTS_MAX, Replies, Request, RequestError};
 use crate::stats::{Counters, NodeStats};
 use crate::term::Term;
-use crate::thread::{self, Command, LeadError, Setup};
+use crate::thread::{self, BeginWay, Command, Driven, Extend, LeadError, Setup};
 use crate::wake::Wake;
 use crate::worker::{BeginAnew, Facts, FactsError, Snapshots, Worker};
 
@@ -73,10 +77,11 @@ pub struct Node {
     address: std::net::SocketAddr,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     engine: Engine,
     node: NodeId,
     run: RunId,
+    begun: Arc<Mutex<Option<Promise>>>,
     commands: Sender<Command>,
     asks: Sender<Asking>,
     wake: Arc<Wake>,
@@ -118,6 +123,15 @@ impl Node {
         config: Config,
         snapshots: Arc<Snapshots>,
     ) -> Result<Self, StartError> {
+        Self::start_as(engine, config, snapshots, false)
+    }
+
+    fn start_as(
+        engine: Engine,
+        config: Config,
+        snapshots: Arc<Snapshots>,
+        is_driven: bool,
+    ) -> Result<Self, StartError> {
         config.check()?;
         let node = config.node;
         let system = |what| move |source| StartError::System { what, source };
@@ -135,6 +149,10 @@ impl Node {
         }
         // Nobody leads yet.
         engine.close_epoch();
+        if is_driven {
+            engine.require_lease();
+        }
+        let begun = Arc::new(Mutex::new(facts.begun));
         let run = random_run().map_err(system("draw a random number"))?;
         let wake = Arc::new(Wake::default());
         let config = Arc::new(config);
@@ -144,7 +162,12 @@ impl Node {
         let (commands, to_do) = bounded(COMMANDS_MAX);
         let (asks, asked) = bounded(REQUESTS_MAX);
         let lacking = repairing.as_ref().and_then(|marker| marker.lacking(&engine));
-        let picture = NodeStats { repairing: lacking, ..NodeStats::default() };
+        let picture = NodeStats {
+            repairing: lacking,
+            promised_epoch: facts.promise.map_or(0, |promise| promise.epoch),
+            committed: facts.committed.clone(),
+            ..NodeStats::default()
+        };
         let picture = Arc::new(Mutex::new(picture));
         let setup = Setup {
             engine: engine.clone(),
@@ -161,12 +184,14 @@ impl Node {
             repairing,
             counters: Arc::new(Counters::default()),
             picture: picture.clone(),
+            begun: is_driven.then(|| begun.clone()),
         };
         let thread = std::thread::Builder::new()
             .name("ringwal-replica".into())
             .spawn(move || thread::run(setup))
             .map_err(system("start the replication thread"))?;
-        let inner = Arc::new(Inner { engine, node, run, commands, asks, wake, picture, mender });
+        let inner =
+            Arc::new(Inner { engine, node, run, begun, commands, asks, wake, picture, mender });
         Ok(Self { inner, thread: Some(thread), address })
     }
 
@@ -184,7 +209,7 @@ impl Node {
         config: Config,
         snapshots: Arc<Snapshots>,
     ) -> Result<Self, StartError> {
-        Self::start_with_snapshots(engine, config, snapshots)
+        Self::start_as(engine, config, snapshots, true)
     }
 
     /// This run of this process: an epoch belongs to one run.
@@ -204,9 +229,9 @@ impl Node {
     ///
     /// The token's errors are [`PromiseError`](crate::driven::PromiseError)s.
     pub fn promise(&self, promise: Promise) -> Promising {
-        let (_way, asked) = Due::new();
-        let _ = promise;
-        asked
+        let (way, due) = Due::new();
+        self.inner.send(Command::Drive(Driven::Promise(promise, way)));
+        due
     }
 
     /// An epoch has begun, for good: it starts each stream at the offset that `starts` has for it, and
@@ -219,9 +244,11 @@ impl Node {
     ///
     /// The token's errors are [`BeginError`](crate::driven::BeginError)s.
     pub fn begin(&self, promise: Promise, starts: Vec<(StreamId, u64)>) -> Beginning {
-        let (_way, asked) = Due::new();
-        let _ = (promise, starts);
-        asked
+        let (way, due) = Due::new();
+        let way = BeginWay { way, inner: self.inner.clone() };
+        let starts = starts.into_iter().collect();
+        self.inner.send(Command::Drive(Driven::Begin(promise, starts, way)));
+        due
     }
 
     /// Adds what is not here of an entry's records, and waits until all of them are durable in their
@@ -230,19 +257,19 @@ impl Node {
     ///
     /// The token's errors are [`ExtendError`](crate::driven::ExtendError)s.
     pub fn extend(&self, extension: Extension) -> Extending {
-        let (_way, asked) = Due::new();
-        let _ = extension;
-        asked
+        let (way, due) = Due::new();
+        self.inner.send(Command::Extend(Extend::new(extension, way)));
+        due
     }
 
     /// Who is dialled, may dial, and counts, from now on; without meaning where nobody drives.
     pub fn set_members(&self, members: Members) {
-        let _ = members;
+        self.inner.send(Command::Members(members));
     }
 
     /// The epoch that has begun here last: it is durable.
     pub fn begun(&self) -> Option<Promise> {
-        None
+        *self.inner.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Fetches records that are not here from another node, and appends them, durably: of each stream
@@ -252,9 +279,9 @@ impl Node {
     ///
     /// The token's errors are [`FetchFromError`](crate::fetch::FetchFromError)s.
     pub fn fetch_from(&self, member: &Member, wants: Vec<(StreamId, Range<u64>)>) -> Fetching {
-        let (_way, asked) = Due::new();
-        let _ = (member, wants);
-        asked
+        let (way, due) = Due::new();
+        self.inner.send(Command::Fetch(FetchFrom::new(member.clone(), wants, way)));
+        due
     }
 
     /// Where it listens.
@@ -426,6 +453,10 @@ pub struct Leadership {
 }
 
 impl Leadership {
+    pub(crate) fn new(inner: Arc<Inner>, term: Arc<Term>) -> Self {
+        Self { inner, term }
+    }
+
     /// In which epoch.
     pub fn epoch(&self) -> u64 {
         self.term.epoch()
@@ -437,8 +468,9 @@ impl Leadership {
     }
 
     /// Copies a record into the next batch and fixes its order; waits for room when the queue is
-    /// full. It leaves for the followers when the batch is sealed; the token tells when it is
-    /// durable as `ack` asks.
+    /// full, and in a driven node while too much is not committed
+    /// ([`Config::unreplicated_bytes_max`]). It leaves for the followers when the batch is sealed; the
+    /// token tells when it is durable as `ack` asks.
     ///
     /// # Errors
     /// See [`LedAppendError`].
@@ -448,7 +480,9 @@ impl Leadership {
         record: impl AsRef<[u8]>,
         ack: Ack,
     ) -> Result<Pending<Append>, LedAppendError> {
-        let token = self.stream(stream)?.append(record)?;
+        let record = record.as_ref();
+        acknowledge::block_on(|waker| self.poll_room(waker));
+        let token = self.counted(record.len(), || Ok(self.stream(stream)?.append(record)?))?;
         Ok(self.pending(token, ack))
     }
 
@@ -462,7 +496,12 @@ impl Leadership {
         record: impl AsRef<[u8]>,
         ack: Ack,
     ) -> Result<Pending<Append>, LedAppendError> {
-        let token = self.stream(stream)?.try_append(record)?;
+        let record = record.as_ref();
+        let stream = self.stream(stream)?;
+        if let Some((bytes, max)) = self.term.gate().and_then(Gate::full) {
+            return Err(LedAppendError::Unreplicated { bytes, max });
+        }
+        let token = self.counted(record.len(), || Ok(stream.try_append(record)?))?;
         Ok(self.pending(token, ack))
     }
 
@@ -476,7 +515,15 @@ impl Leadership {
         record: impl AsRef<[u8]>,
         ack: Ack,
     ) -> Result<Pending<Append>, LedAppendError> {
-        let token = self.stream(stream)?.append_async(record).await?;
+        let record = record.as_ref();
+        poll_fn(|context| self.poll_room(context.waker())).await;
+        let stream = self.stream(stream)?;
+        let gate = self.term.gate();
+        gate.iter().for_each(|gate| gate.note_appended(record.len() as u64));
+        let token = stream.append_async(record).await;
+        let token = token.inspect_err(|_| {
+            gate.iter().for_each(|gate| gate.release(record.len() as u64));
+        })?;
         Ok(self.pending(token, ack))
     }
 
@@ -494,15 +541,41 @@ impl Leadership {
         I: IntoIterator,
         I::Item: AsRef<[u8]>,
     {
-        let token = self.stream(stream)?.append_batch(records)?;
+        let records: Vec<I::Item> = records.into_iter().collect();
+        let bytes = records.iter().map(|record| record.as_ref().len()).sum();
+        acknowledge::block_on(|waker| self.poll_room(waker));
+        let append = || Ok(self.stream(stream)?.append_batch(&records)?);
+        let token = self.counted(bytes, append)?;
         Ok(self.pending(token, ack))
     }
 
-    /// The lease lasts until then, on `CLOCK_BOOTTIME` in nanoseconds: a record is taken, its batch
+    /// Whether there is room, or something that is looked at next is in the way.
+    fn poll_room(&self, waker: &Waker) -> Poll<()> {
+        match self.term.gate() {
+            Some(gate) if self.term.ended().is_none() => gate.poll_room(waker),
+            _ => Poll::Ready(()),
+        }
+    }
+
+    /// Counts bytes that are appended: before, so that they are when they are sealed.
+    fn counted<T>(
+        &self,
+        bytes: usize,
+        append: impl FnOnce() -> Result<T, LedAppendError>,
+    ) -> Result<T, LedAppendError> {
+        let Some(gate) = self.term.gate() else { return append() };
+        gate.note_appended(bytes as u64);
+        append().inspect_err(|_| gate.release(bytes as u64))
+    }
+
+    /// The lease lasts until then, by [`ringwal_engine::boottime_ns`]: a record is taken, its batch
     /// sealed, and its receipt given, only before. A leader of a driven node has none until this says
-    /// so; others need none. Two atomic stores, for whoever hears of a majority.
+    /// so; others need none. For whoever hears of a majority.
     pub fn lease_until(&self, boottime_ns: u64) {
-        let _ = boottime_ns;
+        if let Some(gate) = self.term.gate() {
+            self.inner.engine.set_lease(self.term.epoch(), boottime_ns);
+            gate.set_lease(boottime_ns);
+        }
     }
 
     /// From now on there is no lease: before leadership is given away.
@@ -515,15 +588,13 @@ impl Leadership {
     ///
     /// The token's error is [`LedCommitError::Unknown`], when the term is over first.
     pub fn committed(&self, stream: StreamId, end: u64) -> Committed {
-        let epoch = self.term.epoch();
-        let _ = (stream, end);
-        Committed::new(async move { Err(LedCommitError::Unknown { epoch, why: String::new() }) })
+        let engine = self.inner.engine.clone();
+        Committed::new(acknowledge::committed(engine, self.term.clone(), stream, end))
     }
 
     /// Offset up to which a stream is committed, as far as this leader knows; it never falls.
     pub fn committed_end(&self, stream: StreamId) -> u64 {
-        let _ = stream;
-        0
+        self.term.committed_end(stream, self.inner.engine.stream(stream).end())
     }
 
     /// Leads no more: records that wait get their outcome as *unknown*.
@@ -537,6 +608,9 @@ impl Leadership {
         if let Some(why) = self.term.ended() {
             let epoch = self.term.epoch();
             return Err(LedAppendError::NotLeading { epoch, why: why.to_owned() });
+        }
+        if !self.term.has_lease() {
+            return Err(LedAppendError::NoLease { epoch: self.term.epoch() });
         }
         match is_replicated(stream) {
             true => Ok(self.inner.engine.stream(stream)),

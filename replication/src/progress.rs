@@ -4,12 +4,40 @@ use std::collections::BTreeMap;
 
 use ringwal_engine::StreamId;
 
+/// One of the sets of voters of which a majority makes a record committed.
+#[derive(Clone, Eq, PartialEq, Debug)]
+pub struct Voters {
+    /// The followers among them.
+    followers: Vec<usize>,
+    /// How many of these make a majority, with the leader if it votes.
+    needed: usize,
+}
+
+impl Voters {
+    /// A set of `voters` nodes, the leader included when it is one of them: `followers` are those that
+    /// are known of the others.
+    pub fn new(voters: usize, has_leader: bool, followers: Vec<usize>) -> Self {
+        Self { followers, needed: voters / 2 + 1 - usize::from(has_leader) }
+    }
+
+    /// What enough of them have.
+    fn enough(&self, ends: &[u64], counted: &[bool]) -> u64 {
+        if self.needed == 0 {
+            return u64::MAX;
+        }
+        let end = |follower: &usize| if counted[*follower] { ends[*follower] } else { 0 };
+        let mut sorted: Vec<u64> = self.followers.iter().map(end).collect();
+        sorted.sort_unstable_by(|one, other| other.cmp(one));
+        sorted.get(self.needed - 1).copied().unwrap_or(0)
+    }
+}
+
 /// Durable ends of the followers. The leader's own end is not in here: what is committed is the
 /// lesser of that and [`Progress::enough`], from the first record of the leader's epoch on.
 #[derive(Debug)]
 pub struct Progress {
-    /// How many followers make a majority with the leader.
-    needed: usize,
+    /// A majority of each is needed; of none, nothing is enough.
+    sets: Vec<Voters>,
     /// Followers that count for a majority: those whose disk is the one that they had.
     counted: Vec<bool>,
     streams: BTreeMap<StreamId, Ends>,
@@ -25,33 +53,55 @@ struct Ends {
 
 impl Ends {
     /// Whether `enough` is another one by now.
-    fn count(&mut self, counted: &[bool], needed: usize) -> bool {
-        let ends = self.by_follower.iter().zip(counted);
-        let mut sorted: Vec<u64> =
-            ends.map(|(end, counts)| if *counts { *end } else { 0 }).collect();
-        sorted.sort_unstable_by(|one, other| other.cmp(one));
-        let enough = sorted[needed - 1];
+    fn count(&mut self, counted: &[bool], sets: &[Voters]) -> bool {
+        let of_sets = sets.iter().map(|set| set.enough(&self.by_follower, counted));
+        let enough = of_sets.min().unwrap_or(0);
         std::mem::replace(&mut self.enough, enough) != enough
     }
 }
 
 impl Progress {
     /// Of a leader with so many followers: all other members that are configured, whether they are
-    /// connected or not.
+    /// connected or not. All of them vote, with the leader.
     pub fn new(followers: usize) -> Self {
         let counted = vec![false; followers];
-        Self { needed: followers.div_ceil(2), counted, streams: BTreeMap::new() }
+        let all = Voters::new(followers + 1, true, (0..followers).collect());
+        Self { sets: vec![all], counted, streams: BTreeMap::new() }
+    }
+
+    /// One follower more; it votes when it is in a set.
+    pub fn add_follower(&mut self) -> usize {
+        self.counted.push(false);
+        self.streams.values_mut().for_each(|ends| ends.by_follower.push(0));
+        self.counted.len() - 1
+    }
+
+    /// Other sets of voters. As [`Progress::forget`].
+    ///
+    /// # Panics
+    /// When a follower is named that is none.
+    pub fn set_voters(&mut self, sets: Vec<Voters>) -> Vec<(StreamId, u64)> {
+        let known = |set: &Voters| set.followers.iter().all(|voter| *voter < self.counted.len());
+        assert!(sets.iter().all(known), "voters that are no followers: {sets:?}");
+        self.sets = sets;
+        self.count()
+    }
+
+    /// Whether the leader alone is a majority.
+    pub fn is_alone(&self) -> bool {
+        !self.sets.is_empty() && self.sets.iter().all(|set| set.needed == 0)
     }
 
     /// A follower has this much of a stream on its device. The new value of
     /// [`Progress::enough`], when it has changed.
     pub fn report(&mut self, follower: usize, stream: StreamId, end: u64) -> Option<u64> {
+        let is_alone = self.is_alone();
         let ends = self
             .streams
             .entry(stream)
             .or_insert_with(|| Ends { by_follower: vec![0; self.counted.len()], enough: 0 });
         ends.by_follower[follower] = end;
-        let has_changed = self.needed > 0 && ends.count(&self.counted, self.needed);
+        let has_changed = !is_alone && ends.count(&self.counted, &self.sets);
         has_changed.then_some(ends.enough)
     }
 
@@ -70,19 +120,19 @@ impl Progress {
     }
 
     fn count(&mut self) -> Vec<(StreamId, u64)> {
-        if self.needed == 0 {
+        if self.is_alone() {
             return Vec::new();
         }
-        let (counted, needed) = (&self.counted, self.needed);
+        let (counted, sets) = (&self.counted, &self.sets);
         let changed = self.streams.iter_mut().filter_map(|(stream, ends)| {
-            ends.count(counted, needed).then_some((*stream, ends.enough))
+            ends.count(counted, sets).then_some((*stream, ends.enough))
         });
         changed.collect()
     }
 
     /// The offset up to which enough followers have a stream, for a majority with the leader.
     pub fn enough(&self, stream: StreamId) -> u64 {
-        if self.needed == 0 {
+        if self.is_alone() {
             return u64::MAX;
         }
         self.streams.get(&stream).map_or(0, |ends| ends.enough)
@@ -109,7 +159,7 @@ mod tests {
     #[test]
     fn a_majority_counts_the_leader_once() {
         for (followers, needed) in [(0, 0), (1, 1), (2, 1), (3, 2), (4, 2), (7, 4)] {
-            assert_eq!(Progress::new(followers).needed, needed, "{followers} followers");
+            assert_eq!(Progress::new(followers).sets[0].needed, needed, "{followers} followers");
         }
         let mut progress = counting(4);
         assert_eq!(progress.report(0, STREAM, 10), None);
@@ -124,7 +174,7 @@ mod tests {
     #[test]
     fn two_majorities_always_share_a_member() {
         for members in 1..=10usize {
-            let with_leader = Progress::new(members - 1).needed + 1;
+            let with_leader = Progress::new(members - 1).sets[0].needed + 1;
             assert!(2 * with_leader > members, "{with_leader} of {members} are no majority");
             assert!(2 * (with_leader - 1) <= members, "{with_leader} of {members} are too many");
         }
@@ -149,5 +199,34 @@ mod tests {
         assert_eq!((progress.enough(STREAM), progress.end(0, STREAM)), (0, 10));
         assert_eq!(progress.set_counted(0, true), [(STREAM, 10)]);
         assert_eq!(progress.set_counted(0, false), [(STREAM, 0)]);
+    }
+
+    #[test]
+    fn while_the_membership_changes_both_majorities_are_needed() {
+        let mut progress = counting(2);
+        progress.report(0, STREAM, 10);
+        assert_eq!(progress.enough(STREAM), 10, "the leader and one of three");
+        let third = progress.add_follower();
+        assert!(progress.set_counted(third, true).is_empty());
+        // From {leader, 0, 1} to {0, 1, 2}, without the leader.
+        let old = Voters::new(3, true, vec![0, 1]);
+        let new = Voters::new(3, false, vec![0, 1, 2]);
+        assert_eq!(progress.set_voters(vec![old, new.clone()]), [(STREAM, 0)]);
+        assert_eq!(progress.report(2, STREAM, 7), Some(7), "two of three, and the old majority");
+        assert_eq!(progress.set_voters(vec![new]), []);
+        assert_eq!(progress.report(1, STREAM, 9), Some(9));
+    }
+
+    #[test]
+    fn who_only_learns_does_not_count_and_nobody_is_no_majority() {
+        let mut progress = counting(2);
+        progress.set_voters(vec![Voters::new(2, true, vec![1])]);
+        assert_eq!(progress.report(0, STREAM, 10), None, "a learner");
+        assert_eq!(progress.report(1, STREAM, 4), Some(4));
+        assert_eq!(progress.set_voters(vec![Voters::new(5, false, vec![0, 1])]), [(STREAM, 0)]);
+        progress.set_voters(vec![Voters::new(1, true, vec![])]);
+        assert_eq!((progress.is_alone(), progress.enough(STREAM)), (true, u64::MAX));
+        progress.set_voters(vec![]);
+        assert_eq!((progress.is_alone(), progress.enough(STREAM)), (false, 0));
     }
 }

@@ -40,24 +40,32 @@ pub enum Fact {
     /// The engine that another member had: with another one it has lost what it promised, and does not
     /// count for a majority until it is re-admitted (I-15).
     Member(NodeId, [u8; 16]),
+    /// The epoch that has begun last: whatever is not of it was cut. Of driven nodes only.
+    Begun(Promise),
 }
 
 const PROMISE: u8 = 1;
 const COMMITTED: u8 = 2;
 const MEMBER: u8 = 3;
+const BEGUN: u8 = 4;
+
+impl Promise {
+    fn encode(&self, kind: u8) -> Vec<u8> {
+        let mut bytes = vec![kind];
+        bytes.extend_from_slice(&self.epoch.to_le_bytes());
+        bytes.extend_from_slice(&self.leader.get().to_le_bytes());
+        bytes.extend_from_slice(&self.run.bytes());
+        bytes
+    }
+}
 
 impl Fact {
     /// The bytes of its record.
     pub fn encode(&self) -> Vec<u8> {
         match self {
             Self::Promise(_) if mutants::is(Mutant::PromiseNotPersisted) => vec![COMMITTED],
-            Self::Promise(promise) => {
-                let mut bytes = vec![PROMISE];
-                bytes.extend_from_slice(&promise.epoch.to_le_bytes());
-                bytes.extend_from_slice(&promise.leader.get().to_le_bytes());
-                bytes.extend_from_slice(&promise.run.bytes());
-                bytes
-            }
+            Self::Promise(promise) => promise.encode(PROMISE),
+            Self::Begun(promise) => promise.encode(BEGUN),
             Self::Member(node, engine) => {
                 let mut bytes = vec![MEMBER];
                 bytes.extend_from_slice(&node.get().to_le_bytes());
@@ -83,10 +91,11 @@ impl Fact {
             Some(u64::from_le_bytes(bytes))
         };
         match *kind {
-            PROMISE => {
+            PROMISE | BEGUN => {
                 let run: [u8; 16] = rest.get(16..32)?.try_into().ok()?;
                 let (leader, run) = (NodeId::new(word(8)?), RunId::new(run));
-                Some(Self::Promise(Promise { epoch: word(0)?, leader, run }))
+                let promise = Promise { epoch: word(0)?, leader, run };
+                Some(if *kind == BEGUN { Self::Begun(promise) } else { Self::Promise(promise) })
             }
             MEMBER => {
                 let engine = rest.get(8..24)?.try_into().ok()?;
@@ -146,6 +155,40 @@ pub fn admit(
             Admission::Refuse(Refusal::Epoch, what)
         }
         _ => Admission::Promise(offered),
+    }
+}
+
+/// Decides about a hello of kind [`ConnectionKind::Frames`] where the embedder drives: nothing is
+/// promised for it. Only the leader of the epoch that has begun last is followed, and only while no
+/// later one is promised.
+pub fn admit_driven(
+    me: Identity,
+    promised: Option<Promise>,
+    begun: Option<Promise>,
+    hello: &Hello,
+) -> Admission {
+    let offered = Promise { epoch: hello.epoch, leader: hello.from, run: hello.run };
+    // Whose epoch has begun is named by the embedder's log, whether it has told the members or not.
+    if let Some((refusal, what)) = refuse_stranger(me, &[hello.from], hello) {
+        return Admission::Refuse(refusal, what);
+    }
+    let is_over = promised.is_some_and(|promised| {
+        let is_same = promised == offered || promised.leader == NOBODY;
+        promised.epoch > offered.epoch || (promised.epoch == offered.epoch && !is_same)
+    });
+    match promised {
+        Some(promised) if is_over => {
+            let what = format!(
+                "epoch {} is promised to node {}; epoch {} of node {} is over, or was used before",
+                promised.epoch, promised.leader, offered.epoch, offered.leader
+            );
+            Admission::Refuse(Refusal::Epoch, what)
+        }
+        Some(promised) if promised == offered && begun == Some(offered) => Admission::Follow,
+        _ => {
+            let what = format!("epoch {} has not begun at node {} yet", offered.epoch, me.node);
+            Admission::Refuse(Refusal::NotBegun, what)
+        }
     }
 }
 
@@ -250,6 +293,35 @@ mod tests {
     }
 
     #[test]
+    fn where_somebody_drives_only_who_leads_in_the_epoch_that_has_begun_is_followed() {
+        let (five, six) = (promise(5, 1), promise(6, 1));
+        let outcome = |promised: Promise, begun, offered| match admit_driven(
+            ME,
+            Some(promised),
+            begun,
+            &hello(offered),
+        ) {
+            Admission::Follow => "follow",
+            Admission::Refuse(Refusal::Epoch, _) => "over",
+            Admission::Refuse(Refusal::NotBegun, _) => "not begun",
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(outcome(five, None, five), "not begun", "promised only");
+        assert_eq!(outcome(five, Some(five), five), "follow");
+        assert_eq!(outcome(five, Some(five), promise(5, 2)), "over", "another run");
+        assert_eq!(outcome(five, Some(five), promise(4, 1)), "over");
+        assert_eq!(outcome(five, Some(five), six), "not begun", "nothing is promised by a hello");
+        assert_eq!(outcome(six, Some(five), five), "over", "a later one is promised");
+        let unknown = Promise { leader: NOBODY, ..promise(5, 0) };
+        assert_eq!(outcome(unknown, None, five), "not begun");
+        let first = admit_driven(ME, None, None, &hello(five));
+        assert!(matches!(first, Admission::Refuse(Refusal::NotBegun, _)), "{first:?}");
+        let other = Hello { cluster: ClusterId::new([2; 16]), ..hello(five) };
+        let other = admit_driven(ME, Some(five), Some(five), &other);
+        assert!(matches!(other, Admission::Refuse(Refusal::Cluster, _)), "{other:?}");
+    }
+
+    #[test]
     fn strangers_are_refused_by_name() {
         let good = hello(promise(5, 1));
         for (bad, refusal) in [
@@ -275,6 +347,7 @@ mod tests {
         let ends = vec![(StreamId::new(4), 9), (StreamId::new(0), u64::MAX)];
         for fact in [
             Fact::Promise(promise(7, 8)),
+            Fact::Begun(promise(7, 8)),
             Fact::Committed(ends),
             Fact::Committed(vec![]),
             Fact::Member(NodeId::new(2), [7; 16]),

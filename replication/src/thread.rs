@@ -12,6 +12,8 @@ mod accept;
 mod admit;
 mod connection;
 mod dial;
+mod driving;
+mod extending;
 mod fetching;
 mod following;
 mod leading;
@@ -20,7 +22,9 @@ mod repairing;
 mod requesting;
 #[cfg(test)]
 mod tests;
+mod uncommitted;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -29,6 +33,8 @@ use crossbeam_channel::{Receiver, Sender};
 use ringwal_engine::{Engine, StreamId};
 
 use crate::config::Config;
+use crate::driven::Members;
+use crate::fetch::from::FetchFrom;
 use crate::link::Listener;
 use crate::link::tls::{Tls, TlsError};
 use crate::mend::Mender;
@@ -44,6 +50,10 @@ use crate::worker::{Facts, Job, Outcome, Worker};
 
 use accept::Arrivals;
 pub(crate) use connection::Connection;
+use driving::Driving;
+pub(crate) use driving::{BeginWay, Driven};
+pub(crate) use extending::Extend;
+use extending::Extending;
 use fetching::Fetching;
 use following::Appends;
 pub(crate) use leading::SLICES_MAX;
@@ -70,6 +80,14 @@ pub(crate) enum Command {
     Trim { stream: StreamId, before: u64 },
     /// Take requests of other nodes from now on.
     Reply(Arc<dyn Replies>),
+    /// Promise an epoch, or begin one.
+    Drive(Driven),
+    /// Add records of an entry.
+    Extend(Extend),
+    /// Others are dialled and count.
+    Members(Members),
+    /// Fetch from another node, if this one does not lead.
+    Fetch(FetchFrom),
     /// Send what is sealed, within the limit, and end.
     Close,
 }
@@ -159,6 +177,12 @@ pub(crate) struct Context {
     pub(crate) was_late: bool,
     /// What a repair has taken away, until it is back.
     pub(crate) repairing: Option<Repairing>,
+    /// The embedder elects leaders: see [`crate::driven`].
+    pub(crate) is_driven: bool,
+    /// As configured, or as the embedder said last.
+    pub(crate) members: Members,
+    /// Counts changes of the part: whoever appends beside this thread looks at it.
+    pub(crate) changes: Arc<AtomicU64>,
 }
 
 /// Nanoseconds since the thread began, for the cores.
@@ -186,6 +210,8 @@ pub(crate) struct Setup {
     pub(crate) repairing: Option<Marker>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) picture: Arc<Mutex<NodeStats>>,
+    /// `None` where nobody drives; otherwise what has begun last.
+    pub(crate) begun: Option<Arc<Mutex<Option<Promise>>>>,
 }
 
 /// Runs until it is told to close.
@@ -240,6 +266,8 @@ struct Replica {
     appends: Appends,
     fetching: Fetching,
     requesting: Requesting,
+    driving: Driving,
+    extending: Extending,
     part: Part,
     change: Option<Change>,
     closing: Option<Instant>,
@@ -258,6 +286,7 @@ impl Replica {
         let arrivals = Arrivals::default();
         let counters = setup.counters;
         accept::start(listener, tls.clone(), &config, &arrivals, counters.clone(), wake.clone());
+        let members = Members::all(config.members.clone());
         let me = Identity { cluster: config.cluster, node: config.node };
         let context = Context {
             frame_bytes_max: engine.frame_bytes_max(),
@@ -276,6 +305,9 @@ impl Replica {
             was_late: false,
             facts: setup.facts.clone(),
             repairing: setup.repairing.map(Repairing::new),
+            is_driven: setup.begun.is_some(),
+            members,
+            changes: Arc::default(),
         };
         Self {
             context,
@@ -285,6 +317,8 @@ impl Replica {
             appends: Appends::default(),
             fetching: Fetching::default(),
             requesting: Requesting::default(),
+            driving: Driving::new(setup.begun.unwrap_or_default()),
+            extending: Extending::default(),
             part: Part::Idle,
             change: None,
             closing: None,
@@ -314,41 +348,50 @@ impl Replica {
         while let Some(outcome) = self.context.worker.take() {
             self.handle_outcome(outcome);
         }
+        self.drive();
         self.advance_change();
+        self.extend();
         let may_read = self.change.is_none() && self.closing.is_none();
         let is_read = self.fetching.turn(&mut self.context, may_read);
         let is_asked = self.requesting.turn(&self.context, self.closing.is_some());
-        is_read
-            | is_asked
-            | match &mut self.part {
-                Part::Idle => false,
-                Part::Leading(leading) => {
-                    let (turn, is_busy) = leading.turn(&mut self.context);
-                    match turn {
-                        leading::Turn::Goes => is_busy || !leading.park(&self.context.waker),
-                        leading::Turn::Deposed(why) => {
-                            self.end(Cause::Changing, &why);
-                            false
-                        }
-                    }
-                }
-                Part::Following(following) => {
-                    match following.turn(&mut self.context, &mut self.appends) {
-                        following::Turn::Goes(is_busy) => is_busy,
-                        following::Turn::Ends(ending) => {
-                            self.end_following(ending);
-                            false
-                        }
+        let is_busy = self.turn_part();
+        if matches!(self.part, Part::Following(_)) {
+            // What has just become durable may be all of one.
+            self.extend();
+        }
+        is_read | is_asked | is_busy
+    }
+
+    fn turn_part(&mut self) -> bool {
+        match &mut self.part {
+            Part::Idle => false,
+            Part::Leading(leading) => {
+                let (turn, is_busy) = leading.turn(&mut self.context);
+                match turn {
+                    leading::Turn::Goes => is_busy || !leading.park(&self.context.waker),
+                    leading::Turn::Deposed(why) => {
+                        self.end(Cause::Changing, &why);
+                        false
                     }
                 }
             }
+            Part::Following(following) => {
+                match following.turn(&mut self.context, &mut self.appends) {
+                    following::Turn::Goes(is_busy) => is_busy,
+                    following::Turn::Ends(ending) => {
+                        self.end_following(ending);
+                        false
+                    }
+                }
+            }
+        }
     }
 
     fn handle_command(&mut self, command: Command) {
         match command {
             Command::Lead { epoch, reply } => {
                 let lacking = self.lacking();
-                let is_alone = self.context.config.members.len() <= 1;
+                let is_alone = self.context.members.nodes.len() <= 1;
                 let damage = self.context.mender.damage().filter(|_| !is_alone);
                 // A promise that is about to be made counts too: they never go down.
                 let coming = self.change.as_ref().map(|change| change.promise);
@@ -356,6 +399,7 @@ impl Replica {
                     self.context.facts.promise.into_iter().chain(coming).max_by_key(|p| p.epoch);
                 let refused = match promised {
                     _ if self.closing.is_some() => Some(LeadError::Closed),
+                    _ if self.context.is_driven => Some(LeadError::Driven),
                     _ if lacking.is_some() => {
                         lacking.map(|lacking| LeadError::Repairing { lacking })
                     }
@@ -393,11 +437,19 @@ impl Replica {
                 _ => tracing::warn!(%stream, before, "too busy to trim; ask again"),
             },
             Command::Reply(replies) => self.requesting.handle_replies(replies),
+            Command::Drive(driven) => self.handle_driven(driven),
+            Command::Extend(extend) => self.handle_extend(extend),
+            Command::Members(members) => self.handle_members(members),
+            Command::Fetch(fetch) => self.handle_fetch(fetch),
             Command::Close => {
                 self.closing.get_or_insert_with(Instant::now);
                 if let Some(change) = self.change.take() {
                     self.give_up(change, Refusal::NotNow, "this node is closing");
                 }
+                self.end_driving();
+                self.extending.end();
+                // Whoever fetches appends no more.
+                self.context.changes.fetch_add(1, Ordering::AcqRel);
                 // Nothing more is sealed; what is, still goes out.
                 self.context.engine.close_epoch();
             }
@@ -407,13 +459,17 @@ impl Replica {
     /// What a repair has taken away and is not back.
     fn lacking(&self) -> Option<String> {
         let is_following = matches!(self.part, Part::Following(_));
-        let (engine, is_alone) = (&self.context.engine, self.context.config.members.len() <= 1);
+        let (engine, is_alone) = (&self.context.engine, self.context.members.nodes.len() <= 1);
         self.context.repairing.as_ref()?.lacking(engine, is_following, is_alone)
     }
 
     fn handle_outcome(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Promised(promise, held) => self.finish_change(promise, held),
+            Outcome::Begun { promise, may_be_promised, begun } => {
+                self.finish_begin(promise, may_be_promised, begun);
+            }
+            Outcome::Held(held) => self.finish_hold(held),
             Outcome::Saved(facts, saved) => {
                 self.is_saving = false;
                 match saved {
@@ -525,6 +581,7 @@ impl Replica {
                     let asked = change.promise.epoch;
                     let _ = reply.send(Err(LeadError::NotPromised { asked, why: why.to_owned() }));
                 }
+                _ => self.give_up(change, Refusal::NotNow, why),
             }
         }
         self.end(Cause::Engine, why);

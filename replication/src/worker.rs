@@ -11,9 +11,11 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use ringwal_engine::mutants::{self, Mutant};
 use ringwal_engine::{
-    CommitError, Engine, EpochTable, FrameSlice, FrameWalk, Frames, ReadError, StreamId,
+    Barrier, CommitError, Engine, EpochTable, FrameSlice, FrameWalk, Frames, ReadError, StreamId,
 };
 
+use crate::beginning::{Begin, Cutting};
+use crate::driven::BeginError;
 use crate::history::Held;
 use crate::leader::{ReadOutcome, ReadRequest};
 use crate::link::tls::{Tls, TlsError};
@@ -39,6 +41,11 @@ pub(crate) enum Job {
     Read(ReadRequest),
     /// Close this node's epoch, wait for what is in flight, and make a promise durable.
     Promise { promise: Promise, facts: Facts },
+    /// Begin an epoch: promise it, keep and cut what is not of it, and make it durable that it has
+    /// begun.
+    Begin(Box<Begin>),
+    /// Wait for what is in flight, and tell what is held.
+    Hold,
     /// Make durable what this node knows.
     Save(Facts),
     /// Drop a prefix of a stream.
@@ -89,6 +96,14 @@ pub(crate) enum Outcome {
     Read(ReadRequest, ReadOutcome),
     /// Whether it is durable, and what every stream holds then.
     Promised(Promise, Result<BTreeMap<StreamId, Held>, String>),
+    /// Whether the epoch has begun, durably, and what every stream holds then.
+    Begun {
+        promise: Promise,
+        /// It may be promised, durably, even where it has not begun.
+        may_be_promised: bool,
+        begun: Result<BTreeMap<StreamId, Held>, BeginError>,
+    },
+    Held(Result<BTreeMap<StreamId, Held>, String>),
     Saved(Facts, Result<(), String>),
     Trimmed {
         stream: StreamId,
@@ -203,6 +218,16 @@ impl Work {
                 let held = self.promise(promise, facts).map_err(|error| error.to_string());
                 Outcome::Promised(promise, held)
             }
+            Job::Begin(begin) => {
+                let (promise, mut may_be_promised) = (begin.promise, false);
+                let begun = self.begin(*begin, &mut may_be_promised);
+                Outcome::Begun { promise, may_be_promised, begun }
+            }
+            Job::Hold => {
+                let waited = self.engine.barrier().map_err(refused).and_then(Barrier::wait);
+                let held = waited.map(|()| held(&self.engine));
+                Outcome::Held(held.map_err(|error| error.to_string()))
+            }
             Job::Save(facts) => {
                 let saved = facts.save(&self.engine).map_err(|error| error.to_string());
                 Outcome::Saved(facts, saved)
@@ -312,6 +337,32 @@ impl Work {
         Ok(held(&self.engine))
     }
 
+    /// As [`Node::begin`](crate::Node::begin) says.
+    fn begin(
+        &self,
+        begin: Begin,
+        may_be_promised: &mut bool,
+    ) -> Result<BTreeMap<StreamId, Held>, BeginError> {
+        let failed = |error: CommitError| BeginError::Failed(error.to_string());
+        // Before anything is promised, and again when nothing is in flight.
+        begin.cuts(&held(&self.engine))?;
+        *may_be_promised = true;
+        let held_now = self.promise(begin.promise, begin.facts.clone()).map_err(failed)?;
+        let Begin { promise, ref facts, .. } = begin;
+        for Cutting { stream, start, end } in begin.cuts(&held_now)? {
+            tracing::info!(%stream, start, end, epoch = promise.epoch, "cut: it is of an older epoch");
+            let cut = self.cut(stream, start, end, promise.epoch, promise.into());
+            cut.map_err(|error| {
+                BeginError::Failed(format!("stream {stream} is not cut at {start}: {error}"))
+            })?;
+        }
+        let promised = facts.promise.filter(|promised| promised.epoch > promise.epoch);
+        let promised = Some(promised.unwrap_or(promise));
+        let facts = Facts { promise: promised, begun: Some(promise), ..facts.clone() };
+        facts.save(&self.engine).map_err(failed)?;
+        Ok(held(&self.engine))
+    }
+
     fn cut(
         &self,
         stream: StreamId,
@@ -363,6 +414,8 @@ pub(crate) struct Facts {
     pub(crate) committed: BTreeMap<StreamId, u64>,
     /// The engines of the members that this node has led.
     pub(crate) members: BTreeMap<NodeId, [u8; 16]>,
+    /// The epoch that has begun last, of a driven node. It is not greater than what is promised.
+    pub(crate) begun: Option<Promise>,
 }
 
 impl Facts {
@@ -371,7 +424,8 @@ impl Facts {
         let ends: Vec<_> = self.committed.iter().map(|(stream, end)| (*stream, *end)).collect();
         let committed = ends.chunks(FACT_BYTES_MAX / 16).map(|ends| Fact::Committed(ends.to_vec()));
         let members = self.members.iter().map(|(node, engine)| Fact::Member(*node, *engine));
-        let facts = committed.chain(members).chain(self.promise.map(Fact::Promise));
+        let begun = self.begun.map(Fact::Begun);
+        let facts = committed.chain(members).chain(begun).chain(self.promise.map(Fact::Promise));
         let stream = engine.stream(FACTS_STREAM);
         let mut base = None;
         for fact in facts {
@@ -400,6 +454,7 @@ impl Facts {
             let record = record?;
             match Fact::decode(record.payload()) {
                 Some(Fact::Promise(promise)) => facts.promise = Some(promise),
+                Some(Fact::Begun(begun)) => facts.begun = Some(begun),
                 Some(Fact::Member(node, engine)) => drop(facts.members.insert(node, engine)),
                 Some(Fact::Committed(ends)) => {
                     for (stream, end) in ends {

@@ -98,7 +98,8 @@ impl Local {
                     next = record.offset() + 1;
                     match Fact::decode(record.payload()) {
                         // Which disk another member had is learned again when it is led.
-                        Some(Fact::Member(..)) => {}
+                        // It is learnt again from the embedder's log.
+                        Some(Fact::Member(..) | Fact::Begun(_)) => {}
                         Some(Fact::Promise(promise)) => {
                             self.promise = greater(self.promise, Some(promise));
                         }

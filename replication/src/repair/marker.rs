@@ -252,7 +252,7 @@ impl Parts<'_> {
             [] => None,
             [promise] => match Fact::decode(promise)? {
                 Fact::Promise(promise) => Some(promise),
-                Fact::Committed(_) | Fact::Member(..) => return None,
+                Fact::Committed(_) | Fact::Member(..) | Fact::Begun(_) => return None,
             },
             _ => return None,
         };

@@ -6,8 +6,9 @@ use super::accept::{self, Arrived};
 use super::part::{Change, To};
 use crate::link::tls::PeerCertificate;
 use crate::node_id::NodeId;
-use crate::promise::{Admission, admit};
+use crate::promise::{Admission, admit, admit_driven};
 use crate::wire::{Answer, ConnectionKind, PROTOCOL_VERSION, Refusal};
+use crate::worker::Facts;
 
 impl Replica {
     pub(super) fn handle_arrived(&mut self, arrived: Arrived) {
@@ -16,7 +17,7 @@ impl Replica {
             ConnectionKind::Fetch => return self.handle_reader(arrived),
             ConnectionKind::Requests => return self.handle_asker(arrived),
         }
-        let members: Vec<NodeId> = self.context.config.members.iter().map(|m| m.node).collect();
+        let members = self.member_ids();
         let admission = match self.closing {
             Some(_) => Admission::Refuse(Refusal::NotNow, "this node is closing".into()),
             None if self.context.failed.is_some() => {
@@ -33,6 +34,10 @@ impl Replica {
                 );
                 Admission::Refuse(Refusal::NotAMember, why)
             }
+            None if self.context.is_driven => {
+                let Facts { promise, begun, .. } = self.context.facts;
+                admit_driven(self.context.me, promise, begun, &arrived.hello)
+            }
             None => admit(self.context.me, &members, self.context.facts.promise, &arrived.hello),
         };
         let promise = match admission {
@@ -45,12 +50,20 @@ impl Replica {
             let why = "a later epoch is about to begin here".to_owned();
             return self.refuse(arrived, Refusal::Epoch, why);
         }
+        if self.change.as_ref().is_some_and(|change| change.to.is_driven()) {
+            let why = "this node does what its embedder asks for; dial again".to_owned();
+            return self.refuse(arrived, Refusal::NotBegun, why);
+        }
         self.begin_change(To::Follow(Box::new(arrived)), promise);
+    }
+
+    fn member_ids(&self) -> Vec<NodeId> {
+        self.context.members.nodes.iter().map(|member| member.node).collect()
     }
 
     /// Somebody wants to read, to repair its own.
     fn handle_reader(&mut self, arrived: Arrived) {
-        let members: Vec<NodeId> = self.context.config.members.iter().map(|m| m.node).collect();
+        let members = self.member_ids();
         let refused = crate::fetch::refuse(self.context.me, &members, &arrived.hello);
         let not_now = |why: String| (Refusal::NotNow, why);
         let refused = refused.or_else(|| match self.lacking() {
@@ -102,12 +115,13 @@ impl Replica {
     fn may_speak_for(&self, arrived: &Arrived) -> bool {
         let Some(certificate) = &arrived.certificate else { return true };
         let node = arrived.hello.from;
-        let is_member = self.context.config.members.iter().any(|member| member.node == node);
-        is_member && self.is_of(certificate, node)
+        let is_member = self.context.members.nodes.iter().any(|member| member.node == node);
+        // Where somebody drives, the log names the leader, maybe before the members are told.
+        (is_member || self.context.is_driven) && self.is_of(certificate, node)
     }
 
     fn is_of(&self, certificate: &PeerCertificate, node: NodeId) -> bool {
-        let member = self.context.config.members.iter().find(|member| member.node == node);
+        let member = self.context.members.nodes.iter().find(|member| member.node == node);
         certificate.is_of(&format!("node-{node}"))
             || member.is_some_and(|member| certificate.is_of(member.host()))
     }

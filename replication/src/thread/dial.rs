@@ -145,7 +145,11 @@ async fn dial(
             Dialled::Failed(format!("{address} has not answered within {ATTEMPT:?}"))
         });
         let is_good = matches!(dialled, Dialled::Answered { .. });
-        shared.failures.set(shared.failures.get().saturating_add(1));
+        // It is there, and will follow as soon as the epoch has begun there too.
+        let is_early =
+            matches!(&dialled, Dialled::Refused(refused) if refused.refusal == Refusal::NotBegun);
+        let failures = if is_early { 0 } else { shared.failures.get().saturating_add(1) };
+        shared.failures.set(failures);
         *shared.dialled.borrow_mut() = Some(dialled);
         wake.wake();
         if is_good {

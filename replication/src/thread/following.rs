@@ -8,13 +8,14 @@ use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use bytes::Bytes;
-use ringwal_engine::format::FrameHeader;
-use ringwal_engine::{AppendBatch, AppendError, CommitError, Refusal, StreamId};
+use ringwal_engine::format::{FrameHeader, VerifiedFrame};
+use ringwal_engine::{AppendBatch, AppendError, CommitError, Refusal, Stream, StreamId};
 
 use super::Context;
 use super::accept::Place;
 use super::connection::Connection;
 use crate::follower::{Act, Follower, Refused, Worth};
+use crate::framing::{record_bytes, rest_of};
 use crate::link::Received;
 use crate::orphans::Reason;
 use crate::promise::Promise;
@@ -61,8 +62,36 @@ impl Appends {
     }
 
     /// Whether something of a stream has no outcome.
-    fn has(&self, stream: StreamId) -> bool {
-        self.under_way.iter().flatten().any(|appending| appending.stream == stream)
+    pub(crate) fn has(&self, stream: StreamId) -> bool {
+        let waits = self.waiting.as_ref().is_some_and(|waiting| waiting.stream == stream);
+        waits || self.under_way.iter().flatten().any(|appending| appending.stream == stream)
+    }
+
+    /// Of which stream a frame waits for room, if one does: nothing more is given before.
+    pub(crate) fn waits_for_room(&self) -> Option<StreamId> {
+        self.waiting.as_ref().map(|waiting| waiting.stream)
+    }
+
+    /// Gives the engine a frame that was made here. Its end, and the bytes of its records.
+    pub(crate) fn give(
+        &mut self,
+        stream: &Stream,
+        frame: Bytes,
+        waker: &Waker,
+    ) -> Result<(u64, u64), AppendError> {
+        let (header, _) = FrameHeader::verify(&frame).map_err(AppendError::BadFrame)?;
+        let (id, end, shard) = (stream.id(), header.end_offset(), stream.shard() as usize);
+        let (came, given) = (Instant::now(), (end, record_bytes(frame.len(), header.count.get())));
+        match stream.try_append_frame(&frame) {
+            Ok(token) => self.push(shard, Appending { token, stream: id, end, came }),
+            Err(AppendError::Full { .. }) => {
+                let room = Box::pin(stream.append_frame_async(frame));
+                self.waiting = Some(Waiting { room, stream: id, end, came, shard });
+                self.poll_waiting(waker)?;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(given)
     }
 
     fn push(&mut self, shard: usize, appending: Appending) {
@@ -168,6 +197,16 @@ impl Following {
         &self.core
     }
 
+    /// See [`Follower::extendable`].
+    pub(crate) fn extendable(&mut self, stream: StreamId) -> Option<(u64, u64)> {
+        self.core.extendable(stream)
+    }
+
+    /// A stream is committed so far, whoever says it.
+    pub(crate) fn handle_committed(&mut self, stream: StreamId, end: u64) {
+        self.core.handle_committed(stream, end);
+    }
+
     /// How far it is behind.
     pub(crate) fn stats(&self) -> FollowingStats {
         let lag_records = self.core.lag_records();
@@ -266,17 +305,28 @@ impl Following {
         Ok(true)
     }
 
-    fn take_frame(
+    pub(crate) fn take_frame(
         &mut self,
-        frame: Bytes,
+        mut frame: Bytes,
         came: Instant,
         context: &mut Context,
         appends: &mut Appends,
     ) -> Result<(), Ending> {
-        let (header, _) = FrameHeader::verify(&frame)
+        let (mut header, _) = FrameHeader::verify(&frame)
             .map_err(|error| Ending::for_cause(Cause::Violation, error))?;
         context.counters.frames_received.add(1);
         context.counters.bytes_received.add(frame.len() as u64);
+        if context.is_driven
+            && let Some(next) = self.core.next_offset(StreamId::new(header.stream.get()))
+            && (header.base_offset.get() + 1..header.end_offset()).contains(&next)
+        {
+            // Its beginning has come another way.
+            let whole = VerifiedFrame::verify(&frame)
+                .map_err(|error| Ending::for_cause(Cause::Violation, error))?;
+            frame = rest_of(&whole, next);
+            (header, _) = FrameHeader::verify(&frame)
+                .map_err(|error| Ending::for_cause(Cause::Violation, error))?;
+        }
         if self.core.handle_frame(&header) == Worth::Ignore {
             return Ok(());
         }

@@ -6,15 +6,20 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use ringwal_engine::{Engine, SealedFrames, StreamId, Subscription};
+use ringwal_engine::{Engine, FrameSlice, SealedFrames, StreamId, Subscription};
 
 use super::connection::Connection;
 use super::dial::{Dialled, Dialler, Refused};
+use super::uncommitted::Uncommitted;
 use super::{Clock, Context};
+use crate::config::Member;
+use crate::driven::Members;
+use crate::framing::record_bytes;
 use crate::history::Held;
 use crate::leader::{Leader, Limits, ReadOutcome, ReadRequest};
 use crate::link::Received;
 use crate::node_id::NodeId;
+use crate::progress::Voters;
 use crate::stats::{FollowerCounters, FollowerStats, LeaderTimes, StageTimes};
 use crate::term::Term;
 use crate::wire::{ConnectionKind, Message, Refusal};
@@ -47,10 +52,14 @@ pub(crate) struct Leading {
     looked: Instant,
     /// The engine hands nothing over any more.
     is_cut_off: bool,
+    /// Of a driven node: what may be lost with it.
+    uncommitted: Uncommitted,
 }
 
 /// One follower.
 struct Follower {
+    /// Its number in the core.
+    number: usize,
     dialler: Dialler,
     session: Option<Session>,
     /// The engine that it had last.
@@ -93,33 +102,84 @@ impl Leading {
             engine.streams().into_iter().map(|summary| (summary.stream, summary.shard)).collect();
         let shard = |stream| shards.get(&stream).copied().unwrap_or(0);
         let streams = held.into_iter().map(|(stream, held)| (stream, shard(stream), held));
-        let others = context.config.members.iter().filter(|m| m.node != context.me.node);
-        let followers: Vec<Follower> = others
-            .map(|member| Follower {
-                dialler: Dialler::start(
-                    context,
-                    member.clone(),
-                    ConnectionKind::Frames,
-                    term.epoch(),
-                ),
-                session: None,
-                engine: [0; 16],
-                counters: FollowerCounters::new(member),
-            })
-            .collect();
-        let core = Leader::new(term.epoch(), followers.len(), limits, streams);
-        engine.set_epoch(term.epoch());
-        Self {
+        let core = Leader::new(term.epoch(), 0, limits, streams);
+        let core = if context.is_driven { core.driven() } else { core };
+        let mut leading = Self {
             term,
             core,
             subscription,
-            followers,
+            followers: Vec::new(),
             risen: BTreeMap::new(),
             trims: BTreeMap::new(),
             trimming: BTreeMap::new(),
             times: LeaderTimes::default(),
             looked: Instant::now(),
             is_cut_off: false,
+            uncommitted: Uncommitted::default(),
+        };
+        leading.set_members(context);
+        engine.set_epoch(leading.term.epoch());
+        leading
+    }
+
+    /// Others are dialled, and count, from now on; what is known to be committed stays so.
+    pub(crate) fn set_members(&mut self, context: &Context) {
+        let Members { nodes, voters } = &context.members;
+        let is_follower = |member: &&Member| member.node != context.me.node;
+        let wanted: Vec<&Member> = nodes.iter().filter(is_follower).collect();
+        let (left, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.followers)
+            .into_iter()
+            .partition(|follower| wanted.contains(&follower.dialler.member()));
+        self.followers = left;
+        for follower in gone {
+            let node = follower.dialler.member().node;
+            tracing::info!(%node, epoch = self.term.epoch(), "follows no more, or from elsewhere");
+            self.core.remove_follower(follower.number);
+        }
+        for member in wanted {
+            if self.followers.iter().any(|follower| follower.dialler.member() == member) {
+                continue;
+            }
+            let (kind, epoch) = (ConnectionKind::Frames, self.term.epoch());
+            self.followers.push(Follower {
+                number: self.core.add_follower(),
+                dialler: Dialler::start(context, member.clone(), kind, epoch),
+                session: None,
+                engine: [0; 16],
+                counters: FollowerCounters::new(member),
+            });
+        }
+        let number = |node: &NodeId| {
+            let follower = self.followers.iter().find(|f| f.dialler.member().node == *node);
+            follower.map(|follower| follower.number)
+        };
+        let voters = voters.iter().map(|set| {
+            let followers = set.iter().filter_map(number).collect();
+            Voters::new(set.len(), set.contains(&context.me.node), followers)
+        });
+        self.core.set_voters(voters.collect());
+        let is_alone = self.core.progress().is_alone();
+        if is_alone != self.uncommitted.is_alone {
+            self.uncommitted = Uncommitted::new(is_alone);
+            self.term.gate().iter().for_each(|gate| gate.set_bytes(0));
+        }
+        self.term.set_alone(is_alone);
+        // The order of who is configured, as far as anybody sees it.
+        let place = |node| nodes.iter().position(|member| member.node == node);
+        self.followers.sort_by_key(|follower| place(follower.dialler.member().node));
+    }
+
+    /// A stream is committed so far, whoever says it; all of it is durable here.
+    pub(crate) fn handle_committed(&mut self, stream: StreamId, end: u64) {
+        self.note_committed(stream, end);
+        self.core.tell_committed(&[(stream, end)]);
+    }
+
+    /// Of a driven node: those who wait learn it.
+    fn note_committed(&mut self, stream: StreamId, end: u64) {
+        if let Some(gate) = self.term.gate() {
+            gate.release(self.uncommitted.take_below(stream, end));
+            self.term.raise_committed(stream, end);
         }
     }
 
@@ -170,7 +230,23 @@ impl Leading {
             }
         }
         self.trim(context);
+        self.tick_gate(context);
         Turn::Goes
+    }
+
+    /// Appends that waited for room do not when the lease has lapsed. Records that were refused when
+    /// they were sealed are forgotten when everything that was appended has its outcome.
+    fn tick_gate(&mut self, context: &Context) {
+        let Some(gate) = self.term.gate() else { return };
+        if !gate.has_lease() {
+            gate.wake();
+        }
+        let appended = gate.appended();
+        let is_quiet = self.uncommitted.appended == appended && context.engine.queued_bytes() == 0;
+        if is_quiet && !self.uncommitted.is_alone {
+            gate.set_bytes(self.uncommitted.bytes);
+        }
+        self.uncommitted.appended = appended;
     }
 
     /// Takes what shards have sealed.
@@ -178,7 +254,10 @@ impl Leading {
         for _ in 0..SEALED_PER_TURN {
             match self.subscription.try_next() {
                 Poll::Ready(Some(SealedFrames::Batch { shard, frames })) => {
-                    self.times.note_sealed(&frames, self.followers.len());
+                    self.times.note_sealed(&frames, self.core.followers());
+                    if self.term.gate().is_some() {
+                        self.note_sealed(&frames);
+                    }
                     self.core.handle_sealed(shard, &frames);
                 }
                 Poll::Ready(Some(SealedFrames::Lagged { shard })) => {
@@ -194,6 +273,22 @@ impl Leading {
             }
         }
         true
+    }
+
+    /// Of a driven node: what is not committed yet; and what is as soon as it is durable here.
+    fn note_sealed(&mut self, frames: &[FrameSlice]) {
+        for frame in frames {
+            let end = frame.base_offset + u64::from(frame.count);
+            if self.uncommitted.is_alone {
+                self.risen.insert(frame.stream, end);
+            } else {
+                self.uncommitted.push(
+                    frame.stream,
+                    end,
+                    record_bytes(frame.bytes.len(), frame.count),
+                );
+            }
+        }
     }
 
     /// Asks to be woken for sealed frames; false when there are some.
@@ -221,7 +316,8 @@ impl Leading {
                     // It counts when that is durable.
                     context.facts.members.insert(node, engine);
                 }
-                let number = self.core.handle_connected(index, counts, context.clock.now_ns());
+                let number =
+                    self.core.handle_connected(follower.number, counts, context.clock.now_ns());
                 follower.counters.is_other_disk = is_other;
                 follower.engine = engine;
                 follower.session = Some(Session { number, connection, began: Instant::now() });
@@ -247,12 +343,14 @@ impl Leading {
 
     fn take_received(&mut self, index: usize, context: &mut Context) -> (Turn, bool) {
         for _ in 0..ITEMS_PER_TURN {
-            let Some(session) = &self.followers[index].session else {
+            let Follower { number: follower, session: Some(session), .. } = &self.followers[index]
+            else {
                 return (Turn::Goes, false);
             };
+            let follower = *follower;
             if session.connection.take_sent() {
-                self.core.handle_sent(index, session.number);
-                self.times.note_sent(index);
+                self.core.handle_sent(follower, session.number);
+                self.times.note_sent(follower);
             }
             let Some((item, _)) = session.connection.take_received() else {
                 if let Some(why) = session.connection.ended() {
@@ -275,10 +373,10 @@ impl Leading {
                 return (Turn::Goes, false);
             }
             if let Message::Durable { took_ns, ends } = &message {
-                self.times.note_reported(index, *took_ns, ends);
+                self.times.note_reported(follower, *took_ns, ends);
             }
             let now_ns = context.clock.now_ns();
-            if let Err(violation) = self.core.handle_message(index, number, message, now_ns) {
+            if let Err(violation) = self.core.handle_message(follower, number, message, now_ns) {
                 context.counters.violations.add(1);
                 self.followers[index].dialler.punish();
                 self.end_session(index, &violation.to_string(), context);
@@ -291,7 +389,7 @@ impl Leading {
     fn end_session(&mut self, index: usize, why: &str, context: &Context) {
         let follower = &mut self.followers[index];
         let Some(session) = follower.session.take() else { return };
-        let counts = self.core.handle_disconnected(index, session.number);
+        let counts = self.core.handle_disconnected(follower.number, session.number);
         follower.counters.add(&counts, session.connection.calls());
         follower.dialler.again(session.began.elapsed());
         let (node, epoch) = (follower.dialler.member().node, self.term.epoch());
@@ -321,10 +419,14 @@ impl Leading {
             end < *enough
         });
         self.core.tell_committed(&told);
+        for (stream, end) in told {
+            self.note_committed(stream, end);
+        }
     }
 
     fn send(&mut self, clock: &Clock) {
-        for (index, follower) in self.followers.iter_mut().enumerate() {
+        for follower in &mut self.followers {
+            let index = follower.number;
             let Some(session) = &follower.session else { continue };
             if !session.connection.is_free() {
                 continue;
@@ -355,8 +457,8 @@ impl Leading {
         let is_long = context.engine.journal_bytes() > context.config.retain_bytes_max;
         let (core, followers) = (&self.core, &self.followers);
         self.trims.retain(|stream, before| {
-            let connected = followers.iter().enumerate().filter(|(_, f)| f.session.is_some());
-            let needed = connected.map(|(index, _)| core.progress().end(index, *stream)).min();
+            let connected = followers.iter().filter(|follower| follower.session.is_some());
+            let needed = connected.map(|f| core.progress().end(f.number, *stream)).min();
             let allowed = if is_long { *before } else { needed.unwrap_or(*before).min(*before) };
             let handle = context.engine.stream(*stream);
             // A later leader may lack what is not committed, and would then find a node that it can
@@ -385,10 +487,10 @@ impl Leading {
 
     /// What this node knows of its members is durable: their disks count.
     pub(crate) fn handle_saved(&mut self, facts: &Facts) {
-        for (index, follower) in self.followers.iter().enumerate() {
+        for follower in &self.followers {
             let saved = facts.members.get(&follower.dialler.member().node);
             if follower.session.is_some() && saved == Some(&follower.engine) {
-                self.core.handle_counted(index);
+                self.core.handle_counted(follower.number);
             }
         }
     }
@@ -407,13 +509,11 @@ impl Leading {
 
     /// Everything that was sealed has been sent to every follower that is connected.
     pub(crate) fn is_drained(&self) -> bool {
-        (0..self.followers.len()).all(|index| {
-            let state = self.core.session(index);
-            let free = |follower: &Follower| {
-                follower.session.as_ref().is_none_or(|session| session.connection.is_free())
-            };
+        self.followers.iter().all(|follower| {
+            let state = self.core.session(follower.number);
+            let session = follower.session.as_ref();
             state.is_none_or(|state| state.lag_records == 0 && state.behind == 0)
-                && free(&self.followers[index])
+                && session.is_none_or(|session| session.connection.is_free())
         })
     }
 
@@ -425,9 +525,9 @@ impl Leading {
 
     /// What is counted of each follower.
     pub(crate) fn follower_stats(&self, clock: &Clock) -> Vec<FollowerStats> {
-        let stats = self.followers.iter().enumerate().map(|(index, follower)| {
+        let stats = self.followers.iter().map(|follower| {
             let calls = follower.session.as_ref().map_or(0, |s| s.connection.calls());
-            follower.counters.stats(self.core.session(index), calls, clock.now_ns())
+            follower.counters.stats(self.core.session(follower.number), calls, clock.now_ns())
         });
         stats.collect()
     }

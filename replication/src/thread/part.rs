@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use crossbeam_channel::Sender;
@@ -10,9 +11,12 @@ use ringwal_engine::StreamId;
 
 use super::accept::Arrived;
 use super::connection::Connection;
+use super::driving::{BeginWay, Driven};
 use super::following::{Appends, Ending, Following};
 use super::leading::Leading;
 use super::{LeadError, Replica};
+use crate::beginning::Begin;
+use crate::driven::{PromiseError, Promised, Way};
 use crate::follower::Follower;
 use crate::history::Held;
 use crate::promise::Promise;
@@ -37,12 +41,26 @@ pub(super) struct Change {
 pub(super) enum To {
     Lead(Sender<Result<Arc<Term>, LeadError>>),
     Follow(Box<Arrived>),
+    /// Nothing, with a promise of the embedder's.
+    Promise(Way<Promised, PromiseError>),
+    /// What an epoch that begins makes of it: where that starts streams.
+    Begin(BTreeMap<StreamId, u64>, BeginWay),
+}
+
+impl To {
+    /// Whether the embedder has asked for it, and so waits until it is done.
+    pub(super) fn is_driven(&self) -> bool {
+        matches!(self, Self::Promise(_) | Self::Begin(..))
+    }
 }
 
 impl Replica {
     /// What this node was ends at once; what it will be begins when nothing is in flight.
     pub(super) fn begin_change(&mut self, to: To, promise: Promise) {
         let why = format!("epoch {} of node {} begins", promise.epoch, promise.leader);
+        // What was given to the engine beside the part is shut out with it.
+        self.context.changes.fetch_add(1, Ordering::AcqRel);
+        self.extending.interrupt();
         if let Some(before) = self.change.take() {
             self.give_up(before, Refusal::NotNow, &why);
         }
@@ -63,6 +81,8 @@ impl Replica {
                 let asked = change.promise.epoch;
                 let _ = reply.send(Err(LeadError::Overtaken { asked, why: why.to_owned() }));
             }
+            To::Promise(way) => Driven::Promise(change.promise, way).fail(why),
+            To::Begin(starts, way) => Driven::Begin(change.promise, starts, way).fail(why),
         }
     }
 
@@ -70,7 +90,9 @@ impl Replica {
         // Frames of an earlier leader are fenced off, and what was sealed of them is waited for.
         let is_quiet = self.context.worker.is_idle();
         let promised = self.context.facts.promise.map_or(0, |promise| promise.epoch);
-        if let Some(change) = self.change.take_if(|change| change.promise.epoch < promised) {
+        let is_overtaken =
+            |change: &mut Change| change.promise.epoch < promised && !change.to.is_driven();
+        if let Some(change) = self.change.take_if(is_overtaken) {
             let why = format!("epoch {promised} has been promised meanwhile");
             return self.give_up(change, Refusal::Epoch, &why);
         }
@@ -80,7 +102,15 @@ impl Replica {
         }
         change.is_promising = true;
         let (promise, facts) = (change.promise, self.context.facts.clone());
-        self.context.worker.give(Job::Promise { promise, facts });
+        let job = match &mut change.to {
+            To::Begin(starts, _) => {
+                let starts = std::mem::take(starts);
+                let leads = self.is_own(promise);
+                Job::Begin(Box::new(Begin { promise, starts, leads, facts }))
+            }
+            _ => Job::Promise { promise, facts },
+        };
+        self.context.worker.give(job);
     }
 
     pub(super) fn finish_change(
@@ -92,7 +122,9 @@ impl Replica {
             self.context.facts.promise = Some(promise);
         }
         // Another one may have taken its place meanwhile, and makes a promise of its own.
-        let Some(change) = self.change.take_if(|change| change.promise == promise) else { return };
+        let is_it =
+            |change: &mut Change| change.promise == promise && !matches!(change.to, To::Begin(..));
+        let Some(change) = self.change.take_if(is_it) else { return };
         let held = match held {
             Ok(held) => held,
             Err(why) => {
@@ -103,12 +135,15 @@ impl Replica {
                         let asked = promise.epoch;
                         drop(reply.send(Err(LeadError::NotPromised { asked, why })));
                     }
+                    to => self.give_up(Change { to, ..change }, Refusal::NotNow, &why),
                 };
             }
         };
         match change.to {
             To::Lead(reply) => self.lead(promise, held, &reply),
             To::Follow(arrived) => self.follow(promise, held, *arrived),
+            To::Promise(way) => drop(way.send(Ok(self.promised(held)))),
+            To::Begin(..) => unreachable!("it has an outcome of its own"),
         }
     }
 
@@ -118,13 +153,17 @@ impl Replica {
         held: BTreeMap<StreamId, Held>,
         reply: &Sender<Result<Arc<Term>, LeadError>>,
     ) {
-        let is_alone = self.context.config.members.len() <= 1;
+        let is_alone = self.context.members.nodes.len() <= 1;
         let term = Arc::new(Term::new(promise.epoch, is_alone));
-        let leading = Leading::new(&self.context, term.clone(), held);
-        self.part = Part::Leading(Box::new(leading));
-        tracing::info!(epoch = promise.epoch, "leading");
-        self.make_picture();
+        self.begin_to_lead(term.clone(), held);
         let _ = reply.send(Ok(term));
+    }
+
+    pub(super) fn begin_to_lead(&mut self, term: Arc<Term>, held: BTreeMap<StreamId, Held>) {
+        tracing::info!(epoch = term.epoch(), "leading");
+        let leading = Leading::new(&self.context, term, held);
+        self.part = Part::Leading(Box::new(leading));
+        self.make_picture();
     }
 
     fn follow(&mut self, promise: Promise, held: BTreeMap<StreamId, Held>, arrived: Arrived) {
@@ -135,6 +174,7 @@ impl Replica {
         let committed = context.facts.committed.clone();
         let follows_trims = context.config.follow_trims;
         let core = Follower::new(promise.epoch, follows_trims, held, committed);
+        let core = if context.is_driven { core.driven() } else { core };
         let answer = Bytes::from(self.answer(None).encode());
         let Arrived { reader, writer, place, .. } = arrived;
         let (bytes_max, wake) = (context.frame_bytes_max, context.wake.clone());
@@ -168,6 +208,7 @@ impl Replica {
             // They may wait for space, for ever: none of them is sealed any more.
             self.context.engine.fence_frames();
             self.appends = Appends::default();
+            self.extending.note_idle();
             self.context.facts.committed.clone_from(following.core().committed());
             self.context.counters.sessions_ended.add(1);
             let Promise { epoch, leader, .. } = following.promise;

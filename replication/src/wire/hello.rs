@@ -176,11 +176,13 @@ pub enum Refusal {
     NotNow = 6,
     /// Connections of this kind are not for this.
     Kind = 7,
+    /// The epoch has not begun at the node that is dialled, whose embedder drives it: dial again soon.
+    NotBegun = 8,
 }
 
 impl Refusal {
     /// Every one.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Version,
         Self::Cluster,
         Self::Node,
@@ -188,6 +190,7 @@ impl Refusal {
         Self::NotAMember,
         Self::NotNow,
         Self::Kind,
+        Self::NotBegun,
     ];
 
     fn from_status(status: u16) -> Option<Self> {
@@ -204,6 +207,7 @@ impl Refusal {
             Self::NotAMember => "not_a_member",
             Self::NotNow => "not_now",
             Self::Kind => "kind",
+            Self::NotBegun => "not_begun",
         }
     }
 }

@@ -228,7 +228,7 @@ pub fn promised(path: &Path) -> Option<Promise> {
     let facts = records.filter_map(|record| Fact::decode(record.expect("sound").payload()));
     let promise = facts.filter_map(|fact| match fact {
         Fact::Promise(promise) => Some(promise),
-        Fact::Committed(_) | Fact::Member(..) => None,
+        Fact::Committed(_) | Fact::Member(..) | Fact::Begun(_) => None,
     });
     promise.last()
 }

@@ -109,6 +109,7 @@ impl Node {
             match Fact::decode(record.payload()).expect("a fact") {
                 Fact::Promise(promise) => self.promised = Some(promise),
                 Fact::Member(..) => panic!("no node here keeps the disks of others"),
+                Fact::Begun(_) => panic!("no node here is driven"),
                 Fact::Committed(ends) => self.committed.extend(ends),
             }
         }
