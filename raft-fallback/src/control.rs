@@ -24,7 +24,7 @@ use openraft::{AsyncRuntime, Raft, ServerState};
 use ringwal_engine::StreamId;
 use ringwal_replication::config::Member;
 use ringwal_replication::node_id::NodeId;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::lease::LeaseKeeper;
 use crate::machine::{Machine, Watched, members_of, voters_of};
@@ -33,6 +33,7 @@ use crate::replica::Replica;
 use crate::store::fast::Gate;
 use crate::store::peers::Peers;
 use crate::store::stats::Reason;
+use crate::watch;
 
 /// Between two attempts of whatever has failed while a node leads.
 const AGAIN: Duration = Duration::from_millis(50);
@@ -172,6 +173,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
             led = term;
             let lost = lost::<R>(self.raft.server_metrics(), term);
             let why = tokio::select! {
+                biased;
                 why = self.lead(term) => why,
                 () = lost => "another term has begun".to_owned(),
             };
@@ -198,6 +200,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
     /// ask any more.
     async fn wait_to_lead(&mut self, metrics: &mut ServerMetrics<R>) -> bool {
         tokio::select! {
+            biased;
             changed = metrics.changed() => changed.is_ok(),
             order = self.orders.recv() => {
                 let Some(order) = order else { return false };

@@ -71,6 +71,8 @@ mod node;
 pub mod raft;
 mod replica;
 pub mod session;
+#[doc(hidden)]
+pub mod simulating;
 pub mod snapshot;
 pub mod state;
 mod store;
@@ -78,6 +80,8 @@ mod store;
 mod tests;
 mod thread;
 mod waiters;
+mod watch;
+mod wiring;
 
 pub use codec::Malformed;
 pub use config::{DISABLE_FAST_PATH, RaftOptions, StoreConfig, StoreConfigError};

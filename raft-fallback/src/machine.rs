@@ -25,7 +25,7 @@ use openraft::{AsyncRuntime, EntryPayload, OptionalSend};
 use ringwal_replication::config::Member;
 use ringwal_replication::node_id::NodeId;
 use ringwal_replication::promise::Promise;
-use tokio::sync::watch;
+use crate::watch;
 
 use crate::raft::{Effect, LogId, Payload, StoredMembership, Types};
 use crate::replica::{AddError, Begun, METADATA_STREAM, Replica};

@@ -147,6 +147,9 @@ pub trait Replica: Clone + Send + Sync + 'static {
     /// Nanoseconds on CLOCK_BOOTTIME.
     fn boottime_ns(&self) -> u64;
 
+    /// Milliseconds since 1970, for whoever reads a command's time.
+    fn now_ms(&self) -> u64;
+
     /// Ends whatever is of an older epoch, and promises this one, durably. Once more for what is held now.
     fn promise(&self, promise: Promise) -> impl Future<Output = Result<Standing, String>> + Send;
 

@@ -39,6 +39,7 @@ use crate::metadata::{Metadata, Progress};
 use crate::node::{Inner, Raft};
 use crate::state::{Applied, Done, Rejection, TopicId};
 use crate::thread::Task;
+use crate::wiring::see;
 use executing::{Answered, Unanswered};
 use sessions::Sessions;
 pub use status::{MemberStatus, Mode, StoreStatus};
@@ -312,9 +313,7 @@ impl MetadataStore {
                 Unanswered::NotDone(why) | Unanswered::Unknown(why) => ReadError::NotConfirmed(why),
                 Unanswered::NotLeader(_) => ReadError::NotConfirmed("no leader is known".into()),
             })?;
-            let Some(last) = told.end.checked_sub(1) else { return Ok(raft.metadata.progress()) };
-            let applied = raft.metadata.wait_applied(last).await;
-            applied.map_err(|error| ReadError::NotConfirmed(error.to_string()))
+            see(&raft.metadata, told).await.map_err(ReadError::NotConfirmed)
         }))
     }
 

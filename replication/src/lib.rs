@@ -41,3 +41,36 @@ pub use mend::MendRangeError;
 pub use node::{Leadership, Node, Requests, StartError};
 pub use thread::LeadError;
 pub use worker::{BeginAnew, FactsError, Snapshots};
+
+/// For the simulation of a cluster in `tools/crash`, and nobody else.
+#[doc(hidden)]
+pub mod simulating {
+    use std::collections::BTreeMap;
+
+    use ringwal_engine::StreamId;
+
+    use crate::beginning::Begin;
+    use crate::driven::BeginError;
+    use crate::history::Held;
+    use crate::promise::Promise;
+    use crate::worker::Facts;
+
+    pub use crate::framing::{frame_of, rest_of};
+
+    /// What the beginning of an epoch cuts: of streams the first offset that goes, and the durable end.
+    ///
+    /// # Errors
+    /// When it must cut nothing.
+    pub fn cuts(
+        promise: Promise,
+        starts: &[(StreamId, u64)],
+        leads: bool,
+        held: &BTreeMap<StreamId, Held>,
+        committed: &BTreeMap<StreamId, u64>,
+    ) -> Result<Vec<(StreamId, u64, u64)>, BeginError> {
+        let facts = Facts { committed: committed.clone(), ..Facts::default() };
+        let begin = Begin { promise, starts: starts.iter().copied().collect(), leads, facts };
+        let cuts = begin.cuts(held)?;
+        Ok(cuts.into_iter().map(|cut| (cut.stream, cut.start, cut.end)).collect())
+    }
+}

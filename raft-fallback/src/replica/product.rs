@@ -23,6 +23,7 @@ use super::{
 use crate::applying::{self, Applying};
 use crate::command::{Command, Record};
 use crate::state::Applied;
+use crate::store::answering::now_ms;
 
 /// See the module. Clones are the same.
 #[derive(Clone)]
@@ -94,6 +95,10 @@ impl Replica for NodeReplica {
 
     fn boottime_ns(&self) -> u64 {
         boottime_ns()
+    }
+
+    fn now_ms(&self) -> u64 {
+        now_ms()
     }
 
     async fn promise(&self, promise: Promise) -> Result<Standing, String> {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use openraft::AsyncRuntime;
 use ringwal_replication::Ack;
 use ringwal_replication::node_id::NodeId;
-use tokio::sync::watch;
+use crate::watch;
 
 use super::executing::{Answered, Executor, Origin, Unanswered};
 use super::peers::Peers;
@@ -125,7 +125,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Answering<R, N, P> {
             Ok(_) => return Answer::Refused("a forwarded command needs a session".to_owned()),
             Err(error) => return Answer::Refused(error.to_string()),
         };
-        let record = match (Record { time_ms: now_ms(), ..record }).encode() {
+        let record = match (Record { time_ms: self.executor.replica.now_ms(), ..record }).encode() {
             Ok(record) => record,
             Err(error) => return Answer::Refused(error.to_string()),
         };

@@ -17,7 +17,7 @@ use openraft::type_config::TypeConfigExt as _;
 use openraft::{AsyncRuntime, Instant as _};
 use ringwal_replication::Ack;
 use ringwal_replication::node_id::NodeId;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use super::fast::Taken;
 use super::peers::Peers;
@@ -28,6 +28,7 @@ use crate::machine::members_of;
 use crate::raft::Types;
 use crate::replica::{Led, LedError, OutcomeError, Replica};
 use crate::state::Applied;
+use crate::watch;
 
 /// How long it is waited at most for something to change, before it is tried again.
 const AGAIN: Duration = Duration::from_millis(20);
