@@ -127,6 +127,8 @@ struct Shared {
     /// To look at snapshots without waiting for whoever makes one.
     folder: Folder,
     last_snapshot: Mutex<Option<SnapshotInfo>>,
+    /// The thread has one made that was due.
+    is_taking: AtomicBool,
     /// What keeps it from going on for now.
     trouble: Mutex<Option<String>>,
     /// Everything ends.
@@ -193,6 +195,7 @@ impl Applying {
             }),
             folder,
             last_snapshot: Mutex::default(),
+            is_taking: AtomicBool::new(false),
             trouble: Mutex::default(),
             ends: AtomicBool::new(false),
             thread: OnceLock::new(),
@@ -230,7 +233,8 @@ impl Applying {
     /// outcome of an older record from there on learns that it will not come.
     ///
     /// If something that was applied is cut, the state is made anew, and takes the place of the present one with
-    /// this epoch; else the epoch is raised. The token tells when readers see it. One that is not greater than
+    /// this epoch; else the epoch is raised. The token tells when readers see it; that more of the stream is
+    /// to be applied is another matter ([`Metadata::wait_applied`]). One that is not greater than
     /// the present is fine: then it is only looked whether all that was applied is still there.
     pub fn epoch_begun(&self, epoch: u64, start: Option<u64>) -> EpochSeen {
         let slot = Arc::new(Slot::default());
@@ -331,10 +335,14 @@ impl Shared {
         }
         mailbox.requests.push_back(request);
         drop(mailbox);
+        self.unpark();
+        true
+    }
+
+    fn unpark(&self) {
         if let Some(thread) = self.thread.get() {
             thread.unpark();
         }
-        true
     }
 
     fn take_snapshot(&self, watermark: u64) -> Result<Option<SnapshotInfo>, TakeError> {

@@ -1,14 +1,14 @@
-//! The replicated metadata store of ringwal. **So far it is two parts that nothing connects**: the state
-//! machine, which is what every node applies, in offset order, from the records of stream 0
-//! (`__metadata`, partition 0), and Raft's log in the engine ([`raft`]). Not there yet: elections, the
-//! write-ahead log and its fast path, forwarding, epochs and leases, and the transport of snapshots.
+//! The replicated metadata store of ringwal, for a storage node to embed. [`MetadataStore`] is where an
+//! embedder begins: its leader answers from its own log while it holds its lease, and through Raft otherwise.
+//! The state is what every node applies, in offset order, from the records of stream 0 (`__metadata`,
+//! partition 0).
 //!
 //! ```text
 //! bytes of a record ─▶ command/codec.rs ─▶ session.rs ─▶ state.rs ─▶ waiters.rs
 //!                      (unknown: stop)     (once)        (outcome)   (who waits for it)
 //! ```
 //!
-//! Nothing here reads a clock to decide something, draws a random number or depends on the order of a
+//! Nothing of the state machine reads a clock to decide something, draws a random number or depends on the order of a
 //! hash: nodes that apply the same records hold the same state, to the byte ([`snapshot`]).
 //!
 //! ```
@@ -57,6 +57,7 @@
 #![forbid(unsafe_code)]
 
 pub mod applying;
+mod base;
 mod blocking;
 mod codec;
 pub mod command;

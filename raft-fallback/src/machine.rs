@@ -7,7 +7,7 @@
 //! | membership | whose majorities count |
 //!
 //! Nothing of it is kept: after a restart the log is applied again from its beginning, or from the
-//! snapshot that took its place. That changes nothing: an `EpochStart` that has begun, durably, is passed
+//! base that took the place of that ([`Base`]). That changes nothing: an `EpochStart` that has begun, durably, is passed
 //! over; so is an `Extend` of another epoch than that, and of one of the same epoch everything is here already,
 //! or is added again. An entry is applied when its effect is durable, so no index is ahead of its effect.
 
@@ -22,11 +22,13 @@ use openraft::alias::{SnapshotMetaOf, SnapshotOf};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::type_config::TypeConfigExt as _;
 use openraft::{AsyncRuntime, EntryPayload, OptionalSend};
+use ringwal_engine::{EpochStart, StreamId};
 use ringwal_replication::config::Member;
 use ringwal_replication::node_id::NodeId;
 use ringwal_replication::promise::Promise;
 use crate::watch;
 
+use crate::base::{Base, StreamBase};
 use crate::raft::{Effect, LogId, Payload, StoredMembership, Types};
 use crate::replica::{AddError, Begun, METADATA_STREAM, Replica};
 use crate::store::peers::Peers;
@@ -69,14 +71,25 @@ pub(crate) struct Machine<R, N: Replica, P> {
     peers: P,
     applied: watch::Sender<AppliedLog>,
     led: watch::Sender<Option<N::Led>>,
+    /// Where the epoch starts that has begun last, as its entry or the base said.
+    starts: Vec<(StreamId, u64)>,
     runtime: std::marker::PhantomData<fn() -> R>,
 }
 
 impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
-    pub(crate) fn new(replica: N, peers: P) -> (Self, Watched<N::Led>) {
-        let (applied, see_applied) = watch::channel(AppliedLog::default());
+    /// Goes on behind the base of the log, if there is one.
+    pub(crate) fn new(replica: N, peers: P, base: Option<Base>) -> (Self, Watched<N::Led>) {
+        let (last, membership) =
+            base.as_ref().map(|base| (base.last, Arc::new(base.membership.clone()))).unzip();
+        let membership = membership.unwrap_or_default();
+        if last.is_some() {
+            replica.set_members(members_of(&membership), voters_of(&membership));
+        }
+        let (applied, see_applied) = watch::channel(AppliedLog { last, membership });
+        let starts = base.as_ref().map(|base| base.starts.clone()).unwrap_or_default();
         let (led, see_led) = watch::channel(None);
-        let machine = Self { replica, peers, applied, led, runtime: std::marker::PhantomData };
+        let runtime = std::marker::PhantomData;
+        let machine = Self { replica, peers, applied, led, starts, runtime };
         (machine, Watched { applied: see_applied, led: see_led })
     }
 
@@ -85,8 +98,12 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
         match payload {
             Payload::EpochStart { epoch, leader, run, starts } if epoch == term => {
                 let promise = Promise { epoch, leader, run };
-                let begun = self.replica.begin(promise, starts).await;
+                let begun = self.replica.begin(promise, starts.clone()).await;
                 let begun = begun.map_err(|why| failed(log_id, &why))?;
+                // Also of one that had begun before this run: its entry is applied again.
+                if self.replica.begun().is_some_and(|begun| begun.epoch == epoch) {
+                    self.starts = starts;
+                }
                 let led = match begun {
                     Begun::Before => return Ok(Effect::Nothing),
                     Begun::Following => None,
@@ -146,6 +163,80 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
         false
     }
 
+    /// Whether this node holds everything from before the present epoch: only then its tables say all.
+    fn has_starts(&self) -> bool {
+        let streams = self.replica.standing().streams;
+        let has = |(stream, start): &(StreamId, u64)| {
+            let held = streams.iter().find(|held| held.stream == *stream);
+            held.map_or(0, |held| held.end) >= *start
+        };
+        self.starts.iter().all(has)
+    }
+
+    /// What takes the place of the log up to what is applied.
+    fn make_base(&self) -> Option<Base> {
+        let applied = self.applied.borrow().clone();
+        let begun = self.replica.begun();
+        let committed = self.replica.committed_ends();
+        let stream = |(stream, mut epochs): (StreamId, Vec<EpochStart>)| {
+            // It begins with its entry, and not with its first record.
+            if let Some(begun) = begun {
+                let start = self.starts.iter().find(|(of, _)| *of == stream);
+                let start = start.map_or(0, |(_, start)| *start);
+                epochs.retain(|entry| entry.epoch < begun.epoch && entry.start < start);
+                epochs.push(EpochStart { epoch: begun.epoch, start });
+            }
+            let end = committed.iter().find(|(of, _)| *of == stream).map_or(0, |(_, end)| *end);
+            StreamBase { stream, committed: end, epochs }
+        };
+        Some(Base {
+            last: applied.last?,
+            membership: (*applied.membership).clone(),
+            begun,
+            starts: self.starts.clone(),
+            streams: self.replica.epochs().into_iter().map(stream).collect(),
+        })
+    }
+
+    /// Takes the place of a part of the log that is nowhere any more: cuts as its epochs would have,
+    /// brings what is committed, and only then says that it is applied.
+    async fn install(&mut self, base: Base) -> Result<(), String> {
+        let (nodes, voters) = (members_of(&base.membership), voters_of(&base.membership));
+        self.replica.set_members(nodes.clone(), voters);
+        if let Some(begun) = base.begun {
+            let epochs = base.streams.iter().map(|of| (of.stream, of.epochs.clone())).collect();
+            self.replica.begin_known(begun, epochs).await?;
+            self.led.send_replace(None);
+        }
+        loop {
+            let held = self.replica.standing().streams;
+            let lacking = base.streams.iter().filter_map(|of| {
+                let held = held.iter().find(|held| held.stream == of.stream);
+                let end = held.map_or(0, |held| held.end);
+                (end < of.committed).then_some((of.stream, end..of.committed))
+            });
+            let lacking: Vec<_> = lacking.collect();
+            if lacking.is_empty() {
+                break;
+            }
+            tracing::info!(streams = lacking.len(), "fetching what is committed below a base");
+            for member in nodes.iter().filter(|member| member.node != self.replica.id()) {
+                match self.replica.fetch(member, lacking.clone()).await {
+                    Ok(()) => break,
+                    Err(why) => tracing::info!(node = %member.node, why, "not fetched from there"),
+                }
+            }
+            Types::<R>::sleep(AGAIN).await;
+        }
+        self.replica.save_base(base.clone()).await?;
+        self.starts.clone_from(&base.starts);
+        self.applied.send_modify(|applied| {
+            applied.last = Some(base.last);
+            applied.membership = Arc::new(base.membership.clone());
+        });
+        Ok(())
+    }
+
     fn note(&self, log_id: LogId, membership: Option<StoredMembership>) {
         if let Some(membership) = &membership {
             let (nodes, voters) = (members_of(membership), voters_of(membership));
@@ -181,10 +272,11 @@ pub(crate) fn voters_of(membership: &StoredMembership) -> Vec<BTreeSet<NodeId>> 
 
 impl<R: AsyncRuntime, N: Replica, P: Peers> RaftStateMachine<Types<R>> for Machine<R, N, P> {
     type SnapshotData = Bytes;
-    type SnapshotBuilder = NoSnapshots;
+    type SnapshotBuilder = Builder<N>;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
-        Ok((None, StoredMembership::default()))
+        let applied = self.applied.borrow();
+        Ok((applied.last, (*applied.membership).clone()))
     }
 
     async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
@@ -209,33 +301,62 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> RaftStateMachine<Types<R>> for Machi
         Ok(())
     }
 
-    async fn get_snapshot_builder(&mut self) -> NoSnapshots {
-        NoSnapshots
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder<N>> {
+        if !force && !self.has_starts() {
+            return None;
+        }
+        Some(self.get_snapshot_builder().await)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder<N> {
+        // A leader has them always, and nobody else is made to.
+        while !self.has_starts() {
+            Types::<R>::sleep(AGAIN).await;
+        }
+        Builder { replica: self.replica.clone(), base: self.make_base() }
     }
 
     async fn install_snapshot(
         &mut self,
         meta: &SnapshotMetaOf<Types<R>>,
-        _: Bytes,
+        snapshot: Bytes,
     ) -> io::Result<()> {
-        Err(io::Error::other(format!(
-            "a snapshot of Raft's log up to {:?} is not taken",
-            meta.last_log_id
-        )))
+        let base = Base::decode(&snapshot).map_err(io::Error::other)?;
+        if Some(base.last) != meta.last_log_id {
+            let (found, expected) = (base.last, meta.last_log_id);
+            let what = format!("a base up to {found} came for one up to {expected:?}");
+            return Err(io::Error::other(what));
+        }
+        self.install(base).await.map_err(io::Error::other)
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<Types<R>, Bytes>>> {
-        Ok(None)
+        let base = self.replica.load_base().await.map_err(io::Error::other)?;
+        base.as_ref().map(snapshot_of::<R>).transpose()
     }
 }
 
-/// Raft's log is kept whole: it is never asked for a snapshot.
-pub(crate) struct NoSnapshots;
+fn snapshot_of<R: AsyncRuntime>(base: &Base) -> io::Result<SnapshotOf<Types<R>, Bytes>> {
+    let bytes = base.encode().map_err(io::Error::other)?;
+    let (last_log_id, last_membership) = (Some(base.last), base.membership.clone());
+    let meta = SnapshotMetaOf::<Types<R>> { last_log_id, last_membership };
+    Ok(SnapshotOf::<Types<R>, Bytes> { meta, snapshot: bytes.into() })
+}
 
-impl<R: AsyncRuntime> RaftSnapshotBuilder<Types<R>> for NoSnapshots {
+/// Makes a base durable: what it says was taken between two entries.
+pub(crate) struct Builder<N> {
+    replica: N,
+    base: Option<Base>,
+}
+
+impl<R: AsyncRuntime, N: Replica> RaftSnapshotBuilder<Types<R>> for Builder<N> {
     type SnapshotData = Bytes;
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<Types<R>, Bytes>> {
-        Err(io::Error::other("no snapshot of Raft's log is made"))
+        let base = self.base.take();
+        let base = base.ok_or_else(|| io::Error::other("nothing of Raft's log is applied yet"))?;
+        let snapshot = snapshot_of::<R>(&base)?;
+        self.replica.save_base(base).await.map_err(io::Error::other)?;
+        Ok(snapshot)
     }
 }

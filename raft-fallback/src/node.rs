@@ -30,7 +30,7 @@ use crate::store::stats::Counters;
 use crate::store::wire::{Answer, Ask};
 use crate::thread::{self, Inbox, Setup, Started, TASKS_MAX, Task};
 use crate::watch;
-use crate::wiring::Parts;
+use crate::wiring::{ENTRIES_KEPT, ENTRIES_PER_BASE, Parts};
 
 /// How long one part of another node's snapshot may take.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(10);
@@ -91,6 +91,7 @@ pub(crate) struct Inner {
     pub(crate) tasks: mpsc::Sender<Task>,
     pub(crate) operator: Arc<Operator>,
     pub(crate) started: Started,
+    later: Later,
     closing: Arc<Notify>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -101,13 +102,17 @@ impl fmt::Debug for Raft {
     }
 }
 
-/// What exists only when everything has started, for those that start before.
-#[derive(Default)]
-struct Later {
-    node: OnceLock<Weak<Node>>,
-    requests: OnceLock<Requests>,
-    applying: OnceLock<Applying>,
-    seen: OnceLock<watch::Receiver<Seen>>,
+/// What exists only when everything has started, for those that start before. It is taken back when the
+/// node closes: those hold each other.
+#[derive(Clone, Default)]
+struct Later(Arc<Mutex<Option<Begun>>>);
+
+#[derive(Clone)]
+struct Begun {
+    node: Weak<Node>,
+    requests: Requests,
+    applying: Applying,
+    seen: watch::Receiver<Seen>,
 }
 
 impl Raft {
@@ -118,7 +123,7 @@ impl Raft {
     /// See [`StartError`].
     pub fn start(engine: Engine, config: StoreConfig) -> Result<Self, StartError> {
         config.check()?;
-        let later = Arc::new(Later::default());
+        let later = Later::default();
         let mut replication = config.replication.clone();
         // Each node trims behind its own snapshots.
         replication.follow_trims = false;
@@ -126,24 +131,26 @@ impl Raft {
         let begin_anew = move |anew: &BeginAnew| snapshots.begin_anew(anew);
         let node = Node::start_driven(engine.clone(), replication, Arc::new(begin_anew))?;
         let node = Arc::new(node);
-        let _ = later.node.set(Arc::downgrade(&node));
-        let _ = later.requests.set(node.requests());
 
         let committed = Arc::new(AtomicU64::new(0));
         let trims = later.clone();
         let trim = move |before| {
-            if let Some(node) = trims.node.get().and_then(Weak::upgrade) {
+            if let Some(node) = trims.get().and_then(|begun| begun.node.upgrade()) {
                 node.trim(METADATA_STREAM, before);
             }
         };
         let mut options = ApplyingOptions::new(committed.clone(), Box::new(trim));
         options.snapshot_records = config.raft.snapshot_records;
         let (metadata, applying) = Applying::start(&engine, options)?;
-        let _ = later.applying.set(applying.clone());
 
         let replica = NodeReplica::new(node.clone(), applying.clone());
         let seen = watch::Sender::new(Seen::default());
-        let _ = later.seen.set(seen.subscribe());
+        later.set(Some(Begun {
+            node: Arc::downgrade(&node),
+            requests: node.requests(),
+            applying: applying.clone(),
+            seen: seen.subscribe(),
+        }));
         let switch = Switch { is_on: config.raft.fast_path, has_wal: false };
         let switch = watch::Sender::new(switch);
         let shared = Arc::new(Shared { gate: Gate::new(), seen, switch });
@@ -155,6 +162,8 @@ impl Raft {
         let parts = Parts {
             times: config.raft.times.clone(),
             join: config.raft.join,
+            entries_per_base: ENTRIES_PER_BASE,
+            entries_kept: ENTRIES_KEPT,
             members: config.replication.members.clone(),
             replica,
             transport: Arc::new(node.requests()),
@@ -189,6 +198,7 @@ impl Raft {
             tasks,
             operator,
             started,
+            later,
             closing,
             thread,
         };
@@ -227,6 +237,7 @@ impl Inner {
         if thread.join().is_err() {
             tracing::error!("the thread of Raft has panicked");
         }
+        self.later.set(None);
     }
 }
 
@@ -237,26 +248,36 @@ impl Drop for Inner {
 }
 
 impl Later {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Begun>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self) -> Option<Begun> {
+        self.lock().clone()
+    }
+
+    fn set(&self, begun: Option<Begun>) {
+        let before = std::mem::replace(&mut *self.lock(), begun);
+        // It may be the last one, and the lock has been given back.
+        drop(before);
+    }
+
     /// The leader has trimmed what is missing here: its snapshot of the state takes its place.
     fn begin_anew(&self, anew: &BeginAnew) -> Option<u64> {
         if anew.stream != METADATA_STREAM {
             return Some(anew.trimmed);
         }
-        let leader = self.leader()?;
-        let mut reader = SnapshotReader::new(self.requests.get()?.clone(), leader);
-        match self.applying.get()?.install(&mut reader) {
+        let Begun { requests, applying, seen, .. } = self.get()?;
+        let seen = seen.borrow().clone();
+        let members = crate::machine::members_of(&seen.membership);
+        let from = members.into_iter().find(|member| member.node == anew.from)?;
+        match applying.install(&mut SnapshotReader::new(requests, from)) {
             Ok(end) => Some(end),
             Err(error) => {
                 tracing::warn!(%error, "the leader's snapshot of the state is not taken");
                 None
             }
         }
-    }
-
-    fn leader(&self) -> Option<Member> {
-        let seen = self.seen.get()?.borrow().clone();
-        let members = crate::machine::members_of(&seen.membership);
-        members.into_iter().find(|member| Some(member.node) == seen.leader)
     }
 }
 

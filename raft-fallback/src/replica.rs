@@ -9,7 +9,7 @@ use std::future::Future;
 use std::ops::Range;
 
 use bytes::Bytes;
-use ringwal_engine::StreamId;
+use ringwal_engine::{EpochStart, StreamId};
 use ringwal_replication::config::Member;
 use ringwal_replication::node_id::{NodeId, RunId};
 use ringwal_replication::promise::Promise;
@@ -18,6 +18,7 @@ use crate::metadata::Progress;
 use crate::state::Applied;
 
 pub use crate::applying::METADATA_STREAM;
+use crate::base::Base;
 
 /// What a node holds of a stream.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -160,6 +161,23 @@ pub trait Replica: Clone + Send + Sync + 'static {
         promise: Promise,
         starts: Vec<(StreamId, u64)>,
     ) -> impl Future<Output = Result<Begun<Self::Led>, String>> + Send;
+
+    /// As [`Replica::begin`], of an epoch before which others have begun that this node has not heard of; all
+    /// epochs of each stream are known. This node never leads in it.
+    fn begin_known(
+        &self,
+        promise: Promise,
+        streams: Vec<(StreamId, Vec<EpochStart>)>,
+    ) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// All epochs of each replicated stream, as they are here.
+    fn epochs(&self) -> Vec<(StreamId, Vec<EpochStart>)>;
+
+    /// The base of Raft's log that is kept, durably, and the way to keep another one.
+    fn load_base(&self) -> impl Future<Output = Result<Option<Base>, String>> + Send;
+
+    /// See [`Replica::load_base`].
+    fn save_base(&self, base: Base) -> impl Future<Output = Result<(), String>> + Send;
 
     /// Adds what is lacking of these records of the metadata stream, and waits until all are durable
     /// here. They are committed.

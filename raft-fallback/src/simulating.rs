@@ -27,6 +27,7 @@ use crate::{ChangeError, CommandCounts, MemberChange, watch};
 pub use crate::replica::{
     AddError, Begun, Holding, Led, LedError, METADATA_STREAM, OutcomeError, Replica, Standing,
 };
+pub use crate::base::Base;
 pub use crate::state::Applied;
 
 /// What a simulation gives to a node.
@@ -43,6 +44,10 @@ pub struct Brought<N, T, J> {
     pub journal: J,
     /// What its replica applies to.
     pub metadata: Metadata,
+    /// Entries of Raft's log after which a base takes the place of what is applied, and how many stay.
+    pub entries_per_base: u64,
+    /// See there.
+    pub entries_kept: u64,
     /// Whether the fast path is switched on.
     pub is_fast: bool,
 }
@@ -76,6 +81,8 @@ impl<R: AsyncRuntime, N: Replica, T: Transport> Simulated<R, N, T> {
         let parts = Parts {
             times: brought.times,
             join: false,
+            entries_per_base: brought.entries_per_base,
+            entries_kept: brought.entries_kept,
             members: brought.members,
             replica: brought.replica,
             transport: brought.transport,

@@ -4,6 +4,7 @@
 //! outcomes. [`State::apply`] is the only thing that changes a state.
 
 mod brokers;
+mod configuration;
 mod keys;
 pub(crate) mod outcome;
 mod topics;
@@ -12,11 +13,12 @@ use std::collections::BTreeSet;
 
 pub use brokers::Broker;
 pub(crate) use brokers::Brokers;
+pub use configuration::Configuration;
 pub(crate) use keys::Keys;
 pub use keys::{KeyValue, KeyVersion};
 pub use outcome::{Applied, Bound, Done, Outcome, Rejection};
 pub(crate) use topics::Topics;
-pub use topics::{Assignment, FIRST_STREAM, Partition, Topic, TopicId};
+pub use topics::{Assignment, FIRST_STREAM, InSync, Partition, Topic, TopicId};
 
 use crate::command::{BrokerId, Command, Record, TopicName};
 use crate::limits::METADATA_VERSION;
@@ -141,6 +143,7 @@ impl State {
         match command {
             Command::CreateTopic { name, partitions, replication_factor, configuration } => {
                 let (created_ms, count) = (time_ms, partitions as usize);
+                let configuration = Configuration::from(&configuration);
                 let partitions = Vec::new();
                 let topic =
                     Topic { name, replication_factor, configuration, created_ms, partitions };

@@ -30,6 +30,12 @@ use crate::{founding, watch};
 
 /// Newest entries of Raft's log that stay in memory, in bytes.
 const CACHE_BYTES_MAX: usize = 16 << 20;
+/// Entries of Raft's log after which a base takes the place of what is applied, but for the last ones, which
+/// followers may still need.
+pub(crate) const ENTRIES_PER_BASE: u64 = 2_000;
+pub(crate) const ENTRIES_KEPT: u64 = 500;
+/// See where it is used.
+const SPREAD: Duration = Duration::from_millis(150);
 /// Proposals, and orders, that wait.
 const PROPOSALS_MAX: usize = 4096;
 const ORDERS_MAX: usize = 16;
@@ -43,6 +49,9 @@ pub(crate) struct Parts<N: Replica, T, J> {
     pub(crate) times: RaftTimes,
     /// It waits to be added to a cluster.
     pub(crate) join: bool,
+    /// See [`ENTRIES_PER_BASE`].
+    pub(crate) entries_per_base: u64,
+    pub(crate) entries_kept: u64,
     pub(crate) members: Vec<Member>,
     pub(crate) replica: N,
     pub(crate) transport: Arc<T>,
@@ -82,7 +91,8 @@ where
     let raft_failed = |error: &dyn std::fmt::Display| StartError::Raft(error.to_string());
     let log = RaftLog::<_, R>::open(journal, CACHE_BYTES_MAX).await?;
     let entry_bytes_max = log.entry_bytes_max();
-    let (machine, watched) = Machine::new(replica.clone(), peers.clone());
+    let base = replica.load_base().await.map_err(StartError::Raft)?;
+    let (machine, watched) = Machine::new(replica.clone(), peers.clone(), base);
     let (applied, led) = (watched.applied.clone(), watched.led.clone());
     let me = replica.id();
     let lease = Lease::new(me.get(), times.voter_lease(), times.clock_drift);
@@ -95,8 +105,8 @@ where
     let clock = replica.clone();
     let lease = Arc::new(LeaseKeeper::new(lease, move || clock.boottime_ns(), publish));
     let mut raft_config = raft_config("ringwal", &times).map_err(|error| raft_failed(&error))?;
-    // The log is kept whole.
-    raft_config.snapshot_policy = SnapshotPolicy::Never;
+    raft_config.snapshot_policy = SnapshotPolicy::LogsSinceLast(parts.entries_per_base);
+    raft_config.max_in_snapshot_log_to_keep = parts.entries_kept;
     let network = Networking::new(me, transport, lease.clone());
     let raft = openraft::Raft::new(me.get(), Arc::new(raft_config), network, log, machine).await;
     let raft: RaftHandle<R, N, NodePeers<T>> = raft.map_err(|error| raft_failed(&error))?;
@@ -115,7 +125,9 @@ where
         transferring: None,
     };
     drop(R::spawn(control.run()));
-    let votes_from_ns = replica.boottime_ns() + times.voter_lease().as_nanos() as u64;
+    // Nodes that are started together do not stand for election together.
+    let spread = u64::from(replica.run().bytes()[0]) * SPREAD.as_nanos() as u64 / 256;
+    let votes_from_ns = replica.boottime_ns() + times.voter_lease().as_nanos() as u64 + spread;
     let fitness = |seen: watch::Receiver<Seen>| Fitness {
         replica: replica.clone(),
         lease: lease.clone(),

@@ -118,7 +118,7 @@ pub struct Config {
     /// Whether a follower trims what its leader has trimmed. Default true.
     #[serde(default = "default::follow_trims")]
     pub follow_trims: bool,
-    /// Bytes of records, of all streams together, that a leader of a driven node may have appended and
+    /// Bytes of records (and 4 for each), of all streams together, that a leader of a driven node may have appended and
     /// that are not committed: beyond it every append waits. This is the most that can be lost with a
     /// leader. Default 8 MiB, at least 64 KiB; without meaning where there is one voter only, or the
     /// node is not driven.

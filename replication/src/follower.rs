@@ -151,6 +151,18 @@ impl Follower {
         (followed.stage != Stage::Waiting).then_some((followed.next, followed.durable))
     }
 
+    /// Records up to `end` were brought another way and are durable; nothing of the stream is being
+    /// appended. `epoch` is that of the last one: where it is the leader's, all before are its, too.
+    pub fn handle_brought(&mut self, stream: StreamId, end: u64, epoch: u64) {
+        let Some(followed) = self.streams.get_mut(&stream) else { return };
+        let is_his = end > 0 && followed.leader.epochs.epoch_at(end - 1) == epoch;
+        if followed.stage == Stage::Waiting || end <= followed.next || !is_his {
+            return;
+        }
+        followed.next = end;
+        self.handle_durable(stream, end, 0);
+    }
+
     /// Offset of the record of a stream that comes next, where it is followed.
     pub fn next_offset(&self, stream: StreamId) -> Option<u64> {
         self.streams.get(&stream).map(|followed| followed.next)

@@ -40,9 +40,9 @@ pub fn rest_of(frame: &VerifiedFrame<'_>, from: u64) -> Bytes {
     frame_of(stream, epoch, from, &records, usize::MAX)
 }
 
-/// Bytes of the records alone in a frame of this length.
-pub(crate) fn record_bytes(frame_bytes: usize, count: u32) -> u64 {
-    frame_bytes.saturating_sub(FRAME_HEADER_BYTES + count as usize * RECORD_PREFIX_BYTES) as u64
+/// Bytes of the records in a frame of this length, each with what says how long it is.
+pub(crate) fn record_bytes(frame_bytes: usize) -> u64 {
+    frame_bytes.saturating_sub(FRAME_HEADER_BYTES) as u64
 }
 
 #[cfg(test)]
@@ -64,7 +64,7 @@ mod tests {
         let first = frame_of(STREAM, 5, 40, &all, max);
         assert_eq!(first.len(), max);
         assert_eq!(records(&first), (5, 40, all[..2].to_vec()));
-        assert_eq!(record_bytes(first.len(), 2), 200);
+        assert_eq!(record_bytes(first.len()), 208);
         assert_eq!(records(&frame_of(STREAM, 5, 42, &all[2..], max - 1)).2, all[2..3]);
         assert_eq!(records(&frame_of(STREAM, 5, 42, &all[2..], 1)).2, all[2..3], "at least one");
     }

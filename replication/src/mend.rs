@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use ringwal_engine::{Engine, ReadError, StreamId};
 use tokio::sync::Notify;
 
-use crate::config::Config;
+use crate::config::{Config, Member};
 use crate::link::tls::Tls;
 use crate::node_id::{NodeId, RunId};
 use crate::promise::is_replicated;
@@ -72,6 +72,8 @@ struct Inner {
 struct Source {
     engine: Engine,
     config: Arc<Config>,
+    /// Who is asked: as configured, or as an embedder that drives said last.
+    members: Mutex<Vec<Member>>,
     tls: Option<Arc<Tls>>,
     run: RunId,
     closing: Notify,
@@ -109,7 +111,8 @@ impl Mender {
         tls: Option<Arc<Tls>>,
         run: RunId,
     ) -> Self {
-        let source = Source { engine, config, tls, run, closing: Notify::new() };
+        let members = Mutex::new(config.members.clone());
+        let source = Source { engine, config, members, tls, run, closing: Notify::new() };
         Self(Arc::new(Inner { source, state: Mutex::default(), changed: Condvar::new() }))
     }
 
@@ -172,6 +175,12 @@ impl Mender {
         stats.places_mended = state.counts.mended;
         stats.mends_failed = state.counts.failures;
         stats.records_mended = state.counts.records;
+    }
+
+    /// Others are asked from now on.
+    pub(crate) fn set_members(&self, members: &[Member]) {
+        let mut known = self.0.source.members.lock().unwrap_or_else(PoisonError::into_inner);
+        members.clone_into(&mut known);
     }
 
     /// Ends it. A disk that stands still is not waited for.

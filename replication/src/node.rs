@@ -10,11 +10,17 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Sender, TrySendError, bounded};
-use ringwal_engine::{Append, AppendBatch, Engine, ReadError, Stream, StreamId, Tail};
+use ringwal_engine::format::RECORD_PREFIX_BYTES;
+use ringwal_engine::{Append, AppendBatch, Engine, EpochTable, ReadError, Stream, StreamId, Tail};
 
 use crate::acknowledge::{self, Ack, Committed, LedAppendError, Pending, Token};
+use crate::beginning::Starts;
 use crate::config::{Config, ConfigError, Member};
-use crate::driven::{Beginning, Due, Extending, Extension, Fetching, Members, Promising};
+use crate::driven::{
+    BeginError, Beginning, Due, ExtendError, Extending, Extension, Fetching, Members, PromiseError,
+    Promising,
+};
+use crate::fetch::FetchFromError;
 use crate::fetch::from::FetchFrom;
 use crate::gate::Gate;
 use crate::link::tls::{Tls, TlsError};
@@ -101,6 +107,14 @@ impl Inner {
         self.wake.wake();
         is_sent
     }
+
+    /// As `send`, but never waits: the command, when too many wait. Dropping one says that the node is
+    /// closed, as it is when there is nobody to send it to.
+    fn try_send(&self, command: Command) -> Option<Command> {
+        let refused = self.commands.try_send(command).err();
+        self.wake.wake();
+        refused.filter(TrySendError::is_full).map(TrySendError::into_inner)
+    }
 }
 
 impl Node {
@@ -157,7 +171,7 @@ impl Node {
         let wake = Arc::new(Wake::default());
         let config = Arc::new(config);
         let mender = Mender::new(engine.clone(), config.clone(), tls.clone(), run);
-        let worker = Worker::start(engine.clone(), snapshots, mender.clone(), wake.clone());
+        let worker = Worker::start(engine.clone(), snapshots.clone(), mender.clone(), wake.clone());
         let worker = worker.map_err(system("start the worker's thread"))?;
         let (commands, to_do) = bounded(COMMANDS_MAX);
         let (asks, asked) = bounded(REQUESTS_MAX);
@@ -176,6 +190,7 @@ impl Node {
             listener,
             tls,
             worker,
+            snapshots,
             mender: mender.clone(),
             wake: wake.clone(),
             commands: to_do,
@@ -230,7 +245,7 @@ impl Node {
     /// The token's errors are [`PromiseError`](crate::driven::PromiseError)s.
     pub fn promise(&self, promise: Promise) -> Promising {
         let (way, due) = Due::new();
-        self.inner.send(Command::Drive(Driven::Promise(promise, way)));
+        self.drive(Driven::Promise(promise, way));
         due
     }
 
@@ -246,9 +261,29 @@ impl Node {
     pub fn begin(&self, promise: Promise, starts: Vec<(StreamId, u64)>) -> Beginning {
         let (way, due) = Due::new();
         let way = BeginWay { way, inner: self.inner.clone() };
-        let starts = starts.into_iter().collect();
-        self.inner.send(Command::Drive(Driven::Begin(promise, starts, way)));
+        let starts = Starts::At(starts.into_iter().collect());
+        self.drive(Driven::Begin(promise, starts, way));
         due
+    }
+
+    /// As [`Node::begin`], of an epoch before which others have begun that this node has not heard of: a
+    /// snapshot of the embedder's log has taken the place of what said so. `epochs` has all epochs of each
+    /// stream, as far as they are not trimmed; streams that are not in it are cut whole. This node
+    /// never leads in it.
+    ///
+    /// The token's errors are [`BeginError`](crate::driven::BeginError)s.
+    pub fn begin_known(&self, promise: Promise, epochs: Vec<(StreamId, EpochTable)>) -> Beginning {
+        let (way, due) = Due::new();
+        let way = BeginWay { way, inner: self.inner.clone() };
+        let starts = Starts::Known(epochs.into_iter().collect());
+        self.drive(Driven::Begin(promise, starts, way));
+        due
+    }
+
+    fn drive(&self, driven: Driven) {
+        if let Some(Command::Drive(driven)) = self.inner.try_send(Command::Drive(driven)) {
+            driven.refuse(PromiseError::Busy, BeginError::Busy);
+        }
     }
 
     /// Adds what is not here of an entry's records, and waits until all of them are durable in their
@@ -258,7 +293,10 @@ impl Node {
     /// The token's errors are [`ExtendError`](crate::driven::ExtendError)s.
     pub fn extend(&self, extension: Extension) -> Extending {
         let (way, due) = Due::new();
-        self.inner.send(Command::Extend(Extend::new(extension, way)));
+        let extend = Command::Extend(Extend::new(extension, way));
+        if let Some(Command::Extend(extend)) = self.inner.try_send(extend) {
+            extend.finish(Err(ExtendError::Busy));
+        }
         due
     }
 
@@ -280,7 +318,10 @@ impl Node {
     /// The token's errors are [`FetchFromError`](crate::fetch::FetchFromError)s.
     pub fn fetch_from(&self, member: &Member, wants: Vec<(StreamId, Range<u64>)>) -> Fetching {
         let (way, due) = Due::new();
-        self.inner.send(Command::Fetch(FetchFrom::new(member.clone(), wants, way)));
+        let fetch = Command::Fetch(FetchFrom::new(member.clone(), wants, way));
+        if let Some(Command::Fetch(fetch)) = self.inner.try_send(fetch) {
+            fetch.finish(Err(FetchFromError::Busy));
+        }
         due
     }
 
@@ -482,7 +523,8 @@ impl Leadership {
     ) -> Result<Pending<Append>, LedAppendError> {
         let record = record.as_ref();
         acknowledge::block_on(|waker| self.poll_room(waker));
-        let token = self.counted(record.len(), || Ok(self.stream(stream)?.append(record)?))?;
+        let append = || Ok(self.stream(stream)?.append(record)?);
+        let token = self.counted(counted_bytes(record), append)?;
         Ok(self.pending(token, ack))
     }
 
@@ -501,7 +543,7 @@ impl Leadership {
         if let Some((bytes, max)) = self.term.gate().and_then(Gate::full) {
             return Err(LedAppendError::Unreplicated { bytes, max });
         }
-        let token = self.counted(record.len(), || Ok(stream.try_append(record)?))?;
+        let token = self.counted(counted_bytes(record), || Ok(stream.try_append(record)?))?;
         Ok(self.pending(token, ack))
     }
 
@@ -519,10 +561,10 @@ impl Leadership {
         poll_fn(|context| self.poll_room(context.waker())).await;
         let stream = self.stream(stream)?;
         let gate = self.term.gate();
-        gate.iter().for_each(|gate| gate.note_appended(record.len() as u64));
+        gate.iter().for_each(|gate| gate.note_appended(counted_bytes(record)));
         let token = stream.append_async(record).await;
         let token = token.inspect_err(|_| {
-            gate.iter().for_each(|gate| gate.release(record.len() as u64));
+            gate.iter().for_each(|gate| gate.release(counted_bytes(record)));
         })?;
         Ok(self.pending(token, ack))
     }
@@ -542,7 +584,7 @@ impl Leadership {
         I::Item: AsRef<[u8]>,
     {
         let records: Vec<I::Item> = records.into_iter().collect();
-        let bytes = records.iter().map(|record| record.as_ref().len()).sum();
+        let bytes = records.iter().map(|record| counted_bytes(record.as_ref())).sum();
         acknowledge::block_on(|waker| self.poll_room(waker));
         let append = || Ok(self.stream(stream)?.append_batch(&records)?);
         let token = self.counted(bytes, append)?;
@@ -560,12 +602,12 @@ impl Leadership {
     /// Counts bytes that are appended: before, so that they are when they are sealed.
     fn counted<T>(
         &self,
-        bytes: usize,
+        bytes: u64,
         append: impl FnOnce() -> Result<T, LedAppendError>,
     ) -> Result<T, LedAppendError> {
         let Some(gate) = self.term.gate() else { return append() };
-        gate.note_appended(bytes as u64);
-        append().inspect_err(|_| gate.release(bytes as u64))
+        gate.note_appended(bytes);
+        append().inspect_err(|_| gate.release(bytes))
     }
 
     /// The lease lasts until then, by [`ringwal_engine::boottime_ns`]: a record is taken, its batch
@@ -586,7 +628,7 @@ impl Leadership {
     /// Waits until a stream is committed up to `end`: until everything below it is durable here and
     /// with a majority, or was committed otherwise.
     ///
-    /// The token's error is [`LedCommitError::Unknown`], when the term is over first.
+    /// The token's error is [`LedCommitError::Unknown`](crate::LedCommitError::Unknown), when the term is over first.
     pub fn committed(&self, stream: StreamId, end: u64) -> Committed {
         let engine = self.inner.engine.clone();
         Committed::new(acknowledge::committed(engine, self.term.clone(), stream, end))
@@ -621,6 +663,11 @@ impl Leadership {
     fn pending<T: Token>(&self, token: T, ack: Ack) -> Pending<T> {
         Pending::new(token, self.term.clone(), ack)
     }
+}
+
+/// What a record counts until it is committed: as in its frame, so that empty ones do, too.
+fn counted_bytes(record: &[u8]) -> u64 {
+    (RECORD_PREFIX_BYTES + record.len()) as u64
 }
 
 /// Asks other nodes. Clones share the connections.

@@ -46,7 +46,7 @@ use crate::stats::{Counters, NodeStats, Role};
 use crate::term::Term;
 use crate::wake::Wake;
 use crate::wire::{Cause, EPOCH_MAX, Refusal};
-use crate::worker::{Facts, Job, Outcome, Worker};
+use crate::worker::{Facts, Job, Outcome, Snapshots, Worker};
 
 use accept::Arrivals;
 pub(crate) use connection::Connection;
@@ -181,6 +181,8 @@ pub(crate) struct Context {
     pub(crate) is_driven: bool,
     /// As configured, or as the embedder said last.
     pub(crate) members: Members,
+    /// What takes the place of records that are trimmed elsewhere.
+    pub(crate) snapshots: Arc<Snapshots>,
     /// Counts changes of the part: whoever appends beside this thread looks at it.
     pub(crate) changes: Arc<AtomicU64>,
 }
@@ -202,6 +204,7 @@ pub(crate) struct Setup {
     pub(crate) listener: Listener,
     pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) worker: Worker,
+    pub(crate) snapshots: Arc<Snapshots>,
     pub(crate) mender: Mender,
     pub(crate) wake: Arc<Wake>,
     pub(crate) commands: Receiver<Command>,
@@ -307,6 +310,7 @@ impl Replica {
             repairing: setup.repairing.map(Repairing::new),
             is_driven: setup.begun.is_some(),
             members,
+            snapshots: setup.snapshots,
             changes: Arc::default(),
         };
         Self {
@@ -466,8 +470,8 @@ impl Replica {
     fn handle_outcome(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Promised(promise, held) => self.finish_change(promise, held),
-            Outcome::Begun { promise, may_be_promised, begun } => {
-                self.finish_begin(promise, may_be_promised, begun);
+            Outcome::Begun { promise, may_be_promised, leads, begun } => {
+                self.finish_begin(promise, may_be_promised, leads, begun);
             }
             Outcome::Held(held) => self.finish_hold(held),
             Outcome::Saved(facts, saved) => {

@@ -71,6 +71,8 @@ pub struct BeginAnew {
     pub trimmed: u64,
     /// What is held here; it is kept as an orphan.
     pub held: std::ops::Range<u64>,
+    /// The node that has trimmed it, and has a snapshot.
+    pub from: NodeId,
 }
 
 /// Puts in what the leader has trimmed, from a snapshot, and says where the stream goes on: at
@@ -101,6 +103,8 @@ pub(crate) enum Outcome {
         promise: Promise,
         /// It may be promised, durably, even where it has not begun.
         may_be_promised: bool,
+        /// This node was to lead in it.
+        leads: bool,
         begun: Result<BTreeMap<StreamId, Held>, BeginError>,
     },
     Held(Result<BTreeMap<StreamId, Held>, String>),
@@ -219,9 +223,9 @@ impl Work {
                 Outcome::Promised(promise, held)
             }
             Job::Begin(begin) => {
-                let (promise, mut may_be_promised) = (begin.promise, false);
+                let (promise, leads, mut may_be_promised) = (begin.promise, begin.leads, false);
                 let begun = self.begin(*begin, &mut may_be_promised);
-                Outcome::Begun { promise, may_be_promised, begun }
+                Outcome::Begun { promise, may_be_promised, leads, begun }
             }
             Job::Hold => {
                 let waited = self.engine.barrier().map_err(refused).and_then(Barrier::wait);
@@ -250,7 +254,10 @@ impl Work {
             }
             Job::BeginAnew { anew, epochs, reason } => {
                 let stream = anew.stream;
-                Outcome::BegunAnew { stream, outcome: self.begin_anew(&anew, &epochs, reason) }
+                Outcome::BegunAnew {
+                    stream,
+                    outcome: begin_anew(&self.engine, &*self.snapshots, &anew, &epochs, reason),
+                }
             }
         }
     }
@@ -349,9 +356,9 @@ impl Work {
         *may_be_promised = true;
         let held_now = self.promise(begin.promise, begin.facts.clone()).map_err(failed)?;
         let Begin { promise, ref facts, .. } = begin;
-        for Cutting { stream, start, end } in begin.cuts(&held_now)? {
+        for Cutting { stream, start, end, epoch } in begin.cuts(&held_now)? {
             tracing::info!(%stream, start, end, epoch = promise.epoch, "cut: it is of an older epoch");
-            let cut = self.cut(stream, start, end, promise.epoch, promise.into());
+            let cut = self.cut(stream, start, end, epoch, promise.into());
             cut.map_err(|error| {
                 BeginError::Failed(format!("stream {stream} is not cut at {start}: {error}"))
             })?;
@@ -375,28 +382,31 @@ impl Work {
         self.engine.stream(stream).truncate(from, epoch)?.wait()?;
         Ok(())
     }
+}
 
-    fn begin_anew(
-        &self,
-        anew: &BeginAnew,
-        epochs: &EpochTable,
-        reason: Reason,
-    ) -> Result<u64, String> {
-        // Code of the embedder: its panic must not end this thread.
-        let at = catch_unwind(AssertUnwindSafe(|| (self.snapshots)(anew)))
-            .map_err(|_| format!("the snapshots of stream {} panicked", anew.stream))?
-            .ok_or_else(|| format!("no snapshot of stream {} to begin anew from", anew.stream))?;
-        if at < anew.trimmed {
-            let (stream, trimmed) = (anew.stream, anew.trimmed);
-            return Err(format!("a snapshot of stream {stream} ends at {at}, below {trimmed}"));
-        }
-        let begun = || -> Result<(), Box<dyn std::error::Error>> {
-            orphans::keep(&self.engine, anew.stream, anew.held.start, anew.held.end, reason)?;
-            self.engine.stream(anew.stream).begin_anew(at, epochs.epoch_at(at))?.wait()?;
-            Ok(())
-        };
-        begun().map(|()| at).map_err(|error| error.to_string())
+/// Puts in what is trimmed elsewhere, keeps what is held as an orphan, and lets the stream go on behind the
+/// snapshot: where it does.
+pub(crate) fn begin_anew(
+    engine: &Engine,
+    snapshots: &Snapshots,
+    anew: &BeginAnew,
+    epochs: &EpochTable,
+    reason: Reason,
+) -> Result<u64, String> {
+    // Code of the embedder: its panic must not end this thread.
+    let at = catch_unwind(AssertUnwindSafe(|| snapshots(anew)))
+        .map_err(|_| format!("the snapshots of stream {} panicked", anew.stream))?
+        .ok_or_else(|| format!("no snapshot of stream {} to begin anew from", anew.stream))?;
+    if at < anew.trimmed {
+        let (stream, trimmed) = (anew.stream, anew.trimmed);
+        return Err(format!("a snapshot of stream {stream} ends at {at}, below {trimmed}"));
     }
+    let begun = || -> Result<(), Box<dyn std::error::Error>> {
+        orphans::keep(engine, anew.stream, anew.held.start, anew.held.end, reason)?;
+        engine.stream(anew.stream).begin_anew(at, epochs.epoch_at(at))?.wait()?;
+        Ok(())
+    };
+    begun().map(|()| at).map_err(|error| error.to_string())
 }
 
 pub(crate) fn refused(error: ringwal_engine::AppendError) -> CommitError {

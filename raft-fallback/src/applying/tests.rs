@@ -383,11 +383,14 @@ fn cuts_at_any_moment_leave_what_the_stream_holds() {
             let progress = applying.epoch_begun(epoch, None).wait().unwrap();
             assert!(last < progress, "{last:?} {progress:?}");
             assert_eq!(progress.epoch, epoch);
+            // It may have more to apply.
+            reaches(&metadata, node.stream().end());
             assert_eq!(shown(&metadata), node.replayed());
             last = progress;
         }
     }
     applying.epoch_begun(150, None).wait().unwrap();
+    reaches(&metadata, node.stream().end());
     assert_eq!(shown(&metadata), node.replayed());
     assert_eq!(metadata.stopped(), None);
     assert_eq!(applying.trouble(), None);

@@ -289,8 +289,8 @@ impl Work {
         if !is_many(self.position.end) && !is_long {
             return false;
         }
-        if due.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
-            // It wakes this thread when it is done.
+        if self.shared.is_taking.load(Ordering::Acquire) {
+            // Its end wakes this thread.
             return false;
         }
         let upto = self.position.end.min(self.shared.committed.load(Ordering::Acquire));
@@ -299,14 +299,12 @@ impl Work {
             return true;
         }
         (due.tried_end, due.bytes_since) = (upto, 0);
-        let shared = self.shared.clone();
+        self.shared.is_taking.store(true, Ordering::Release);
+        let taking = Taking(self.shared.clone());
         let thread = std::thread::Builder::new().name("ringwal-snap".into()).spawn(move || {
-            match shared.take_snapshot(upto) {
+            match taking.0.take_snapshot(upto) {
                 Ok(_) | Err(TakeError::Ended) => {}
                 Err(error) => tracing::error!(%error, "it is tried again when more is committed"),
-            }
-            if let Some(thread) = shared.thread.get() {
-                thread.unpark();
             }
         });
         match thread {
@@ -314,6 +312,16 @@ impl Work {
             Err(error) => tracing::error!(%error, "no thread for a snapshot of the metadata"),
         }
         false
+    }
+}
+
+/// A snapshot is being made until this is dropped.
+struct Taking(Arc<Shared>);
+
+impl Drop for Taking {
+    fn drop(&mut self) {
+        self.0.is_taking.store(false, Ordering::Release);
+        self.0.unpark();
     }
 }
 

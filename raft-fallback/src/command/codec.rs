@@ -268,29 +268,43 @@ pub(crate) fn topic_name(reader: &mut Reader<'_>) -> Result<TopicName, DecodeErr
 
 pub(crate) fn put_configuration(bytes: &mut impl Put, configuration: &BTreeMap<String, String>) {
     bytes.put_count(configuration.len());
+    put_texts(bytes, configuration);
+}
+
+/// The same without the count.
+pub(crate) fn put_texts(bytes: &mut impl Put, configuration: &BTreeMap<String, String>) {
     for (key, value) in configuration {
         bytes.put_text(key);
         bytes.put_text(value);
     }
 }
 
-pub(crate) fn configuration(
-    reader: &mut Reader<'_>,
-) -> Result<BTreeMap<String, String>, Malformed> {
-    let count = reader.count(CONFIGURATION_ENTRIES_MAX, 4, "the configuration")?;
+fn configuration(reader: &mut Reader<'_>) -> Result<BTreeMap<String, String>, Malformed> {
     let mut configuration = BTreeMap::new();
+    configuration_bytes(reader, |key, value| {
+        configuration.insert(key.to_owned(), value.to_owned());
+    })?;
+    Ok(configuration)
+}
+
+/// Checks a configuration, gives each entry to `entry`, and returns the bytes behind the count.
+pub(crate) fn configuration_bytes<'a>(
+    reader: &mut Reader<'a>,
+    mut entry: impl FnMut(&str, &str),
+) -> Result<&'a [u8], Malformed> {
+    let count = reader.count(CONFIGURATION_ENTRIES_MAX, 4, "the configuration")?;
+    let bytes = reader.0;
+    let mut last: Option<&str> = None;
     for _ in 0..count {
         let key = reader.text(CONFIGURATION_KEY_BYTES_MAX, "a configuration key")?;
         let value = reader.text(CONFIGURATION_VALUE_BYTES_MAX, "a configuration value")?;
-        if configuration
-            .last_key_value()
-            .is_some_and(|(last, _): (&String, _)| last.as_str() >= key)
-        {
+        if last.is_some_and(|last| last >= key) {
             return Err(Malformed::Place("configuration keys are not in order"));
         }
-        configuration.insert(key.to_owned(), value.to_owned());
+        last = Some(key);
+        entry(key, value);
     }
-    Ok(configuration)
+    Ok(&bytes[..bytes.len() - reader.0.len()])
 }
 
 pub(crate) fn broker(reader: &mut Reader<'_>) -> Result<BrokerId, Malformed> {

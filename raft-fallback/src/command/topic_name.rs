@@ -43,8 +43,11 @@ impl TopicName {
         if name.is_empty() || name.len() > TOPIC_NAME_BYTES_MAX {
             return Err(NameError::Length { bytes: name.len() });
         }
-        let is_taken = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        if let Some(character) = name.chars().find(|character| !is_taken(*character)) {
+        let is_taken =
+            |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        if let Some(place) = name.bytes().position(|byte| !is_taken(byte)) {
+            // All before it are ASCII, so that a character begins there.
+            let character = name[place..].chars().next().expect("there is a byte");
             return Err(NameError::Character { character });
         }
         if matches!(name, "." | "..") {

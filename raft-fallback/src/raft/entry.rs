@@ -38,7 +38,7 @@ const EXTEND: u8 = 2;
 const EPOCH_START: u8 = 3;
 
 /// A log id.
-pub(super) fn log_id(term: u64, index: u64) -> LogId {
+pub(crate) fn log_id(term: u64, index: u64) -> LogId {
     LogId { leader_id: CommittedLeaderId::new(term), index }
 }
 

@@ -27,6 +27,7 @@ mod types;
 mod vote;
 
 pub use codec::Malformed;
+pub(crate) use entry::log_id;
 pub use entry::{ENTRY_BYTES_MAX, decode as decode_entry, encode as encode_entry};
 pub use journal::{EngineJournal, Held, Journal};
 pub use log_store::{LOG_STREAM, OpenError, RaftLog, RaftLogReader, STATE_STREAM};

@@ -39,8 +39,8 @@ use crate::lease::LeaseKeeper;
 
 /// Appends to one node that are on their way at once. So many pieces, [`APPEND_BYTES_MAX`] each, are in memory.
 const APPENDS_IN_FLIGHT: usize = 8;
-/// A link that is slower than this is not for Raft: an Append may take so much longer as its bytes
-/// take at this speed. Without that a slow link would never get a long one through.
+/// A link that is slower than this is not for Raft: an Append may take so much longer as its bytes, and as many
+/// before them as there may be, take at this speed. Without that a slow link would never get long ones through.
 const LINK_BYTES_PER_SECOND: u64 = 4 << 20;
 /// How long Raft leaves a node alone that does not answer, at first and at most; it doubles. Heartbeats go on.
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
@@ -164,7 +164,8 @@ impl<T: Transport, R: AsyncRuntime> Network<T, R> {
         limit: Duration,
     ) -> Result<StreamAppendResult<Types<R>>, RPCError<Types<R>>> {
         let piece = piece.map_err(unreachable)?;
-        let transfer_ms = piece.bytes.len() as u64 * 1000 / LINK_BYTES_PER_SECOND;
+        let bytes = (piece.bytes.len() * APPENDS_IN_FLIGHT) as u64;
+        let transfer_ms = bytes * 1000 / LINK_BYTES_PER_SECOND;
         let limit = limit + Duration::from_millis(transfer_ms);
         let term = piece.vote.leader_id.term;
         let Some(sent) = self.lease.handle_sent(term, self.to.node.get()) else {
@@ -403,3 +404,6 @@ fn candidacy<R: AsyncRuntime>(request: &VoteRequest<Types<R>>) -> Candidacy {
 fn answer<R: AsyncRuntime>(voted: Voted) -> VoteResponse<Types<R>> {
     VoteResponse::new(voted.vote, voted.last, voted.is_granted)
 }
+
+#[cfg(test)]
+mod tests;

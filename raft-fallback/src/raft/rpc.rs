@@ -45,8 +45,9 @@ use super::types::{Entry, LogId, RaftNode, Vote};
 pub const SNAPSHOT_BYTES_MAX: usize = 64 << 20;
 /// Bytes of a snapshot in one request.
 pub const SNAPSHOT_CHUNK_BYTES: usize = 1 << 20;
-/// Entries of one Append are not more bytes than this, unless it is a single one.
-pub const APPEND_BYTES_MAX: usize = 1 << 20;
+/// An Append has not more bytes than this, unless it has a single entry: heartbeats go the same way, and
+/// must not wait long behind it.
+pub const APPEND_BYTES_MAX: usize = 256 << 10;
 /// Longest text of a refusal, in bytes; what is longer is cut.
 pub const REFUSAL_TEXT_BYTES_MAX: usize = 512;
 

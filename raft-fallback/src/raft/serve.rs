@@ -23,7 +23,7 @@
 //! calls as well).
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use openraft::raft::{
@@ -59,6 +59,12 @@ pub enum Duty {
 pub trait Voting: Send + Sync + 'static {
     /// Why it does not do this now, for whoever asks; `None` when it does. Asked for each request, in Raft's thread.
     fn refuses(&self, duty: Duty) -> Option<String>;
+}
+
+impl<V: Voting + ?Sized> Voting for Arc<V> {
+    fn refuses(&self, duty: Duty) -> Option<String> {
+        (**self).refuses(duty)
+    }
 }
 
 /// What becomes of a request.
@@ -269,3 +275,6 @@ fn answer<R: AsyncRuntime>(voted: VoteResponse<Types<R>>) -> Voted {
     let VoteResponse { vote, vote_granted: is_granted, last_log_id: last } = voted;
     Voted { vote, is_granted, last }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use ringwal_engine::{Append, CommitError, Engine, StreamId};
+use ringwal_engine::{Append, CommitError, Engine, EpochStart, EpochTable, StreamId};
 use ringwal_replication::config::Member;
 use ringwal_replication::driven::{self, ExtendError, Extension, Members};
 use ringwal_replication::history::Held;
@@ -21,6 +21,7 @@ use super::{
     AddError, Begun, Holding, Led, LedError, METADATA_STREAM, OutcomeError, Replica, Standing,
 };
 use crate::applying::{self, Applying};
+use crate::base::Base;
 use crate::command::{Command, Record};
 use crate::state::Applied;
 use crate::store::answering::now_ms;
@@ -133,6 +134,48 @@ impl Replica for NodeReplica {
         Ok(begun)
     }
 
+    async fn begin_known(
+        &self,
+        promise: Promise,
+        streams: Vec<(StreamId, Vec<EpochStart>)>,
+    ) -> Result<(), String> {
+        let start = streams.iter().find(|(stream, _)| *stream == METADATA_STREAM);
+        let last = start.and_then(|(_, epochs)| epochs.last());
+        let start = last.filter(|last| last.epoch == promise.epoch).map(|last| last.start);
+        let table = |(stream, epochs)| {
+            let table = EpochTable::from_entries(epochs);
+            table.map(|table| (stream, table)).ok_or(format!("the epochs of stream {stream} fall"))
+        };
+        let tables = streams.into_iter().map(table).collect::<Result<_, _>>()?;
+        let begun = self.node.begin_known(promise, tables).await;
+        begun.map_err(|error| error.to_string())?;
+        if let Err(stopped) = self.applying.epoch_begun(promise.epoch, start).await {
+            tracing::error!(%stopped, "the state machine does not follow the new epoch");
+        }
+        Ok(())
+    }
+
+    fn epochs(&self) -> Vec<(StreamId, Vec<EpochStart>)> {
+        let engine = self.engine();
+        let streams = engine.streams().into_iter().map(|held| held.stream);
+        let mut streams: Vec<_> = streams
+            .filter(|stream| is_replicated(*stream))
+            .map(|stream| (stream, engine.stream(stream).epochs()))
+            .collect();
+        streams.sort_unstable_by_key(|(stream, _)| *stream);
+        streams
+    }
+
+    async fn load_base(&self) -> Result<Option<Base>, String> {
+        let directory = self.engine().directory().to_owned();
+        blocking(move || Base::load(&directory).map_err(|error| error.to_string())).await
+    }
+
+    async fn save_base(&self, base: Base) -> Result<(), String> {
+        let directory = self.engine().directory().to_owned();
+        blocking(move || base.save(&directory).map_err(|error| error.to_string())).await
+    }
+
     async fn extend(&self, epoch: u64, base: u64, records: Vec<Bytes>) -> Result<(), AddError> {
         let committed = base + records.len() as u64;
         let extension = Extension { epoch, stream: METADATA_STREAM, base, records, committed };
@@ -199,8 +242,7 @@ impl Replica for NodeReplica {
             }
             Ok(taken)
         };
-        let read = tokio::task::spawn_blocking(read).await;
-        read.unwrap_or_else(|_| Err("reading the metadata stream has panicked".to_owned()))
+        blocking(read).await
     }
 
     async fn outcome(&self, epoch: u64, offset: u64) -> Result<Applied, OutcomeError> {
@@ -209,6 +251,14 @@ impl Replica for NodeReplica {
             error => OutcomeError::Unknown(error.to_string()),
         })
     }
+}
+
+/// What waits for a disk, on a thread that may.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err("the thread that waits for the disk has panicked".to_owned()))
 }
 
 /// About what is read at once for an entry.

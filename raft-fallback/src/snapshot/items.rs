@@ -24,7 +24,8 @@ use crate::limits::{
 };
 use crate::session::{Remembered, SessionId, Sessions};
 use crate::state::{
-    Applied, Broker, KeyValue, KeyVersion, Partition, State, Topic, TopicId, Topics, outcome,
+    Applied, Broker, Configuration, InSync, KeyValue, KeyVersion, Partition, State, Topic, TopicId,
+    Topics, outcome,
 };
 
 /// No offset is greater: one can be added without a second thought.
@@ -85,19 +86,27 @@ fn put_topic(bytes: &mut Vec<u8>, id: TopicId, topic: &Topic) {
     bytes.put_u16(topic.replication_factor);
     bytes.put_u64(topic.created_ms);
     bytes.put_count(topic.partitions.len());
-    codec::put_configuration(bytes, &topic.configuration);
+    bytes.put_count(topic.configuration.iter().count());
+    bytes.put(topic.configuration.as_bytes());
 }
 
 fn put_partition(bytes: &mut Vec<u8>, partition: &Partition) {
-    let Partition { replicas, leader, leader_epoch, in_sync, high_watermark } = partition;
+    let Partition { replicas, leader, leader_epoch, in_sync: _, high_watermark } = partition;
     bytes.put_u8(PARTITION);
     bytes.put_u64(*leader_epoch);
     codec::put_leader(bytes, *leader);
     bytes.put_u64(*high_watermark);
     bytes.put_count(replicas.len());
     replicas.iter().for_each(|broker| bytes.put_u64(broker.get()));
-    bytes.put_count(in_sync.len());
-    in_sync.iter().for_each(|broker| bytes.put_u64(broker.get()));
+    let (mut in_sync, mut count) = ([0; REPLICATION_FACTOR_MAX as usize], 0);
+    for broker in partition.in_sync() {
+        in_sync[count] = broker.get();
+        count += 1;
+    }
+    let in_sync = &mut in_sync[..count];
+    in_sync.sort_unstable();
+    bytes.put_count(count);
+    in_sync.iter().for_each(|broker| bytes.put_u64(*broker));
 }
 
 fn put_key(bytes: &mut Vec<u8>, key: &[u8], value: &KeyValue) {
@@ -164,7 +173,9 @@ impl Building {
 
     pub(super) fn finish(self) -> Result<State, DecodeError> {
         must(self.is_whole(), "a topic or a session is not whole")?;
-        self.state.ok_or_else(|| Malformed::Place("nothing is there").into())
+        let mut state = self.state.ok_or(Malformed::Place("nothing is there"))?;
+        must(state.topics.restore_names(), "two topics have one name")?;
+        Ok(state)
     }
 
     fn is_whole(&self) -> bool {
@@ -229,7 +240,7 @@ impl Building {
         let replication_factor = reader.u16("the replication factor")?;
         let created_ms = reader.u64("when a topic was made")?;
         let count = reader.count(PARTITIONS_MAX as usize, 0, "the partitions")?;
-        let configuration = codec::configuration(reader)?;
+        let configuration = Configuration::read(reader)?;
         must(count > 0, "a topic has no partition")?;
         let partitions = Vec::with_capacity(count);
         let topic = Topic { name, replication_factor, configuration, created_ms, partitions };
@@ -245,9 +256,9 @@ impl Building {
         let high_watermark = reader.u64("a watermark")?;
         let count = reader.count(usize::from(REPLICATION_FACTOR_MAX), 8, "the replicas")?;
         let replicas = (0..count).map(|_| codec::broker(reader)).collect::<Result<Vec<_>, _>>()?;
-        let in_sync = codec::in_sync(reader)?;
-        let is_placed = !in_sync.is_empty() && in_sync.iter().all(|one| replicas.contains(one));
-        must(is_placed, "who is in sync has no replica")?;
+        let is_repeated = |place: usize| replicas[..place].contains(&replicas[place]);
+        must(!(1..count).any(is_repeated), "a broker has two replicas of a partition")?;
+        let in_sync = Self::in_sync(reader, &replicas)?;
         topic.partitions.push(Partition {
             replicas,
             leader,
@@ -260,6 +271,19 @@ impl Building {
             return Ok(());
         }
         Ok(must(self.state().topics.restore(id, topic), "a topic is out of order")?)
+    }
+
+    fn in_sync(reader: &mut Reader<'_>, replicas: &[BrokerId]) -> Result<InSync, ItemError> {
+        let count = reader.count(usize::from(REPLICATION_FACTOR_MAX), 8, "the brokers in sync")?;
+        must(count > 0, "nobody is in sync")?;
+        let mut in_sync = [BrokerId::new(0); REPLICATION_FACTOR_MAX as usize];
+        for place in 0..count {
+            in_sync[place] = codec::broker(reader)?;
+            let is_in_order = place == 0 || in_sync[place - 1] < in_sync[place];
+            must(is_in_order, "brokers in sync are not in order")?;
+        }
+        let in_sync = InSync::new(replicas, in_sync[..count].iter().copied());
+        Ok(in_sync.map_err(|_| Malformed::Place("who is in sync has no replica"))?)
     }
 
     fn key(&mut self, reader: &mut Reader<'_>) -> Result<(), ItemError> {

@@ -1,10 +1,10 @@
 //! The registered brokers, and where they get partitions.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::command::BrokerId;
 use crate::limits::BROKERS_MAX;
-use crate::state::{Bound, Done, Outcome, Partition, Rejection};
+use crate::state::{Bound, Done, InSync, Outcome, Partition, Rejection};
 
 /// What is known of a broker.
 #[derive(Clone, Eq, PartialEq, Debug)]
@@ -88,7 +88,7 @@ impl Brokers {
             Partition {
                 leader: Some(replicas[0]),
                 leader_epoch: 1,
-                in_sync: BTreeSet::from_iter(replicas.iter().copied()),
+                in_sync: InSync::all(&replicas),
                 replicas,
                 high_watermark: 0,
             }
@@ -99,6 +99,8 @@ impl Brokers {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn brokers(count: u64) -> Brokers {

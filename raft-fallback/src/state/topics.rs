@@ -1,14 +1,14 @@
 //! Topics and their partitions, and which stream holds which.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use ringwal_engine::StreamId;
 
 use crate::command::{BrokerId, TopicName, Watermark};
-use crate::limits::PARTITIONS_TOTAL_MAX;
-use crate::state::{Bound, Done, Outcome, Rejection};
+use crate::limits::{PARTITIONS_TOTAL_MAX, REPLICATION_FACTOR_MAX};
+use crate::state::{Bound, Configuration, Done, Outcome, Rejection};
 
 /// No partition has a lesser stream: 0 is the metadata stream, and the others are kept back.
 pub const FIRST_STREAM: u64 = 16;
@@ -54,7 +54,7 @@ pub struct Topic {
     /// How many brokers hold each partition.
     pub replication_factor: u16,
     /// Whatever was said when it was made.
-    pub configuration: BTreeMap<String, String>,
+    pub configuration: Configuration,
     /// When it was made: the leader's clock, ms since 1970.
     pub created_ms: u64,
     /// Its partitions, from 0 on.
@@ -70,11 +70,41 @@ pub struct Partition {
     pub leader: Option<BrokerId>,
     /// Grows whenever another broker leads, or none.
     pub leader_epoch: u64,
-    /// Who has all of it. Never empty: the last one stays also when it is unregistered, since only
-    /// that broker has everything.
-    pub in_sync: BTreeSet<BrokerId>,
+    /// Who has all of it.
+    pub in_sync: InSync,
     /// Everything below this offset is replicated.
     pub high_watermark: u64,
+}
+
+/// Which of a partition's replicas have all of it. Never none: the last one stays also when it is
+/// unregistered, since only that broker has everything.
+///
+/// A bit for each replica, in their order: there are very many partitions.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub struct InSync(u16);
+
+const _: () = assert!(REPLICATION_FACTOR_MAX as u32 <= u16::BITS);
+
+impl InSync {
+    /// All of them.
+    pub(crate) fn all(replicas: &[BrokerId]) -> Self {
+        Self(u16::MAX >> (u16::BITS as usize - replicas.len()))
+    }
+
+    /// Some of them. The error is one that is not among them.
+    pub(crate) fn new(
+        replicas: &[BrokerId],
+        in_sync: impl IntoIterator<Item = BrokerId>,
+    ) -> Result<Self, BrokerId> {
+        in_sync.into_iter().try_fold(Self(0), |Self(bits), broker| {
+            let place = replicas.iter().position(|replica| *replica == broker).ok_or(broker)?;
+            Ok(Self(bits | 1 << place))
+        })
+    }
+
+    fn has(self, place: usize) -> bool {
+        self.0 & 1 << place != 0
+    }
 }
 
 /// Where a partition is.
@@ -91,6 +121,18 @@ pub struct Assignment {
 }
 
 impl Partition {
+    /// Who has all of it, in the order of the replicas.
+    pub fn in_sync(&self) -> impl Iterator<Item = BrokerId> {
+        let in_sync = self.in_sync;
+        let replicas = self.replicas.iter().enumerate();
+        replicas.filter(move |(place, _)| in_sync.has(*place)).map(|(_, broker)| *broker)
+    }
+
+    /// Whether a broker has all of it.
+    pub fn is_in_sync(&self, broker: BrokerId) -> bool {
+        self.in_sync().any(|one| one == broker)
+    }
+
     /// The brokers are known to be registered.
     pub(crate) fn set_leader(
         &mut self,
@@ -98,9 +140,8 @@ impl Partition {
         leader_epoch: u64,
         in_sync: BTreeSet<BrokerId>,
     ) -> Outcome {
-        if let Some(broker) = in_sync.iter().find(|broker| !self.replicas.contains(broker)) {
-            return Err(Rejection::NotAReplica { broker: *broker });
-        }
+        let of_replicas = InSync::new(&self.replicas, in_sync.iter().copied())
+            .map_err(|broker| Rejection::NotAReplica { broker })?;
         if let Some(broker) = leader.filter(|leader| !in_sync.contains(leader)) {
             return Err(Rejection::LeaderNotInSync { broker });
         }
@@ -108,21 +149,24 @@ impl Partition {
         if leader_epoch < current || (leader_epoch == current && leader != self.leader) {
             return Err(Rejection::LeaderEpoch { current });
         }
-        if leader_epoch == current && in_sync == self.in_sync {
+        if leader_epoch == current && of_replicas == self.in_sync {
             return Ok(Done::Unchanged);
         }
-        (self.leader, self.leader_epoch, self.in_sync) = (leader, leader_epoch, in_sync);
+        (self.leader, self.leader_epoch, self.in_sync) = (leader, leader_epoch, of_replicas);
         Ok(Done::Changed)
     }
 
     /// A broker is there no more.
     fn leave(&mut self, broker: BrokerId) {
-        if self.in_sync.len() > 1 {
-            self.in_sync.remove(&broker);
+        let place = self.replicas.iter().position(|replica| *replica == broker);
+        if let Some(place) = place
+            && self.in_sync.0 != 1 << place
+        {
+            self.in_sync.0 &= !(1 << place);
         }
         if self.leader == Some(broker) {
-            let may_lead = |other: &&BrokerId| **other != broker && self.in_sync.contains(other);
-            self.leader = self.replicas.iter().find(may_lead).copied();
+            let next = self.in_sync().find(|other| *other != broker);
+            self.leader = next;
             self.leader_epoch += 1;
         }
     }
@@ -131,7 +175,8 @@ impl Partition {
 #[derive(Clone, Eq, PartialEq, Debug, Default)]
 pub(crate) struct Topics {
     topics: BTreeMap<TopicId, Topic>,
-    names: BTreeMap<TopicName, TopicId>,
+    /// Looked up, and never gone through: their order is the hash's.
+    names: HashMap<TopicName, TopicId>,
     /// The next stream to be given, unless a later epoch begins with a greater one.
     next_stream: u64,
     /// Of all topics.
@@ -234,7 +279,8 @@ impl Topics {
         Self { next_stream, ..Self::default() }
     }
 
-    /// Takes one from a snapshot, in ascending order; false when it cannot be there.
+    /// Takes one from a snapshot, in ascending order; false when it cannot be there. It is found by its name
+    /// when [`Topics::restore_names`] has said that it can be.
     pub(crate) fn restore(&mut self, id: TopicId, topic: Topic) -> bool {
         let after_last = self.topics.last_key_value().map_or(FIRST_STREAM, |(last, topic)| {
             last.0.saturating_add(topic.partitions.len() as u64)
@@ -246,8 +292,16 @@ impl Topics {
             && end <= self.next_stream
             && self.partitions <= PARTITIONS_TOTAL_MAX
             && !topic.name.is_reserved()
-            && self.names.insert(topic.name.clone(), id).is_none()
             && self.topics.insert(id, topic).is_none()
+    }
+
+    /// All topics of a snapshot are there; false when two have one name. One table of the right size is made
+    /// for all names, where one that grows would look at each several times.
+    pub(crate) fn restore_names(&mut self) -> bool {
+        self.names = HashMap::with_capacity(self.topics.len());
+        let names = self.topics.iter().map(|(id, topic)| (topic.name.clone(), *id));
+        self.names.extend(names);
+        self.names.len() == self.topics.len()
     }
 }
 
@@ -276,7 +330,7 @@ mod tests {
             replicas: vec![broker(2), broker(1), broker(3)],
             leader: Some(broker(2)),
             leader_epoch: 1,
-            in_sync: brokers(&[1, 2, 3]),
+            in_sync: InSync(0b111),
             high_watermark: 0,
         }
     }
@@ -285,7 +339,7 @@ mod tests {
         Topic {
             name: TopicName::new(name).unwrap(),
             replication_factor: 3,
-            configuration: BTreeMap::new(),
+            configuration: Configuration::default(),
             created_ms: 0,
             partitions: vec![partition(); partitions],
         }
@@ -381,12 +435,12 @@ mod tests {
         topics.leave(broker(2));
         let left = look(&topics);
         assert_eq!((left.leader, left.leader_epoch), (Some(broker(1)), 2), "the next replica");
-        assert_eq!(left.in_sync, brokers(&[1, 3]));
+        assert_eq!(left.in_sync().collect::<BTreeSet<_>>(), brokers(&[1, 3]));
         topics.leave(broker(3));
         topics.leave(broker(1));
         let last = look(&topics);
         assert_eq!((last.leader, last.leader_epoch), (None, 3));
-        assert_eq!(last.in_sync, brokers(&[1]), "only it has everything");
+        assert_eq!(last.in_sync().collect::<Vec<_>>(), [broker(1)], "only it has everything");
         assert_eq!(last.replicas, partition().replicas);
     }
 

@@ -1,1 +1,301 @@
-//! Three nodes in one process.
+//! Three nodes in one process, over real sockets and real engines.
+
+use std::collections::BTreeMap;
+use std::sync::Once;
+use std::time::{Duration, Instant};
+
+use ringwal_engine::Engine;
+use ringwal_replication::Ack;
+use ringwal_replication::config::{Config, Member};
+use ringwal_replication::node_id::{ClusterId, NodeId};
+use tempfile::TempDir;
+
+use super::stats::Reason;
+use super::*;
+use crate::config::StoreConfig;
+
+const LONG: Duration = Duration::from_secs(30);
+
+/// Nodes that can be stopped and started again.
+struct Cluster {
+    folder: TempDir,
+    members: Vec<Member>,
+    nodes: BTreeMap<u64, MetadataStore>,
+}
+
+fn log_to_stderr() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if std::env::var_os("RINGWAL_TEST_LOG").is_some() {
+            let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).try_init();
+        }
+    });
+}
+
+impl Cluster {
+    fn new(count: u64) -> Self {
+        log_to_stderr();
+        let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listeners: Vec<_> = (0..count).map(|_| free()).collect();
+        let members = listeners.iter().zip(1..).map(|(listener, id)| Member {
+            node: NodeId::new(id),
+            address: listener.local_addr().unwrap().to_string(),
+        });
+        let members = members.collect();
+        let folder = TempDir::new().unwrap();
+        let mut cluster = Self { folder, members, nodes: BTreeMap::new() };
+        drop(listeners);
+        (1..=count).for_each(|id| cluster.start(id));
+        cluster
+    }
+
+    fn start(&mut self, id: u64) {
+        self.start_as(id, false);
+    }
+
+    /// A node that waits to be added.
+    fn start_joining(&mut self, id: u64) {
+        self.start_as(id, true);
+    }
+
+    fn start_as(&mut self, id: u64, join: bool) {
+        let engine = Engine::options()
+            .shards(1)
+            .segment_bytes(4 << 20)
+            .open(self.folder.path().join(id.to_string()))
+            .unwrap();
+        let listen = self.members[id as usize - 1].address.clone();
+        let mut replication =
+            Config::new(ClusterId::new([7; 16]), NodeId::new(id), self.members.clone());
+        replication.listen = listen;
+        let mut config = StoreConfig::new(replication);
+        config.raft.join = join;
+        let raft = Raft::start(engine, config).unwrap();
+        let (wal, replicator) = (MetadataWal::new(&raft), MetadataReplicator::new(&raft));
+        self.nodes.insert(id, MetadataStore::new_with_wal(&raft, wal, replicator));
+    }
+
+    fn stop(&mut self, id: u64) {
+        let store = self.nodes.remove(&id).expect("it runs");
+        store.raft().close();
+    }
+
+    fn any(&self) -> &MetadataStore {
+        self.nodes.values().next().expect("one runs")
+    }
+
+    /// The node that leads with the fast path as wanted.
+    fn leader(&self, mode: impl Fn(Mode) -> bool) -> u64 {
+        let until = Instant::now() + LONG;
+        loop {
+            let leads = |store: &MetadataStore| mode(store.status().mode);
+            if let Some((id, _)) = self.nodes.iter().find(|(_, store)| leads(store)) {
+                return *id;
+            }
+            let modes: Vec<_> = self.nodes.values().map(|store| store.status()).collect();
+            assert!(Instant::now() < until, "nobody leads: {modes:#?}");
+            std::thread::yield_now();
+        }
+    }
+}
+
+fn put(store: &MetadataStore, key: &str, ack: Ack) -> Result<Executed, ExecuteError> {
+    let (key, value) = (key.as_bytes().to_vec(), b"value".to_vec());
+    store.execute(Command::PutKey { key, value, expected: Expected::Any }, ack).wait()
+}
+
+/// Until every node has applied the same.
+fn converge(cluster: &Cluster) -> u64 {
+    let last = cluster.any().linearize(LONG).wait().unwrap();
+    for store in cluster.nodes.values() {
+        let mut wait = store.metadata().wait_applied(last.end - 1);
+        wait.wait(Instant::now() + LONG).unwrap();
+    }
+    last.end
+}
+
+#[test]
+fn commands_are_executed_from_every_node_and_survive_their_leader() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader(|mode| mode == Mode::Fast);
+    for (id, store) in &cluster.nodes {
+        let done = put(store, &format!("from {id}"), Ack::Quorum).unwrap();
+        assert_eq!((done.done, done.durable), (Done::Created, Ack::Quorum));
+    }
+    assert!(cluster.nodes[&leader].status().commands.fast >= 3);
+    converge(&cluster);
+    cluster.stop(leader);
+    let done = put(cluster.any(), "after", Ack::Quorum).unwrap();
+    assert_eq!(done.done, Done::Created);
+    assert_ne!(cluster.leader(|mode| mode == Mode::Fast), leader);
+    cluster.start(leader);
+    converge(&cluster);
+    for store in cluster.nodes.values() {
+        let (_, keys) = store.metadata().read(|state| state.keys(b"").count());
+        assert_eq!(keys, 4);
+    }
+}
+
+/// Keys that were put in a row.
+fn put_many(store: &MetadataStore, what: &str, count: u32) {
+    let puts: Vec<_> = (0..count)
+        .map(|number| {
+            let (key, value) = (format!("{what} {number}").into_bytes(), vec![7; 100]);
+            store.execute(Command::PutKey { key, value, expected: Expected::Any }, Ack::Local)
+        })
+        .collect();
+    for put in puts {
+        put.wait().unwrap();
+    }
+}
+
+fn keys(store: &MetadataStore) -> usize {
+    store.metadata().read(|state| state.keys(b"").count()).1
+}
+
+#[test]
+fn the_fast_path_is_switched_off_and_on_under_load_and_the_order_stays() {
+    let cluster = Cluster::new(3);
+    let leader = cluster.leader(|mode| mode == Mode::Fast);
+    let store = cluster.nodes[&leader].clone();
+    std::thread::scope(|scope| {
+        for writer in 0..4 {
+            let store = store.clone();
+            scope.spawn(move || put_many(&store, &format!("writer {writer}"), 150));
+        }
+        for is_on in [false, true, false, true] {
+            store.set_fast_path(is_on);
+            let expected = if is_on { Mode::Fast } else { Mode::Raft(Reason::SwitchedOff) };
+            cluster.leader(|mode| mode == expected);
+            let done = put(&store, &format!("after {is_on}"), Ack::Quorum).unwrap();
+            assert_eq!(done.durable, Ack::Quorum);
+        }
+    });
+    converge(&cluster);
+    let commands = store.status().commands;
+    assert!(commands.raft > 0 && commands.fast > 0, "{commands:?}");
+    for store in cluster.nodes.values() {
+        assert_eq!(keys(store), 4 * 150 + 2);
+    }
+}
+
+#[test]
+fn a_store_without_the_log_goes_through_raft() {
+    let mut cluster = Cluster::new(1);
+    let store = MetadataStore::new(&cluster.any().raft());
+    let done = put(&store, "alone", Ack::Local).unwrap();
+    assert_eq!((done.done, done.durable), (Done::Created, Ack::Quorum), "through Raft");
+    cluster.leader(|mode| mode == Mode::Raft(Reason::SingleNode));
+    put_many(&store, "more", 20);
+    drop(store);
+    cluster.stop(1);
+    cluster.start(1);
+    assert_eq!(put(cluster.any(), "again", Ack::Local).unwrap().done, Done::Created);
+    assert_eq!(keys(cluster.any()), 22);
+}
+
+#[test]
+fn leadership_is_given_away_with_commands_in_flight() {
+    let cluster = Cluster::new(3);
+    let leader = cluster.leader(|mode| mode == Mode::Fast);
+    let to = leader % 3 + 1;
+    let store = cluster.nodes[&leader].clone();
+    std::thread::scope(|scope| {
+        let writer = store.clone();
+        scope.spawn(move || put_many(&writer, "in flight", 300));
+        store.transfer_leader(Some(NodeId::new(to)), LONG).wait().unwrap();
+    });
+    cluster.leader(|mode| mode == Mode::Fast);
+    converge(&cluster);
+    cluster.nodes.values().for_each(|store| assert_eq!(keys(store), 300));
+    assert_eq!(store.status().mode, Mode::Forwarding);
+}
+
+#[test]
+fn a_node_is_added_and_votes_and_one_is_taken_out() {
+    let mut cluster = Cluster::new(3);
+    cluster.leader(|mode| mode == Mode::Fast);
+    put_many(cluster.any(), "before", 50);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (node, address) = (NodeId::new(4), listener.local_addr().unwrap().to_string());
+    drop(listener);
+    let member = Member { node, address };
+    cluster.members.push(member.clone());
+    cluster.start_joining(4);
+    let change = |cluster: &Cluster, change: MemberChange| {
+        let until = Instant::now() + LONG;
+        loop {
+            let leader = cluster.leader(|mode| matches!(mode, Mode::Fast | Mode::Raft(_)));
+            match cluster.nodes[&leader].change_members(change.clone()).wait() {
+                Ok(()) => return,
+                Err(error) => assert!(Instant::now() < until, "{error}"),
+            }
+        }
+    };
+    change(&cluster, MemberChange::AddLearner(member));
+    let voters = (1..=4).map(NodeId::new).collect();
+    change(&cluster, MemberChange::SetVoters(voters));
+    converge(&cluster);
+    assert_eq!(keys(&cluster.nodes[&4]), 50);
+    let leader = cluster.leader(|mode| matches!(mode, Mode::Fast | Mode::Raft(_)));
+    let gone = leader % 3 + 1;
+    change(&cluster, MemberChange::Remove(NodeId::new(gone)));
+    cluster.stop(gone);
+    put_many(&cluster.nodes[&4], "after", 50);
+    converge(&cluster);
+    assert_eq!(keys(&cluster.nodes[&4]), 100);
+    let members = cluster.nodes[&leader].status().members;
+    assert!(members.iter().all(|member| member.is_voter && member.node.get() != gone));
+    assert_eq!(members.len(), 3);
+}
+
+/// Its log and its records are gone from the others: it begins with a base, and with a snapshot.
+#[test]
+fn a_node_that_is_far_behind_begins_with_what_the_others_have_left() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader(|mode| mode == Mode::Fast);
+    let behind = leader % 3 + 1;
+    put_many(cluster.any(), "before", 20);
+    converge(&cluster);
+    cluster.stop(behind);
+    let store = cluster.nodes[&leader].clone();
+    store.set_fast_path(false);
+    cluster.leader(|mode| mode == Mode::Raft(Reason::SwitchedOff));
+    // Each one is an entry of its own.
+    for number in 0..40 {
+        put(&store, &format!("through Raft {number}"), Ack::Local).unwrap();
+    }
+    let raft = store.raft();
+    crate::blocking::block_on(raft.inner.started.raft.trigger().snapshot()).unwrap();
+    let until = Instant::now() + LONG;
+    let log = |store: &MetadataStore| {
+        let engine = store.raft().inner.node.engine().clone();
+        engine.stream(crate::raft::LOG_STREAM).trimmed()
+    };
+    crate::blocking::block_on(async {
+        let metrics = raft.inner.started.raft.data_metrics();
+        loop {
+            use openraft::async_runtime::WatchReceiver as _;
+            let upto = metrics.borrow_watched().snapshot.map(|snapshot| snapshot.index);
+            if let Some(upto) = upto {
+                raft.inner.started.raft.trigger().purge_log(upto).await.unwrap();
+                break;
+            }
+            assert!(Instant::now() < until, "no base is made");
+            std::thread::yield_now();
+        }
+    });
+    while log(&store) == 0 {
+        assert!(Instant::now() < until, "the log is not purged");
+        std::thread::yield_now();
+    }
+    cluster.start(behind);
+    converge(&cluster);
+    assert_eq!(keys(&cluster.nodes[&behind]), 60);
+    assert!(log(&cluster.nodes[&behind]) > 0, "it began with a base");
+    cluster.stop(behind);
+    cluster.start(behind);
+    put(&cluster.nodes[&behind], "after", Ack::Quorum).unwrap();
+    converge(&cluster);
+    assert_eq!(keys(&cluster.nodes[&behind]), 61);
+}

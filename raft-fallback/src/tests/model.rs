@@ -212,7 +212,7 @@ impl Reference {
                 assert_eq!(expected.replicas, placed.replicas);
                 assert_eq!(expected.leader, placed.leader);
                 assert_eq!(expected.leader_epoch, placed.leader_epoch);
-                assert_eq!(expected.in_sync, placed.in_sync);
+                assert_eq!(expected.in_sync, placed.in_sync().collect());
                 assert_eq!(expected.watermark, placed.high_watermark);
             }
         }

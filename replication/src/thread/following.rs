@@ -9,7 +9,9 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use ringwal_engine::format::{FrameHeader, VerifiedFrame};
-use ringwal_engine::{AppendBatch, AppendError, CommitError, Refusal, Stream, StreamId};
+use ringwal_engine::{
+    AppendBatch, AppendError, CommitError, EpochTable, Refusal, Stream, StreamId,
+};
 
 use super::Context;
 use super::accept::Place;
@@ -81,7 +83,7 @@ impl Appends {
     ) -> Result<(u64, u64), AppendError> {
         let (header, _) = FrameHeader::verify(&frame).map_err(AppendError::BadFrame)?;
         let (id, end, shard) = (stream.id(), header.end_offset(), stream.shard() as usize);
-        let (came, given) = (Instant::now(), (end, record_bytes(frame.len(), header.count.get())));
+        let (came, given) = (Instant::now(), (end, record_bytes(frame.len())));
         match stream.try_append_frame(&frame) {
             Ok(token) => self.push(shard, Appending { token, stream: id, end, came }),
             Err(AppendError::Full { .. }) => {
@@ -197,9 +199,16 @@ impl Following {
         &self.core
     }
 
-    /// See [`Follower::extendable`].
-    pub(crate) fn extendable(&mut self, stream: StreamId) -> Option<(u64, u64)> {
-        self.core.extendable(stream)
+    /// See [`Follower::extendable`]. What was fetched meanwhile is seen.
+    pub(crate) fn extendable(&mut self, stream: &Stream, appends: &Appends) -> Option<(u64, u64)> {
+        let (next, durable) = self.core.extendable(stream.id())?;
+        let end = stream.end();
+        if end <= next || appends.has(stream.id()) {
+            return Some((next, durable));
+        }
+        let table = EpochTable::from_entries(stream.epochs()).unwrap_or_default();
+        self.core.handle_brought(stream.id(), end, table.epoch_at(end - 1));
+        self.core.extendable(stream.id())
     }
 
     /// A stream is committed so far, whoever says it.
@@ -375,7 +384,8 @@ impl Following {
                     self.jobs.push_back(Job::Cut { stream, from, end, epoch, reason });
                 }
                 Act::BeginAnew { stream, trimmed, held, epochs } => {
-                    let anew = BeginAnew { stream, trimmed, held };
+                    let from = self.promise.leader;
+                    let anew = BeginAnew { stream, trimmed, held, from };
                     self.jobs.push_back(Job::BeginAnew { anew, epochs, reason });
                 }
                 Act::Trim { stream, before } => {

@@ -282,11 +282,7 @@ impl Leading {
             if self.uncommitted.is_alone {
                 self.risen.insert(frame.stream, end);
             } else {
-                self.uncommitted.push(
-                    frame.stream,
-                    end,
-                    record_bytes(frame.bytes.len(), frame.count),
-                );
+                self.uncommitted.push(frame.stream, end, record_bytes(frame.bytes.len()));
             }
         }
     }

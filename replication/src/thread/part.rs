@@ -15,7 +15,7 @@ use super::driving::{BeginWay, Driven};
 use super::following::{Appends, Ending, Following};
 use super::leading::Leading;
 use super::{LeadError, Replica};
-use crate::beginning::Begin;
+use crate::beginning::{Begin, Starts};
 use crate::driven::{PromiseError, Promised, Way};
 use crate::follower::Follower;
 use crate::history::Held;
@@ -44,7 +44,7 @@ pub(super) enum To {
     /// Nothing, with a promise of the embedder's.
     Promise(Way<Promised, PromiseError>),
     /// What an epoch that begins makes of it: where that starts streams.
-    Begin(BTreeMap<StreamId, u64>, BeginWay),
+    Begin(Starts, BeginWay),
 }
 
 impl To {
@@ -105,7 +105,7 @@ impl Replica {
         let job = match &mut change.to {
             To::Begin(starts, _) => {
                 let starts = std::mem::take(starts);
-                let leads = self.is_own(promise);
+                let leads = matches!(starts, Starts::At(_)) && self.is_own(promise);
                 Job::Begin(Box::new(Begin { promise, starts, leads, facts }))
             }
             _ => Job::Promise { promise, facts },

@@ -1,3 +1,4 @@
+use ringwal_replication::Ack;
 use ringwal_replication::driven::ExtendError;
 use ringwal_replication::fetch::FetchFromError;
 
@@ -30,6 +31,41 @@ fn what_is_lacking_comes_from_another_node() {
     node.fetch_from(cluster.member(1), vec![(STREAM, 0..10)]).wait().expect("nobody is asked");
     let unreached = node.fetch_from(cluster.member(1), vec![(STREAM, 0..9999)]).wait();
     assert!(matches!(unreached, Err(FetchFromError::Fetch(_))), "{unreached:?}");
+    stop(node);
+}
+
+/// The leader that is followed has not got it yet, and somebody else has.
+#[test]
+fn who_follows_goes_on_behind_what_it_has_fetched() {
+    let cluster = Cluster::new(3);
+    let [leader, other, node] = [1, 2, 3].map(|node| cluster.start(node));
+    let leadership = lead(&leader, 1);
+    for follower in [&other, &node] {
+        follow(follower, of(&leader, 1), &[]);
+    }
+    let append = |number| {
+        let pending = leadership.append(STREAM, record(number), Ack::Quorum).expect("it leads");
+        pending.wait().expect("a majority")
+    };
+    append(0);
+    wait_end(&other, STREAM, 1);
+    wait_end(&node, STREAM, 1);
+    other.extend(extension(1, 1, 1..5)).wait().expect("with a session");
+    let lacks = node.extend(extension(1, 5, 5..6)).wait();
+    assert!(matches!(lacks, Err(ExtendError::Lacks { end: 1, base: 5, .. })), "{lacks:?}");
+    node.fetch_from(cluster.member(2), vec![(STREAM, 1..5)]).wait().expect("it has them");
+    node.extend(extension(1, 5, 5..6)).wait().expect("nothing is lacking");
+    for holder in [&other, &leader] {
+        holder.extend(extension(1, 1, 1..6)).wait().expect("nothing is lacking");
+    }
+    stop(other);
+    assert_eq!(append(6).receipt.offset(), 6);
+    assert_eq!(
+        (contents(&node, STREAM), contents(&leader, STREAM)),
+        (expected(1, 7), expected(1, 7))
+    );
+    assert_eq!((leader.stats().violations, node.stats().violations), (0, 0));
+    stop(leader);
     stop(node);
 }
 

@@ -62,7 +62,7 @@ fn appends_wait_while_too_much_is_not_committed() {
         appended += 1;
     };
     assert!(
-        matches!(refused, LedAppendError::Unreplicated { bytes: 65536, max: 65536 }),
+        matches!(refused, LedAppendError::Unreplicated { bytes: 65792, max: 65536 }),
         "{refused:?}"
     );
     assert_eq!(appended, 64);

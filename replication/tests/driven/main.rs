@@ -1,6 +1,7 @@
 //! Nodes that an embedder drives: real engines, threads and connections, over loopback.
 
 mod beginning;
+mod electing;
 mod extending;
 mod fetching;
 mod leasing;

@@ -1,8 +1,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ringwal_replication::driven::PromiseError;
+use ringwal_replication::driven::{BeginError, PromiseError};
 use ringwal_replication::node_id::RunId;
 use ringwal_replication::promise::Promise;
+use ringwal_replication::repair::Marker;
 use ringwal_replication::{Ack, LeadError, LedCommitError, Node};
 
 use crate::setup::*;
@@ -120,6 +121,22 @@ fn a_promise_survives_a_restart_and_shuts_out_older_ones_and_other_runs() {
         promising.wait().expect("each is later than the one before");
     }
     assert_eq!(refused(&node, of_nobody_here(38)).epoch, 39);
+    stop(node);
+}
+
+#[test]
+fn a_node_that_was_repaired_promises_and_begins_nothing() {
+    let cluster = Cluster::new(1);
+    cluster.write(1, STREAM, 1, 3);
+    let ends = [(STREAM, 4)].into();
+    let marker = Marker { ends, ..Marker::default() };
+    marker.store(cluster.path(1)).expect("a directory");
+    let node = cluster.start(1);
+    let promised = node.promise(of_nobody_here(2)).wait();
+    assert!(matches!(promised, Err(PromiseError::Repairing { .. })), "{promised:?}");
+    let begun = node.begin(of_nobody_here(2), vec![]).wait();
+    assert!(matches!(begun, Err(BeginError::Repairing { .. })), "{begun:?}");
+    assert_eq!((node.begun(), contents(&node, STREAM).len()), (None, 3));
     stop(node);
 }
 

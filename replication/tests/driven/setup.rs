@@ -63,8 +63,8 @@ impl Cluster {
     pub fn write(&self, node: usize, stream: StreamId, epoch: u64, records: u64) {
         let engine = self.engine(node);
         engine.set_epoch(epoch);
-        for number in 0..records {
-            let token = engine.stream(stream).append(record(number)).expect("queued");
+        let append = |number| engine.stream(stream).append(record(number)).expect("queued");
+        for token in (0..records).map(append).collect::<Vec<_>>() {
             token.wait().expect("durable");
         }
         engine.close().expect("a sound disk");

@@ -120,12 +120,12 @@ proptest! {
     ) {
         let mut bytes = record.encode().unwrap();
         let length = bytes.len();
+        // A damaged length may end where the cut is.
+        prop_assert!(Record::decode(&bytes[..cut.index(length)]).is_err());
         bytes[at.index(length)] = byte;
         if let Ok(record) = Record::decode(&bytes) {
             let again = record.encode().unwrap();
             prop_assert_eq!(Record::decode(&again), Ok(record));
         }
-        let cut = cut.index(length);
-        prop_assert!(Record::decode(&bytes[..cut]).is_err());
     }
 }
