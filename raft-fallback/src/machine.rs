@@ -16,6 +16,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::watch;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use openraft::alias::{SnapshotMetaOf, SnapshotOf};
@@ -26,7 +27,6 @@ use ringwal_engine::{EpochStart, StreamId};
 use ringwal_replication::config::Member;
 use ringwal_replication::node_id::NodeId;
 use ringwal_replication::promise::Promise;
-use crate::watch;
 
 use crate::base::{Base, StreamBase};
 use crate::raft::{Effect, LogId, Payload, StoredMembership, Types};

@@ -24,10 +24,10 @@ use crate::store::wire::{Answer, Ask};
 use crate::wiring::{self, Parts, Wired, wire};
 use crate::{ChangeError, CommandCounts, MemberChange, watch};
 
+pub use crate::base::Base;
 pub use crate::replica::{
     AddError, Begun, Holding, Led, LedError, METADATA_STREAM, OutcomeError, Replica, Standing,
 };
-pub use crate::base::Base;
 pub use crate::state::Applied;
 
 /// What a simulation gives to a node.
@@ -191,4 +191,3 @@ impl<R: AsyncRuntime, N: Replica, T: Transport> Simulated<R, N, T> {
         self.counters.stats()
     }
 }
-

@@ -21,7 +21,7 @@ use crate::replica::product::NodeReplica;
 use crate::store::executing::{Answered, Executor, Origin, Unanswered};
 use crate::store::peers::NodePeers;
 use crate::store::wire::{Answer, Ask};
-use crate::wiring::{self, Parts, WiredAnswering, WiredServing, Wired, wire};
+use crate::wiring::{self, Parts, Wired, WiredAnswering, WiredServing, wire};
 
 /// Tasks that wait for the thread: requests of other nodes, and commands that do not go the fast way.
 pub(crate) const TASKS_MAX: usize = 4096;

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::watch;
 use bytes::Bytes;
 use openraft::AsyncRuntime;
 use ringwal_replication::Ack;
 use ringwal_replication::node_id::NodeId;
-use crate::watch;
 
 use super::executing::{Answered, Executor, Origin, Unanswered};
 use super::peers::Peers;

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use openraft_rt_sim::SimRuntime;
 use openraft::AsyncRuntime as _;
+use openraft_rt_sim::SimRuntime;
 use ringwal_raft_fallback::command::{BrokerId, Command, Expected, Record, TopicName};
 use ringwal_raft_fallback::limits::METADATA_VERSION;
 use ringwal_raft_fallback::session::{Session, SessionId};
@@ -94,9 +94,13 @@ impl Client {
             0..6 => {
                 let length = self.random.pick(&[8, 40, 300]) as usize;
                 let value = crate::random::payload(self.number, self.random.next(), length);
-                Command::PutKey { key: key.to_vec().into(), value: value.into(), expected: Expected::Anything }
+                Command::PutKey {
+                    key: key.to_vec().into(),
+                    value: value.into(),
+                    expected: Expected::Any,
+                }
             }
-            6 => Command::DeleteKey { key: key.to_vec().into(), expected: Expected::Anything },
+            6 => Command::DeleteKey { key: key.to_vec().into(), expected: Expected::Any },
             7 | 8 => Command::CreateTopic {
                 name: topic,
                 partitions: 2,

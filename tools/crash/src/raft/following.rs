@@ -150,6 +150,10 @@ impl Following {
         }
     }
 
+    pub fn break_session(&self) {
+        self.connection.break_it();
+    }
+
     pub fn has_room(&self) -> bool {
         self.waiting.is_none()
     }

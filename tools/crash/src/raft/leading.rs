@@ -61,9 +61,18 @@ struct Follower {
 
 enum Link {
     /// Until it is tried again.
-    None { again_ns: u64 },
-    Dialling { connection: Arc<Connection>, since_ns: u64 },
-    Session { connection: Arc<Connection>, number: u64, heard_ns: u64 },
+    None {
+        again_ns: u64,
+    },
+    Dialling {
+        connection: Arc<Connection>,
+        since_ns: u64,
+    },
+    Session {
+        connection: Arc<Connection>,
+        number: u64,
+        heard_ns: u64,
+    },
 }
 
 impl Leading {
@@ -171,7 +180,6 @@ impl Leading {
             match sealed {
                 SealedFrames::Batch { shard, frames } => self.core.handle_sealed(shard, &frames),
                 SealedFrames::Lagged { shard } => self.core.handle_lagged(shard),
-                _ => {}
             }
         }
         self.give(shard, now_ns);
@@ -298,12 +306,7 @@ impl Leading {
         Ok(())
     }
 
-    fn raise(
-        &mut self,
-        place: &Place,
-        shard: &Shard,
-        committed: &mut BTreeMap<StreamId, u64>,
-    ) {
+    fn raise(&mut self, place: &Place, shard: &Shard, committed: &mut BTreeMap<StreamId, u64>) {
         self.risen.extend(std::iter::from_fn(|| self.core.poll_enough()));
         let mut told = Vec::new();
         self.risen.retain(|stream, enough| {
@@ -328,8 +331,7 @@ impl Leading {
             for slice in &slices {
                 let (cluster, to) = (place.cluster.clone(), connection.follower);
                 // What is on its way keeps no buffer of the pool.
-                connection
-                    .send(true, Bytes::copy_from_slice(slice), move || cluster.rouse(to));
+                connection.send(true, Bytes::copy_from_slice(slice), move || cluster.rouse(to));
             }
             if !slices.is_empty() {
                 self.core.handle_sent(follower.number, *number);
@@ -337,15 +339,19 @@ impl Leading {
         }
     }
 
+    pub fn break_sessions(&self) {
+        self.followers.iter().for_each(|follower| follower.link.break_it());
+    }
+
     /// It leads no more: whoever waits does not know.
     pub fn end(self, why: &str) {
+        self.break_sessions();
         for (_, way) in self.queue {
             let _ = way.send(Err(LedError::NotTaken(why.to_owned())));
         }
         for (_, way) in self.waiting {
             let _ = way.send(Err(LedError::Unknown(why.to_owned())));
         }
-        self.followers.iter().for_each(|follower| follower.link.break_it());
     }
 }
 

@@ -50,9 +50,7 @@ impl Links {
             lost_thousandths: 0,
             slow_thousandths: 0,
             last_ns: vec![vec![[0; 2]; nodes]; nodes],
-            stalled: (0..nodes)
-                .map(|_| (0..nodes).map(|_| VecDeque::new()).collect())
-                .collect(),
+            stalled: (0..nodes).map(|_| (0..nodes).map(|_| VecDeque::new()).collect()).collect(),
             lost: 0,
         })))
     }
@@ -121,8 +119,7 @@ impl Links {
 
     fn arrive(&self, from: usize, to: usize, class: Class, deliver: Deliver) {
         let mut state = lock(&self.0);
-        if class == Class::Stream
-            && (!state.hears[to][from] || !state.stalled[from][to].is_empty())
+        if class == Class::Stream && (!state.hears[to][from] || !state.stalled[from][to].is_empty())
         {
             return state.stalled[from][to].push_back(deliver);
         }

@@ -52,6 +52,7 @@ counts! {
     epochs "epochs begun by their leader"
     promises "promises"
     sessions "sessions of followers"
+    bases "bases of Raft's log made or taken"
     cuts "cuts"
     orphans "records cut"
     power_cuts "power cuts"

@@ -7,10 +7,8 @@ use std::time::Duration;
 
 use openraft::AsyncRuntime as _;
 use ringwal_engine::disk::sim::{SimDisk, SimHandle, SimOptions};
-use ringwal_engine::{
-    Append, AppendBatch, Barrier, Clock, EpochTable, Options, Shard, StreamId,
-};
-use ringwal_raft_fallback::simulating::{Applied, METADATA_STREAM};
+use ringwal_engine::{Append, AppendBatch, Barrier, Clock, EpochTable, Options, Shard, StreamId};
+use ringwal_raft_fallback::simulating::{Applied, Base, METADATA_STREAM};
 use ringwal_raft_fallback::{Applier, Entry, Metadata, State as Machine, command};
 use ringwal_replication::config::Member;
 use ringwal_replication::follower::Follower;
@@ -40,14 +38,25 @@ const TURNS_IDLE: u32 = 12;
 /// A node with nothing under way looks around so often.
 const LOOK: Duration = Duration::from_millis(40);
 
-/// An empty disk.
-pub fn blank_disk(seed: u64) -> SimHandle {
-    SimHandle::with_options(SimOptions {
-        seed,
-        pool_bytes: 24 * BATCH_BYTES,
-        slot_bytes: BATCH_BYTES,
-        ..SimOptions::default()
-    })
+/// What is left of a node when its process is gone.
+#[derive(Clone)]
+pub struct Disk {
+    pub sim: SimHandle,
+    /// The file with the base of Raft's log.
+    pub base: Arc<Mutex<Option<Base>>>,
+}
+
+impl Disk {
+    /// An empty one.
+    pub fn blank(seed: u64) -> Self {
+        let sim = SimHandle::with_options(SimOptions {
+            seed,
+            pool_bytes: 24 * BATCH_BYTES,
+            slot_bytes: BATCH_BYTES,
+            ..SimOptions::default()
+        });
+        Self { sim, base: Arc::default() }
+    }
 }
 
 /// See the module.
@@ -55,7 +64,7 @@ pub struct Place {
     pub number: usize,
     pub run_id: RunId,
     pub run: Arc<Run>,
-    pub disk: SimHandle,
+    pub disk: Disk,
     pub cluster: Arc<Cluster>,
     pub metadata: Metadata,
     state: Mutex<State>,
@@ -137,12 +146,12 @@ impl Place {
         number: usize,
         run_id: RunId,
         run: Arc<Run>,
-        disk: SimHandle,
+        disk: Disk,
         cluster: Arc<Cluster>,
     ) -> Result<Arc<Self>, String> {
         let options = Options::new().batch_bytes_max(BATCH_BYTES);
-        let simulated = Box::new(SimDisk::new(disk.clone()));
-        let clock = Clock::Manual(disk.clock());
+        let simulated = Box::new(SimDisk::new(disk.sim.clone()));
+        let clock = Clock::Manual(disk.sim.clock());
         let engine = [number as u8 + 1; 16];
         let shard = options.open_on(simulated, engine, SEGMENT_BYTES, clock);
         let shard = shard.map_err(|error| error.to_string())?;
@@ -228,7 +237,6 @@ impl Place {
             if let Some(seen) = seen {
                 return seen;
             }
-            self.rouse();
             turned.await;
         }
     }
@@ -269,7 +277,7 @@ impl Place {
         }
         state.extending.retain(|token| token.try_receipt().is_none());
         self.apply(state);
-        let operations = self.disk.operations();
+        let operations = self.disk.sim.operations();
         state.turns_idle = if operations == state.operations { state.turns_idle + 1 } else { 0 };
         state.operations = operations;
         state.turns_idle < TURNS_IDLE || state.is_changing || state.admitting.is_some()
@@ -279,6 +287,15 @@ impl Place {
     pub fn note_given(&self, state: &mut State) {
         state.turns_idle = 0;
         self.rouse();
+    }
+
+    /// Its sessions break, whichever side it is.
+    pub fn break_sessions(&self) {
+        match &self.lock().part {
+            Part::Idle => {}
+            Part::Leading(leading) => leading.break_sessions(),
+            Part::Following(following) => following.break_session(),
+        }
     }
 
     /// Whatever this node does, it does no more.
@@ -296,8 +313,11 @@ impl Place {
             Part::Following(following) => {
                 state.shard().fence_frames();
                 state.committed.clone_from(following.core.committed());
-                let message =
-                    Message::Leaving { epoch: promised, cause: ringwal_replication::wire::Cause::Changing, reason: why.to_owned() };
+                let message = Message::Leaving {
+                    epoch: promised,
+                    cause: ringwal_replication::wire::Cause::Changing,
+                    reason: why.to_owned(),
+                };
                 following.say(self, message);
             }
         }
@@ -312,7 +332,8 @@ impl Place {
             };
             match admission {
                 Admission::Follow => {
-                    let promise = Promise { epoch: hello.epoch, leader: hello.from, run: hello.run };
+                    let promise =
+                        Promise { epoch: hello.epoch, leader: hello.from, run: hello.run };
                     self.end_part(state, "the leader dials again");
                     let barrier = state.shard().barrier().expect("the disk is sound");
                     state.admitting = Some((connection, promise, barrier));
@@ -377,7 +398,8 @@ impl Place {
         if applied == end {
             return;
         }
-        let records = state.shard().read(METADATA_STREAM, applied..end).expect("nothing is trimmed");
+        let records =
+            state.shard().read(METADATA_STREAM, applied..end).expect("nothing is trimmed");
         let records: Vec<_> = records.map(|record| record.expect("the disk is sound")).collect();
         let entries = records.iter().map(|record| Entry {
             offset: record.offset(),

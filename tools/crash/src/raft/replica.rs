@@ -10,23 +10,24 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use ringwal_engine::{
-    Append, AppendBatch, AppendError, Change, EpochTable, ReadError, Record, StreamId,
+    Append, AppendBatch, AppendError, Change, EpochStart, EpochTable, ReadError, Record, StreamId,
 };
 use ringwal_raft_fallback::Progress;
 use ringwal_raft_fallback::raft::{Held, Journal};
 use ringwal_raft_fallback::simulating::{
-    AddError, Applied, Begun, Holding, Led, LedError, METADATA_STREAM, OutcomeError, Replica,
+    AddError, Applied, Base, Begun, Holding, Led, LedError, METADATA_STREAM, OutcomeError, Replica,
     Standing,
 };
 use ringwal_replication::config::Member;
 use ringwal_replication::driven::BeginError;
 use ringwal_replication::node_id::{NodeId, RunId};
-use ringwal_replication::promise::{Fact, Promise};
-use ringwal_replication::simulating::{cuts, frame_of};
+use ringwal_replication::promise::{Fact, Promise, is_replicated};
+use ringwal_replication::simulating::{Begins, Cut, cuts, frame_of};
 use tokio::sync::oneshot;
 
 use super::leading::Leading;
 use super::place::{BATCH_BYTES, Part, Place, State};
+use super::runtime::lock;
 
 /// So long something before an entry may take to come.
 const GAP_NS: u64 = 1_000_000_000;
@@ -147,7 +148,7 @@ impl SimReplica {
     async fn saved(&self, tokens: Vec<Append>) {
         let is_saved = move |_: &mut State| {
             let receipts: Option<Vec<_>> = tokens.iter().map(Append::try_receipt).collect();
-            receipts.map(|all| all.into_iter().for_each(|one| drop(one.expect("a sound disk"))))
+            receipts.map(|all| all.into_iter().for_each(|one| assert!(one.is_ok(), "a sound disk")))
         };
         self.0.wait_for(is_saved).await
     }
@@ -174,12 +175,15 @@ impl SimReplica {
         self.hold().await;
     }
 
-    async fn try_begin(
-        &self,
-        promise: Promise,
-        starts: &[(StreamId, u64)],
-    ) -> Result<Begun<SimLed>, String> {
+    async fn try_begin(&self, promise: Promise, begins: Begins) -> Result<Begun<SimLed>, String> {
         let place = &self.0;
+        let start = match &begins {
+            Begins::At(starts) => {
+                let start = starts.iter().find(|(stream, _)| *stream == METADATA_STREAM);
+                start.map_or(0, |(_, start)| *start)
+            }
+            Begins::Known(_) => u64::MAX,
+        };
         let me = (place.id(), place.run_id);
         let latest = place.lock().promised.map_or(0, |promised| promised.epoch);
         let leads = (promise.leader, promise.run) == me && latest <= promise.epoch;
@@ -187,13 +191,13 @@ impl SimReplica {
             let state = place.lock();
             (state.all_held(), state.committed.clone())
         };
-        let cut = match cuts(promise, starts, leads, &held, &committed) {
+        let cut = match cuts(promise, begins, leads, &held, &committed) {
             Ok(cuts) => cuts,
             Err(error @ BeginError::BelowCommitted { .. }) => panic!("I-14: {error}"),
             Err(error) => return Err(error.to_string()),
         };
         let mut cut_from = None;
-        for (stream, start, end) in cut {
+        for Cut { stream, start, end, epoch } in cut {
             let change = {
                 let mut state = place.lock();
                 if stream == METADATA_STREAM {
@@ -201,7 +205,7 @@ impl SimReplica {
                     let shard = state.shard();
                     place.cluster.oracle(|oracle| oracle.note_cut(place.number, shard, start..end));
                 }
-                let change = state.shard().truncate(stream, start, promise.epoch);
+                let change = state.shard().truncate(stream, start, epoch);
                 place.note_given(&mut state);
                 change.map_err(|error| error.to_string())?
             };
@@ -220,17 +224,36 @@ impl SimReplica {
         (state.promised, state.begun) = (promised, Some(promise));
         place.begin_applying(state, promise.epoch, cut_from);
         place.cluster.oracle(|oracle| {
-            oracle.note_begun(place.number, promise, starts, leads);
+            oracle.note_begun(place.number, promise, start, leads);
         });
         if !leads {
             return Ok(Begun::Following);
         }
         let (members, voters) = (state.members.clone(), state.voters.clone());
         let held = state.all_held();
-        let leading =
-            Leading::new(place, state.shard(), promise.epoch, held, &members, &voters);
+        let leading = Leading::new(place, state.shard(), promise.epoch, held, &members, &voters);
         state.part = Part::Leading(Box::new(leading));
         Ok(Begun::Leading(SimLed { place: place.clone(), epoch: promise.epoch }))
+    }
+
+    /// An epoch begins here.
+    async fn begin_as(&self, promise: Promise, begins: Begins) -> Result<Begun<SimLed>, String> {
+        let place = &self.0;
+        let _one = place.driving.lock().await;
+        {
+            let state = place.lock();
+            if state.begun.is_some_and(|begun| begun.epoch >= promise.epoch) {
+                return Ok(Begun::Before);
+            }
+            let same = state.promised.filter(|promised| promised.epoch == promise.epoch);
+            if let Some(promised) = same.filter(|promised| *promised != promise) {
+                return Err(format!("epoch {} is promised to another run", promised.epoch));
+            }
+        }
+        self.change(&format!("epoch {} begins", promise.epoch)).await;
+        let begun = self.try_begin(promise, begins).await;
+        place.lock().is_changing = false;
+        begun
     }
 }
 
@@ -303,22 +326,36 @@ impl Replica for SimReplica {
         promise: Promise,
         starts: Vec<(StreamId, u64)>,
     ) -> Result<Begun<SimLed>, String> {
-        let place = &self.0;
-        let _one = place.driving.lock().await;
-        {
-            let state = place.lock();
-            if state.begun.is_some_and(|begun| begun.epoch >= promise.epoch) {
-                return Ok(Begun::Before);
-            }
-            let same = state.promised.filter(|promised| promised.epoch == promise.epoch);
-            if let Some(promised) = same.filter(|promised| *promised != promise) {
-                return Err(format!("epoch {} is promised to another run", promised.epoch));
-            }
-        }
-        self.change(&format!("epoch {} begins", promise.epoch)).await;
-        let begun = self.try_begin(promise, &starts).await;
-        place.lock().is_changing = false;
-        begun
+        self.begin_as(promise, Begins::At(starts)).await
+    }
+
+    async fn begin_known(
+        &self,
+        promise: Promise,
+        streams: Vec<(StreamId, Vec<EpochStart>)>,
+    ) -> Result<(), String> {
+        let table =
+            |(stream, epochs)| (stream, EpochTable::from_entries(epochs).expect("in order"));
+        let tables = streams.into_iter().map(table).collect();
+        self.begin_as(promise, Begins::Known(tables)).await.map(drop)
+    }
+
+    fn epochs(&self) -> Vec<(StreamId, Vec<EpochStart>)> {
+        let mut state = self.0.lock();
+        let shard = state.shard();
+        let streams = shard.streams().into_iter().map(|summary| summary.stream);
+        let streams = streams.filter(|stream| is_replicated(*stream));
+        streams.map(|stream| (stream, shard.epochs(stream))).collect()
+    }
+
+    async fn load_base(&self) -> Result<Option<Base>, String> {
+        Ok(lock(&self.0.disk.base).clone())
+    }
+
+    async fn save_base(&self, base: Base) -> Result<(), String> {
+        self.0.cluster.oracle(|oracle| oracle.counts.bases += 1);
+        *lock(&self.0.disk.base) = Some(base);
+        Ok(())
     }
 
     async fn extend(&self, epoch: u64, base: u64, records: Vec<Bytes>) -> Result<(), AddError> {
@@ -335,7 +372,9 @@ impl Replica for SimReplica {
         let table = table.unwrap_or_default();
         let of = |offset: u64| table.epoch_at(offset);
         if end > base && (of(base) != epoch || of(end - 1) != epoch) {
-            return Err(AddError::Failed(format!("offsets {base}..{end} are not of epoch {epoch}")));
+            return Err(AddError::Failed(format!(
+                "offsets {base}..{end} are not of epoch {epoch}"
+            )));
         }
         place.cluster.oracle(|oracle| {
             oracle.note_extended(place.number, state.shard.as_ref().expect("it lives"), end);
@@ -364,7 +403,8 @@ impl Replica for SimReplica {
             state.changes
         };
         for (stream, range) in wanted {
-            let frames = place.cluster.fetch(place.number, from.node, stream, range.clone()).await?;
+            let frames =
+                place.cluster.fetch(place.number, from.node, stream, range.clone()).await?;
             let mut tokens: Vec<AppendBatch> = Vec::new();
             for frame in frames {
                 let give = |state: &mut State| {
@@ -457,7 +497,9 @@ fn step_extend(
     let shard = state.shard.as_mut().expect("the process lives");
     if let Part::Following(following) = &mut state.part {
         loop {
-            let Some((next, durable)) = following.extendable(shard, stream) else { return Ok(None) };
+            let Some((next, durable)) = following.extendable(shard, stream) else {
+                return Ok(None);
+            };
             if durable >= end {
                 return Ok(Some(()));
             }
@@ -495,7 +537,8 @@ fn step_extend(
     }
     let mut next = durable;
     while next < end {
-        let frame = frame_of(stream, epoch, next, &records[(next - base) as usize..], BATCH_BYTES / 2);
+        let frame =
+            frame_of(stream, epoch, next, &records[(next - base) as usize..], BATCH_BYTES / 2);
         let header = ringwal_engine::format::FrameHeader::verify(&frame).expect("just made").0;
         match shard.append_frame(&frame) {
             Ok(token) => state.extending.push(token),

@@ -124,7 +124,8 @@ impl World {
         let (one, other) = (self.leader_or_any(), self.any_node());
         if one != other {
             self.count(|counts| &mut counts.one_way);
-            let (hearer, speaker) = if self.random.chance(500) { (one, other) } else { (other, one) };
+            let (hearer, speaker) =
+                if self.random.chance(500) { (one, other) } else { (other, one) };
             self.tell(|| format!("node {hearer} does not hear node {speaker}"));
             self.cluster.links.cut(hearer, speaker);
         }
@@ -134,9 +135,11 @@ impl World {
     async fn switch(&mut self) {
         self.is_fast = !self.is_fast;
         let is_fast = self.is_fast;
-        self.count(|counts| {
-            if is_fast { &mut counts.switched_on } else { &mut counts.switched_off }
-        });
+        self.count(
+            |counts| {
+                if is_fast { &mut counts.switched_on } else { &mut counts.switched_off }
+            },
+        );
         self.tell(|| format!("the fast path is switched: {is_fast}"));
         for node in 0..self.nodes() {
             if let Some(node) = self.cluster.node(node) {

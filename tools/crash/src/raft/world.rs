@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use openraft::AsyncRuntime as _;
 use openraft_rt_sim::SimRuntime;
-use ringwal_engine::disk::sim::SimHandle;
 use ringwal_raft_fallback::raft::config::RaftTimes;
 use ringwal_raft_fallback::simulating::{Brought, METADATA_STREAM, Simulated};
 use ringwal_replication::Ack;
@@ -16,7 +15,7 @@ use super::clients::Client;
 use super::cluster::{Cluster, SimTransport, Up};
 use super::links::Links;
 use super::oracle::{Counts, Oracle};
-use super::place::{Place, blank_disk};
+use super::place::{Disk, Place};
 use super::replica::{SimJournal, SimReplica};
 use super::runtime::{Run, spawn_in, take_panic, true_ns};
 use crate::random::{Random, mix};
@@ -38,11 +37,12 @@ pub struct Outcome {
 /// See the module.
 pub struct World {
     pub cluster: Arc<Cluster>,
-    pub disks: Vec<SimHandle>,
+    pub disks: Vec<Disk>,
     pub random: Random,
     members: Vec<Member>,
     runs: u64,
     pub is_fast: bool,
+    entries_per_base: u64,
 }
 
 /// Runs a seed.
@@ -68,9 +68,10 @@ impl World {
         };
         Self {
             cluster,
-            disks: (0..count as u64).map(|node| blank_disk(seed << 8 | node)).collect(),
+            disks: (0..count as u64).map(|node| Disk::blank(seed << 8 | node)).collect(),
             members: (0..count as u64).map(member).collect(),
             is_fast: !random.chance(150),
+            entries_per_base: random.pick(&[8, 40, 2000]),
             random,
             runs: 0,
         }
@@ -117,7 +118,7 @@ impl World {
         let lost = self.cluster.links.lost();
         self.cluster.oracle(|oracle| {
             oracle.counts.lost_messages += lost;
-            let trace = disks.fold(oracle.trace, |all, disk| mix(all ^ disk.trace_hash()));
+            let trace = disks.fold(oracle.trace, |all, disk| mix(all ^ disk.sim.trace_hash()));
             Outcome { trace, counts: oracle.counts.clone() }
         })
     }
@@ -128,8 +129,8 @@ impl World {
         let drift = self.random.within(0..=2 * DRIFT_PPM_MAX) as i64 - DRIFT_PPM_MAX as i64;
         let run = Run::new(drift);
         let mut run_id = [0; 16];
-        run_id[..8].copy_from_slice(&self.runs.to_le_bytes());
-        run_id[8] = number as u8 + 1;
+        run_id[..8].copy_from_slice(&self.random.next().to_le_bytes());
+        run_id[8] = self.runs as u8;
         let (disk, cluster) = (self.disks[number].clone(), self.cluster.clone());
         let place = Place::open(number, RunId::new(run_id), run.clone(), disk, cluster);
         let place = place.unwrap_or_else(|error| panic!("node {number}: {error}"));
@@ -141,7 +142,7 @@ impl World {
         self.cluster.set(number, Some(Up { place: place.clone(), node: None }));
         drop(spawn_in(Some(run.clone()), place.clone().run()));
         let (cluster, members) = (self.cluster.clone(), self.members.clone());
-        let is_fast = self.is_fast;
+        let (is_fast, entries_per_base) = (self.is_fast, self.entries_per_base);
         drop(spawn_in(Some(run), async move {
             let brought = Brought {
                 times: RaftTimes::default(),
@@ -150,6 +151,8 @@ impl World {
                 transport: Arc::new(SimTransport { me: number, cluster: cluster.clone() }),
                 journal: SimJournal(place.clone()),
                 metadata: place.metadata.clone(),
+                entries_per_base,
+                entries_kept: entries_per_base / 4,
                 is_fast,
             };
             let node = Simulated::start(brought).await;
@@ -168,9 +171,9 @@ impl World {
             oracle.trace(&[8, true_ns(), number as u64]);
         });
         if power {
-            self.disks[number].crash();
+            self.disks[number].sim.crash();
         } else {
-            self.disks[number].kill();
+            self.disks[number].sim.kill();
         }
         place.run.end();
         drop(node);
@@ -252,7 +255,10 @@ impl World {
                     super::place::Part::Leading(_) => "leading",
                     super::place::Part::Following(_) => "following",
                 };
-                format!("node {number}: {part}, {seen:?}, end {end}, begun {begun:?}, promised {promised:?}, committed {:?}", state.committed)
+                format!(
+                    "node {number}: {part}, {seen:?}, end {end}, begun {begun:?}, promised {promised:?}, committed {:?}",
+                    state.committed
+                )
             }
         };
         (0..self.nodes()).map(one).collect::<Vec<_>>().join("; ")
@@ -294,7 +300,7 @@ impl World {
     fn end(&mut self) {
         for number in 0..self.nodes() {
             if let Some(Up { place, node }) = self.cluster.set(number, None) {
-                self.disks[number].kill();
+                self.disks[number].sim.kill();
                 place.run.end();
                 drop(node);
                 place.abandon();

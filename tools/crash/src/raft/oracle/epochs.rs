@@ -1,8 +1,6 @@
 //! An epoch is one run's, and its leader has everything that was committed; nobody promises an older one
 //! than before; and a deposed leader answers nothing (I-13).
 
-use ringwal_engine::StreamId;
-use ringwal_raft_fallback::simulating::METADATA_STREAM;
 use ringwal_replication::promise::Promise;
 
 use super::Oracle;
@@ -13,16 +11,14 @@ impl Oracle {
         self.counts.promises += 1;
         self.trace(&[1, true_ns(), node as u64, promise.epoch]);
         let before = self.promised.insert(node, promise.epoch).unwrap_or(0);
-        assert!(before <= promise.epoch, "node {node} promised {before}, and now {}", promise.epoch);
+        assert!(
+            before <= promise.epoch,
+            "node {node} promised {before}, and now {}",
+            promise.epoch
+        );
     }
 
-    pub fn note_begun(
-        &mut self,
-        node: usize,
-        promise: Promise,
-        starts: &[(StreamId, u64)],
-        leads: bool,
-    ) {
+    pub fn note_begun(&mut self, node: usize, promise: Promise, start: u64, leads: bool) {
         let epoch = promise.epoch;
         self.trace(&[2, true_ns(), node as u64, epoch]);
         let known = *self.begun.entry(epoch).or_insert(promise);
@@ -30,8 +26,7 @@ impl Oracle {
         if leads {
             self.counts.epochs += 1;
             assert!(self.opened.insert(epoch), "epoch {epoch} was opened twice");
-            let start = starts.iter().find(|(stream, _)| *stream == METADATA_STREAM);
-            let (start, end) = (start.map_or(0, |(_, start)| *start), self.committed_end());
+            let end = self.committed_end();
             assert!(start >= end, "epoch {epoch} starts at {start}, and {end} is committed");
         }
     }

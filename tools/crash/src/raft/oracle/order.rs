@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use ringwal_raft_fallback::simulating::Applied;
 
-use super::acknowledged::Outcome;
 use super::Oracle;
+use super::acknowledged::Outcome;
 
 /// Something that was answered: when it was asked and answered, and what it has before it in the log, and
 /// what behind it.
@@ -31,9 +31,9 @@ impl Oracle {
         let mut answered: Vec<Answered> = Vec::new();
         for asked in &self.asked {
             let Outcome::Executed { applied, .. } = &asked.outcome else { continue };
-            let is_there = executed
-                .get(&asked.key)
-                .is_some_and(|there| (there.epoch, there.offset) == (applied.epoch, applied.offset));
+            let is_there = executed.get(&asked.key).is_some_and(|there| {
+                (there.epoch, there.offset) == (applied.epoch, applied.offset)
+            });
             if is_there {
                 answered.push(Answered {
                     asked_ns: asked.asked_ns,
@@ -45,9 +45,10 @@ impl Oracle {
             }
         }
         for read in &self.reads {
-            let epoch = read.end.checked_sub(1).map_or(0, |last| {
-                records.get(last as usize).map_or(u64::MAX, |(epoch, _)| *epoch)
-            });
+            let epoch = read
+                .end
+                .checked_sub(1)
+                .map_or(0, |last| records.get(last as usize).map_or(u64::MAX, |(epoch, _)| *epoch));
             assert_eq!(epoch, read.epoch, "{read:?} has seen what was not committed");
             answered.push(Answered {
                 asked_ns: read.asked_ns,
@@ -71,7 +72,11 @@ impl Oracle {
             }
             if let Some(furthest) = furthest {
                 let is_after = later.seen >= furthest.end;
-                assert!(is_after, "not linearizable: {} comes behind {}", later.what, furthest.what);
+                assert!(
+                    is_after,
+                    "not linearizable: {} comes behind {}",
+                    later.what, furthest.what
+                );
             }
         }
     }
