@@ -21,6 +21,8 @@ mod trouble;
 mod world;
 
 use anyhow::Result;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::layer::SubscriberExt as _;
 
 use crate::cli::Request;
 use crate::report::Report;
@@ -41,6 +43,7 @@ pub fn run(request: Request, report: &mut Report) -> Result<()> {
     let all = request.count.unwrap_or(SEEDS);
     if all == 1 {
         trace::switch_on();
+        log_with_true_time();
     }
     let mut counts = oracle::Counts::default();
     let outcomes = crate::cluster::run_all(request.seed..request.seed + all, &run_one);
@@ -70,6 +73,16 @@ pub fn run(request: Request, report: &mut Report) -> Result<()> {
         report.cover("seeds run twice with equal traces", 1);
     }
     Ok(())
+}
+
+/// The product's own log, of openraft only what is wrong.
+fn log_with_true_time() {
+    let filter = tracing_subscriber::filter::filter_fn(|event| {
+        event.target().starts_with("ringwal") || *event.level() <= tracing::Level::WARN
+    });
+    let layer = tracing_subscriber::fmt::layer().with_timer(runtime::TrueTime).with_ansi(false);
+    let logging = tracing_subscriber::registry().with(layer.with_filter(filter));
+    let _ = tracing::subscriber::set_global_default(logging);
 }
 
 fn run_one(seed: u64) -> Result<world::Outcome, String> {

@@ -41,6 +41,8 @@ pub fn take_panic() -> Option<String> {
 
 /// One run of a process.
 pub struct Run {
+    /// Whose.
+    node: usize,
     /// By how many millionths its clock goes too fast.
     drift_ppm: i64,
     state: Mutex<RunState>,
@@ -70,8 +72,8 @@ impl<F: Send> Slot for Mutex<Option<Pin<Box<F>>>> {
 }
 
 impl Run {
-    pub fn new(drift_ppm: i64) -> Arc<Self> {
-        Arc::new(Self { drift_ppm, state: Mutex::default() })
+    pub fn new(node: usize, drift_ppm: i64) -> Arc<Self> {
+        Arc::new(Self { node, drift_ppm, state: Mutex::default() })
     }
 
     /// Its clock, in nanoseconds.
@@ -325,5 +327,16 @@ impl AsyncRuntime for NodeRuntime {
         T: Send + 'static,
     {
         SimRuntime::spawn_blocking(blocking)
+    }
+}
+
+/// For a log: true time, and which clock of which run is looked at.
+pub struct TrueTime;
+
+impl tracing_subscriber::fmt::time::FormatTime for TrueTime {
+    fn format_time(&self, to: &mut tracing_subscriber::fmt::format::Writer<'_>) -> std::fmt::Result {
+        let ns = SimInstant::try_now().map_or(0, |now| now.elapsed_since_start().as_nanos() as u64);
+        let node = PRESENT.with_borrow(|run| run.as_ref().map(|run| run.node));
+        write!(to, "{:>9.3} {}", ns as f64 / 1e6, node.map_or("-".into(), |node| format!("node {node}")))
     }
 }

@@ -127,7 +127,7 @@ impl World {
     pub fn start(&mut self, number: usize) {
         self.runs += 1;
         let drift = self.random.within(0..=2 * DRIFT_PPM_MAX) as i64 - DRIFT_PPM_MAX as i64;
-        let run = Run::new(drift);
+        let run = Run::new(number, drift);
         let mut run_id = [0; 16];
         run_id[..8].copy_from_slice(&self.random.next().to_le_bytes());
         run_id[8] = self.runs as u8;
