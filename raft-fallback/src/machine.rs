@@ -141,7 +141,8 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
     }
 
     /// Brings the records of the metadata stream from `end` to `base`, from whoever has begun the same
-    /// epoch: it has cut what is not of this history. The leader may be dead.
+    /// epoch, or a later one: it has cut what is not of this history, and keeps these, which are committed
+    /// with the entry. The leader may be dead, and everybody else further.
     async fn fetch_below(&self, epoch: u64, end: u64, base: u64) -> bool {
         let membership = self.applied.borrow().membership.clone();
         for member in members_of(&membership) {
@@ -150,7 +151,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
             }
             let about = self.peers.ask(&member, Ask::About, ASK_LIMIT).await;
             let Ok(Answer::About(about)) = about else { continue };
-            if about.begun.is_none_or(|begun| begun.epoch != epoch) {
+            if about.begun.is_none_or(|begun| begun.epoch < epoch) {
                 continue;
             }
             match self.replica.fetch(&member, vec![(METADATA_STREAM, end..base)]).await {
