@@ -276,7 +276,10 @@ impl Place {
             self.end_part(state, &why);
         }
         state.extending.retain(|token| token.try_receipt().is_none());
-        self.apply(state);
+        // Meanwhile records may be cut that are applied.
+        if !state.is_changing {
+            self.apply(state);
+        }
         let operations = self.disk.sim.operations();
         state.turns_idle = if operations == state.operations { state.turns_idle + 1 } else { 0 };
         state.operations = operations;
