@@ -405,6 +405,13 @@ impl Replica for SimReplica {
         for (stream, range) in wanted {
             let frames =
                 place.cluster.fetch(place.number, from.node, stream, range.clone()).await?;
+            let header = |frame: &Bytes| {
+                ringwal_engine::format::FrameHeader::verify(frame).expect("just read").0
+            };
+            let end = frames.last().map_or(range.start, |frame| header(frame).end_offset());
+            if end < range.end {
+                return Err(format!("node {} has stream {stream} up to {end} only", from.node));
+            }
             let mut tokens: Vec<AppendBatch> = Vec::new();
             for frame in frames {
                 let give = |state: &mut State| {
