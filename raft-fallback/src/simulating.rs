@@ -22,7 +22,7 @@ use crate::store::fast::Gate;
 use crate::store::stats::Counters;
 use crate::store::wire::{Answer, Ask};
 use crate::wiring::{self, Parts, Wired, wire};
-use crate::{ChangeError, CommandCounts, MemberChange, watch};
+use crate::{ChangeError, CommandCounts, MemberChange, State, watch};
 
 pub use crate::base::Base;
 pub use crate::replica::{
@@ -130,14 +130,17 @@ impl<R: AsyncRuntime, N: Replica, T: Transport> Simulated<R, N, T> {
         }
     }
 
-    /// Waits until a read is linearizable.
+    /// A linearizable read.
     ///
     /// # Errors
-    /// When no leader has said in time up to where it has to see, or that is gone.
-    pub async fn linearize(&self, limit: Duration) -> Result<Progress, String> {
-        let told = wiring::read_end(&self.wired.answering, limit).await;
-        let told = told.map_err(|error| format!("{error:?}"))?;
-        wiring::see(&self.wired.answering.metadata, told).await
+    /// When it is not confirmed in time.
+    pub async fn read<V>(
+        &self,
+        limit: Duration,
+        look: impl FnMut(&State) -> V,
+    ) -> Result<(Progress, V), String> {
+        let read = wiring::read(&self.wired.answering, limit, look).await;
+        read.map_err(|error| format!("{error:?}"))
     }
 
     /// Switches the fast path on or off.

@@ -176,9 +176,8 @@ impl Client {
         let (answer, answered) = oneshot::channel();
         let asked_ns = true_ns();
         drop(spawn_in(Some(place.run.clone()), async move {
-            let told = node.linearize(limit).await;
-            let read = told.map(|_| place.metadata.read(|state| (state.end(), state.epoch())).1);
-            let _ = answer.send(read);
+            let read = node.read(limit, |state| (state.end(), state.epoch())).await;
+            let _ = answer.send(read.map(|(_, seen)| seen));
         }));
         let read = SimRuntime::timeout(limit * 3, answered).await;
         self.cluster.oracle(|oracle| match read {
