@@ -24,7 +24,7 @@ use openraft::{AsyncRuntime, Raft, ServerState};
 use ringwal_engine::StreamId;
 use ringwal_replication::config::Member;
 use ringwal_replication::node_id::NodeId;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::lease::LeaseKeeper;
 use crate::machine::{Machine, Watched, members_of, voters_of};
@@ -33,10 +33,13 @@ use crate::replica::Replica;
 use crate::store::fast::Gate;
 use crate::store::peers::Peers;
 use crate::store::stats::Reason;
+use crate::watch;
 
 /// Between two attempts of whatever has failed while a node leads.
 const AGAIN: Duration = Duration::from_millis(50);
 
+/// Who cannot begin its epoch within this lets somebody else try.
+const RECOVER_LIMIT: Duration = Duration::from_secs(15);
 /// Between two attempts to have somebody else elected.
 const GIVE_UP: Duration = Duration::from_millis(500);
 
@@ -177,6 +180,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
             led = term;
             let lost = lost::<R>(self.raft.server_metrics(), term);
             let why = tokio::select! {
+                biased;
                 why = self.lead(term) => why,
                 () = lost => "another term has begun".to_owned(),
             };
@@ -189,8 +193,10 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
             tracing::info!(term, why, "leading no more");
             // One that has ended by itself is no good to anybody, and must not begin again in its term: what
             // it had proposed may still be applied.
+            let mut attempt = 0;
             while self.elected_in() == Some(term) && self.raft.is_initialized().await.is_ok() {
-                self.give_up(term).await;
+                self.give_up(term, attempt).await;
+                attempt += 1;
             }
         }
     }
@@ -204,6 +210,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
     /// ask any more.
     async fn wait_to_lead(&mut self, metrics: &mut ServerMetrics<R>) -> bool {
         tokio::select! {
+            biased;
             changed = metrics.changed() => changed.is_ok(),
             order = self.orders.recv() => {
                 let Some(order) = order else { return false };
@@ -225,7 +232,10 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         self.shared.gate.close(Reason::Recovering).await;
         self.set_leads(Some(Leads::Recovering));
         self.lease.handle_term(term);
-        let starts = self.recover(term).await;
+        let recovered = R::timeout(RECOVER_LIMIT, self.recover(term)).await;
+        let Ok(starts) = recovered else {
+            return format!("no epoch has begun within {RECOVER_LIMIT:?}");
+        };
         let epoch = |led: &Option<N::Led>| {
             led.as_ref().is_some_and(|led| crate::replica::Led::epoch(led) == term)
         };
@@ -236,14 +246,22 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         }
     }
 
-    /// Lets go of a leadership that is of no use, for somebody else to be elected.
-    async fn give_up(&mut self, term: u64) {
+    /// Lets go of a leadership that is of no use, for somebody else to be elected: each voter in turn. Who is
+    /// the only one begins another term.
+    async fn give_up(&self, term: u64, attempt: usize) {
         let me = self.replica.id();
-        let serving = self.shared.seen.borrow().clone();
-        let other = voters_of(&serving.membership).into_iter().flatten().find(|node| *node != me);
-        if let Some(other) = other {
-            tracing::info!(term, to = %other, "giving the leadership away");
-            let _ = self.raft.trigger().transfer_leader(other.get()).await;
+        let seen = self.shared.seen.borrow().clone();
+        let voters: BTreeSet<NodeId> = voters_of(&seen.membership).into_iter().flatten().collect();
+        let others: Vec<NodeId> = voters.into_iter().filter(|node| *node != me).collect();
+        let given = match others.get(attempt % others.len().max(1)) {
+            Some(to) => {
+                tracing::info!(term, %to, "giving the leadership away");
+                self.raft.trigger().transfer_leader(to.get()).await
+            }
+            None => self.raft.trigger().elect(false).await,
+        };
+        if let Err(error) = given {
+            tracing::info!(term, %error, "the leadership is not given away");
         }
         R::sleep(GIVE_UP).await;
     }

@@ -3,10 +3,11 @@
 //! each writes that down as the first entry of its log. A node that has lost its disk finds others that know
 //! of a cluster, or somebody who does not answer, and founds none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use openraft::AsyncRuntime;
+use openraft::async_runtime::WatchReceiver as _;
 use ringwal_replication::config::Member;
 use ringwal_replication::node_id::NodeId;
 
@@ -33,20 +34,21 @@ pub(crate) async fn found<R: AsyncRuntime, N: Replica, P: Peers>(
     loop {
         match raft.is_initialized().await {
             Ok(false) => {}
-            // It is there, or Raft has ended.
-            Ok(true) | Err(_) => return,
+            // Maybe by a run of this node that has told nobody.
+            Ok(true) => return tell(&raft, &peers, me).await,
+            // Raft has ended.
+            Err(_) => return,
         }
         match founders(&replica, &peers, &members).await {
             Ok(founders) => match write(&raft, &founders).await {
-                Ok(()) => {
-                    tracing::info!(members = founders.len(), "the cluster is founded");
-                    return tell(&peers, &members, me, &founders).await;
-                }
+                Ok(()) => tracing::info!(members = founders.len(), "the cluster is founded"),
                 Err(why) => tracing::warn!(why, "the cluster is not founded yet"),
             },
             Err(why) => tracing::info!(why, "the cluster is not founded yet"),
         }
-        R::sleep(AGAIN).await;
+        if !raft.is_initialized().await.unwrap_or(true) {
+            R::sleep(AGAIN).await;
+        }
     }
 }
 
@@ -94,12 +96,39 @@ pub(crate) async fn write<R: AsyncRuntime, N: Replica, P: Peers>(
     raft.initialize(nodes).await.map_err(|error| error.to_string())
 }
 
-/// Who does not hear of it gets it from the log of whoever is elected: a majority is needed for that.
-async fn tell<P: Peers>(peers: &P, members: &[Member], me: NodeId, founders: &[Founder]) {
-    for member in members.iter().filter(|member| member.node != me) {
-        let ask = Ask::Found(founders.to_vec());
-        if let Err(no_answer) = peers.ask(member, ask, ASK_LIMIT).await {
-            tracing::warn!(node = %member.node, why = no_answer.why, "was not told of the cluster");
+/// Tells all members until each has heard of it, or somebody is elected: then who has not gets it from the log.
+async fn tell<R: AsyncRuntime, N: Replica, P: Peers>(
+    raft: &RaftHandle<R, N, P>,
+    peers: &P,
+    me: NodeId,
+) {
+    let mut told = BTreeSet::from([me]);
+    loop {
+        let metrics = raft.server_metrics().borrow_watched().clone();
+        let nodes = metrics.membership_config.nodes();
+        let founders: Vec<Founder> = nodes
+            .map(|(id, node)| Founder {
+                node: NodeId::new(*id),
+                address: node.address.clone(),
+                engine: node.engine,
+            })
+            .collect();
+        if metrics.current_leader.is_some() || founders.iter().all(|one| told.contains(&one.node)) {
+            return;
         }
+        for Founder { node, address, .. } in &founders {
+            if told.contains(node) {
+                continue;
+            }
+            let member = Member { node: *node, address: address.clone() };
+            match peers.ask(&member, Ask::Found(founders.clone()), ASK_LIMIT).await {
+                Ok(Answer::Done) => drop(told.insert(*node)),
+                Ok(answer) => tracing::info!(%node, ?answer, "was told of the cluster"),
+                Err(no_answer) => {
+                    tracing::warn!(%node, why = no_answer.why, "was not told of the cluster");
+                }
+            }
+        }
+        R::sleep(AGAIN).await;
     }
 }

@@ -74,6 +74,8 @@ pub mod operator;
 pub mod raft;
 mod replica;
 pub mod session;
+#[doc(hidden)]
+pub mod simulating;
 pub mod snapshot;
 pub mod state;
 mod store;
@@ -81,6 +83,8 @@ mod store;
 mod tests;
 mod thread;
 mod waiters;
+mod watch;
+mod wiring;
 
 pub use codec::Malformed;
 pub use config::{DISABLE_FAST_PATH, RaftOptions, StoreConfig, StoreConfigError};

@@ -11,11 +11,12 @@
 //! over; so is an `Extend` of another epoch than that, and of one of the same epoch everything is here already,
 //! or is added again. An entry is applied when its effect is durable, so no index is ahead of its effect.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::watch;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use openraft::alias::{SnapshotMetaOf, SnapshotOf};
@@ -26,7 +27,6 @@ use ringwal_engine::{EpochStart, StreamId};
 use ringwal_replication::config::Member;
 use ringwal_replication::node_id::NodeId;
 use ringwal_replication::promise::Promise;
-use tokio::sync::watch;
 
 use crate::base::{Base, StreamBase};
 use crate::raft::{Effect, LogId, Payload, StoredMembership, Types};
@@ -85,7 +85,8 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
             base.as_ref().map(|base| (base.last, Arc::new(base.membership.clone()))).unzip();
         let membership = membership.unwrap_or_default();
         if last.is_some() {
-            replica.set_members(members_of(&membership), voters_of(&membership));
+            let engines = engines_of(&membership);
+            replica.set_members(members_of(&membership), voters_of(&membership), engines);
         }
         let (applied, see_applied) = watch::channel(AppliedLog { last, membership });
         let extended = base.as_ref().map_or(0, committed_of);
@@ -173,10 +174,10 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
     /// Whether this node holds everything from before the present epoch: only then its tables say all.
     fn has_starts(&self) -> bool {
         let streams = self.replica.standing().streams;
-        let has = |(stream, start): &(StreamId, u64)| {
-            let held = streams.iter().find(|held| held.stream == *stream);
-            held.map_or(0, |held| held.end) >= *start
-        };
+        let ends: BTreeMap<StreamId, u64> =
+            streams.iter().map(|held| (held.stream, held.end)).collect();
+        let has =
+            |(stream, start): &(StreamId, u64)| ends.get(stream).copied().unwrap_or(0) >= *start;
         self.starts.iter().all(has)
     }
 
@@ -184,16 +185,17 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
     fn make_base(&self) -> Option<Base> {
         let applied = self.applied.borrow().clone();
         let begun = self.replica.begun();
-        let committed = self.replica.committed_ends();
+        let committed: BTreeMap<StreamId, u64> =
+            self.replica.committed_ends().into_iter().collect();
+        let starts: BTreeMap<StreamId, u64> = self.starts.iter().copied().collect();
         let stream = |(stream, mut epochs): (StreamId, Vec<EpochStart>)| {
             // It begins with its entry, and not with its first record.
             if let Some(begun) = begun {
-                let start = self.starts.iter().find(|(of, _)| *of == stream);
-                let start = start.map_or(0, |(_, start)| *start);
+                let start = starts.get(&stream).copied().unwrap_or(0);
                 epochs.retain(|entry| entry.epoch < begun.epoch && entry.start < start);
                 epochs.push(EpochStart { epoch: begun.epoch, start });
             }
-            let known = committed.iter().find(|(of, _)| *of == stream).map_or(0, |(_, end)| *end);
+            let known = committed.get(&stream).copied().unwrap_or(0);
             // What is known of commits may be older than what is applied. Whatever entries of the log have
             // added lies below the start of the present epoch, or is counted.
             let start = epochs.last().map_or(0, |last| last.start);
@@ -213,7 +215,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
     /// brings what is committed, and only then says that it is applied.
     async fn install(&mut self, base: Base) -> Result<(), String> {
         let (nodes, voters) = (members_of(&base.membership), voters_of(&base.membership));
-        self.replica.set_members(nodes.clone(), voters);
+        self.replica.set_members(nodes.clone(), voters, engines_of(&base.membership));
         if let Some(begun) = base.begun {
             let epochs = base.streams.iter().map(|of| (of.stream, of.epochs.clone())).collect();
             self.replica.begin_known(begun, epochs).await?;
@@ -259,7 +261,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
     fn note(&self, log_id: LogId, membership: Option<StoredMembership>) {
         if let Some(membership) = &membership {
             let (nodes, voters) = (members_of(membership), voters_of(membership));
-            self.replica.set_members(nodes, voters);
+            self.replica.set_members(nodes, voters, engines_of(membership));
         }
         self.applied.send_modify(|applied| {
             applied.last = Some(log_id);
@@ -287,6 +289,11 @@ pub(crate) fn members_of(membership: &StoredMembership) -> Vec<Member> {
         address: node.address.clone(),
     };
     membership.nodes().map(member).collect()
+}
+
+/// With which engine each of them is a member.
+pub(crate) fn engines_of(membership: &StoredMembership) -> BTreeMap<NodeId, [u8; 16]> {
+    membership.nodes().map(|(id, node)| (NodeId::new(*id), node.engine)).collect()
 }
 
 /// The sets whose majorities count: two while it is joint.

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use ringwal_engine::Engine;
 use ringwal_replication::config::Member;
 use ringwal_replication::{BeginAnew, Node, Requests, StartError as NodeStartError};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 
 use crate::applying::{self, Applying, ApplyingOptions};
 use crate::config::{StoreConfig, StoreConfigError};
@@ -25,10 +25,12 @@ use crate::raft::{EngineJournal, OpenError};
 use crate::replica::METADATA_STREAM;
 use crate::replica::product::{NodeLed, NodeReplica};
 use crate::store::fast::Gate;
-use crate::store::peers::{NodePeers, answer, request};
+use crate::store::peers::{answer, request};
 use crate::store::stats::Counters;
 use crate::store::wire::{Answer, Ask};
 use crate::thread::{self, Inbox, Setup, Started, TASKS_MAX, Task};
+use crate::watch;
+use crate::wiring::{ENTRIES_KEPT, ENTRIES_PER_BASE, Parts};
 
 /// How long one part of another node's snapshot may take.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(10);
@@ -157,16 +159,23 @@ impl Raft {
         let operator = Arc::new(Operator::default());
         let (begin, begun) = std::sync::mpsc::channel();
         let closing = Arc::new(Notify::new());
-        let setup = Setup {
-            config: config.clone(),
+        let parts = Parts {
+            times: config.raft.times.clone(),
+            join: config.raft.join,
+            entries_per_base: ENTRIES_PER_BASE,
+            entries_kept: ENTRIES_KEPT,
+            members: config.replication.members.clone(),
             replica,
-            peers: NodePeers(node.requests()),
+            transport: Arc::new(node.requests()),
             journal: EngineJournal::new(engine).map_err(StartError::Thread)?,
             metadata: metadata.clone(),
-            applying: applying.clone(),
+            snapshots: Some(applying.clone()),
             shared: shared.clone(),
             counters: counters.clone(),
             committed,
+        };
+        let setup = Setup {
+            parts,
             tasks: to_do,
             operator: operator.clone(),
             closing: closing.clone(),

@@ -4,7 +4,7 @@
 
 pub(crate) mod product;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::ops::Range;
 
@@ -148,6 +148,9 @@ pub trait Replica: Clone + Send + Sync + 'static {
     /// Nanoseconds on CLOCK_BOOTTIME.
     fn boottime_ns(&self) -> u64;
 
+    /// Milliseconds since 1970, for whoever reads a command's time.
+    fn now_ms(&self) -> u64;
+
     /// Ends whatever is of an older epoch, and promises this one, durably. Once more for what is held now.
     fn promise(&self, promise: Promise) -> impl Future<Output = Result<Standing, String>> + Send;
 
@@ -192,8 +195,13 @@ pub trait Replica: Clone + Send + Sync + 'static {
         wanted: Vec<(StreamId, Range<u64>)>,
     ) -> impl Future<Output = Result<(), String>> + Send;
 
-    /// Who is in the cluster, and whose majorities count.
-    fn set_members(&self, nodes: Vec<Member>, voters: Vec<BTreeSet<NodeId>>);
+    /// Who is in the cluster, whose majorities count, and with which engine each node does (I-15).
+    fn set_members(
+        &self,
+        nodes: Vec<Member>,
+        voters: Vec<BTreeSet<NodeId>>,
+        engines: BTreeMap<NodeId, [u8; 16]>,
+    );
 
     /// What is durable of the metadata stream.
     fn metadata_end(&self) -> u64;

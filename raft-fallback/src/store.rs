@@ -38,10 +38,10 @@ use crate::limits::METADATA_VERSION;
 use crate::metadata::{Metadata, Progress};
 use crate::node::{Inner, Raft};
 use crate::session::Session;
-use crate::state::{Applied, Done, Rejection, TopicId};
+use crate::state::{Applied, Done, Rejection, State, TopicId};
 use crate::thread::Task;
-use executing::{Answered, Unanswered};
-use sessions::Sessions;
+use executing::{Answered, Unanswered, is_of_session};
+use sessions::{Own, Sessions};
 pub use status::{MemberStatus, Mode, StoreStatus};
 pub use wal::{MetadataReplicator, MetadataWal, ReplicateError, WalError};
 
@@ -172,31 +172,23 @@ impl MetadataStore {
         ack: Ack,
         limit: Duration,
     ) -> Result<Executed, ExecuteError> {
+        let own = self.session().await?;
+        let first = self.run_as(own.command(), command.clone(), ack, limit).await;
+        // The cluster has forgotten the session, and nothing of this command was executed in it.
+        match first {
+            Err(ExecuteError::Rejected(why)) if is_of_session(&Err(why)) => own.forget(),
+            outcome => return outcome,
+        }
+        let own = self.session().await?;
+        self.run_as(own.command(), command, ack, limit).await
+    }
+
+    async fn session(&self) -> Result<Own, ExecuteError> {
         let applied = self.raft.metadata.progress().end;
-        let (own, _place) = self.sessions.take(applied).await.map_err(|error| {
+        self.sessions.take(applied).await.map_err(|error| {
             let why = format!("no random number for a session: {error}");
             ExecuteError::NotDone { why }
-        })?;
-        let session = Some(own.command());
-        let record = Record { time_ms: answering::now_ms(), session, command };
-        let encoded = record.encode();
-        let outcome = match &encoded {
-            Err(error) => Err(ExecuteError::Invalid(error.to_string())),
-            Ok(record) => self.run_record(record, ack, limit).await,
-        };
-        // A session that the cluster does not know any more is of no use.
-        let is_gone = matches!(
-            outcome,
-            Err(ExecuteError::Rejected(
-                Rejection::SessionExpired { .. }
-                    | Rejection::SessionAhead { .. }
-                    | Rejection::SequenceForgotten { .. }
-            ))
-        );
-        if !is_gone {
-            self.sessions.give_back(own);
-        }
-        outcome
+        })
     }
 
     async fn run_record(
@@ -227,6 +219,12 @@ impl MetadataStore {
                         if was_given =>
                     {
                         Err(first)
+                    }
+                    // What an attempt before it did is not known then.
+                    (Ok(answered), Some(Err(Unanswered::Unknown(why))))
+                        if is_of_session(&answered.applied.outcome) =>
+                    {
+                        Err(Unanswered::Unknown(why))
                     }
                     (slow, _) => slow,
                 }
@@ -314,9 +312,10 @@ impl MetadataStore {
         &self.raft.metadata
     }
 
-    /// Waits until this node has applied everything that was answered anywhere before this was called;
-    /// what is read here then is linearizable. The leader says up to where, when it holds its lease or
-    /// has asked a majority, and a majority has all of it.
+    /// Waits until this node has applied everything that was answered anywhere before this was called, and
+    /// says up to where that is. The leader says so, when it holds its lease or has asked a majority, and a
+    /// majority has all of it. What is read here then is at least as new; it may be newer than what is
+    /// committed: [`MetadataStore::read`] looks at that as well.
     ///
     /// The outcome's error is [`ReadError::NotConfirmed`].
     pub fn linearize(&self, limit: Duration) -> Linearizing {
@@ -330,8 +329,35 @@ impl MetadataStore {
                 Unanswered::NotDone(why) | Unanswered::Unknown(why) => ReadError::NotConfirmed(why),
                 Unanswered::NotLeader(_) => ReadError::NotConfirmed("no leader is known".into()),
             })?;
-            let applied = raft.metadata.wait_progress(told).await;
-            applied.map_err(|error| ReadError::NotConfirmed(error.to_string()))
+            Ok(told)
+        }))
+    }
+
+    /// A linearizable read: what `look` sees of this node's state has everything that was answered anywhere
+    /// before this was called, and all of it is committed. It may look several times.
+    ///
+    /// The outcome's error is [`ReadError::NotConfirmed`].
+    pub fn read<V: Send + 'static>(
+        &self,
+        limit: Duration,
+        look: impl Fn(&State) -> V + Send + 'static,
+    ) -> Reading<V> {
+        let store = self.clone();
+        Reading(Box::pin(async move {
+            let mut kept: Option<(Progress, V)> = None;
+            loop {
+                let told = store.linearize(limit).await?;
+                let is_committed =
+                    |(of, _): &mut (Progress, V)| of.epoch == told.epoch && of.end <= told.end;
+                if let Some(seen) = kept.take_if(is_committed) {
+                    return Ok(seen);
+                }
+                // The state may be ahead of what is committed: then the leader is asked once more.
+                kept = Some(store.metadata().read(&look));
+                if let Some(seen) = kept.take_if(is_committed) {
+                    return Ok(seen);
+                }
+            }
         }))
     }
 
@@ -460,6 +486,34 @@ outcome!(
     Executed,
     ExecuteError
 );
+/// See [`MetadataStore::read`]: a future for any runtime, or [`Reading::wait`].
+#[must_use = "nothing happens until it is polled or waited for"]
+pub struct Reading<V>(Pin<Box<dyn Future<Output = Result<(Progress, V), ReadError>> + Send>>);
+
+impl<V> Reading<V> {
+    /// Blocks the thread until it is known.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn wait(self) -> Result<(Progress, V), ReadError> {
+        block_on(self)
+    }
+}
+
+impl<V> Future for Reading<V> {
+    type Output = Result<(Progress, V), ReadError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(context)
+    }
+}
+
+impl<V> fmt::Debug for Reading<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reading")
+    }
+}
+
 outcome!(
     /// See [`MetadataStore::linearize`].
     Linearizing,

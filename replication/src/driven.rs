@@ -57,13 +57,16 @@ pub struct Members {
     /// A majority of each of these sets makes a record committed: one set, or two while the membership
     /// is changing. Nothing is committed while there is none.
     pub voters: Vec<BTreeSet<NodeId>>,
+    /// With which engine each node counts (I-15). Of a node that is not named here, the first one that
+    /// this leader has met.
+    pub engines: BTreeMap<NodeId, [u8; 16]>,
 }
 
 impl Members {
     /// All of them, voters of one set.
     pub fn all(nodes: Vec<Member>) -> Self {
         let voters = nodes.iter().map(|member| member.node).collect();
-        Self { nodes, voters: vec![voters] }
+        Self { nodes, voters: vec![voters], engines: BTreeMap::new() }
     }
 }
 

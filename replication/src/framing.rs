@@ -9,7 +9,7 @@ use ringwal_engine::format::{
 use zerocopy::IntoBytes;
 
 /// One frame of records from `base` on: as many as fit, at least one.
-pub(crate) fn frame_of<R: AsRef<[u8]>>(
+pub fn frame_of<R: AsRef<[u8]>>(
     stream: StreamId,
     epoch: u64,
     base: u64,
@@ -32,7 +32,7 @@ pub(crate) fn frame_of<R: AsRef<[u8]>>(
 }
 
 /// What a sound frame holds from `from` on, which is inside of it.
-pub(crate) fn rest_of(frame: &VerifiedFrame<'_>, from: u64) -> Bytes {
+pub fn rest_of(frame: &VerifiedFrame<'_>, from: u64) -> Bytes {
     let header = &frame.header;
     let skipped = usize::try_from(from - header.base_offset.get()).expect("inside of it");
     let records: Vec<&[u8]> = frame.records().skip(skipped).collect();

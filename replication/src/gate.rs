@@ -72,6 +72,12 @@ impl Gate {
         self.bytes.fetch_add(bytes, Ordering::AcqRel);
     }
 
+    /// As [`Gate::note_appended`], until it is known whether they are.
+    pub(crate) fn count(&self, bytes: u64) -> Counted<'_> {
+        self.note_appended(bytes);
+        Counted { gate: self, bytes }
+    }
+
     /// All that was ever appended.
     pub(crate) fn appended(&self) -> u64 {
         self.appended.load(Ordering::Acquire)
@@ -106,6 +112,28 @@ impl Gate {
         let waiting =
             std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Bytes that are counted as appended, and are given back when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Counted<'a> {
+    gate: &'a Gate,
+    bytes: u64,
+}
+
+impl Counted<'_> {
+    /// They are appended.
+    pub(crate) fn keep(mut self) {
+        self.bytes = 0;
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.gate.release(self.bytes);
+        }
     }
 }
 

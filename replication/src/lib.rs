@@ -41,3 +41,65 @@ pub use mend::MendRangeError;
 pub use node::{Leadership, Node, Requests, StartError};
 pub use thread::LeadError;
 pub use worker::{BeginAnew, FactsError, Snapshots};
+
+/// For the simulation of a cluster in `tools/crash`, and nobody else.
+#[doc(hidden)]
+pub mod simulating {
+    use std::collections::BTreeMap;
+
+    use ringwal_engine::{EpochTable, StreamId};
+
+    use crate::beginning::{Begin, Starts};
+    use crate::driven::BeginError;
+    use crate::history::Held;
+    use crate::promise::Promise;
+    use crate::worker::Facts;
+
+    pub use crate::framing::{frame_of, rest_of};
+
+    /// Where an epoch starts the streams: each one at an offset, or all epochs of each are known.
+    pub enum Begins {
+        /// At these offsets.
+        At(Vec<(StreamId, u64)>),
+        /// With these tables.
+        Known(Vec<(StreamId, EpochTable)>),
+    }
+
+    /// Records that are to be cut.
+    pub struct Cut {
+        /// Of which stream.
+        pub stream: StreamId,
+        /// First offset that goes.
+        pub start: u64,
+        /// Durable end.
+        pub end: u64,
+        /// The epoch of what comes there.
+        pub epoch: u64,
+    }
+
+    /// What the beginning of an epoch cuts.
+    ///
+    /// # Errors
+    /// When it must cut nothing.
+    pub fn cuts(
+        promise: Promise,
+        begins: Begins,
+        leads: bool,
+        held: &BTreeMap<StreamId, Held>,
+        committed: &BTreeMap<StreamId, u64>,
+    ) -> Result<Vec<Cut>, BeginError> {
+        let facts = Facts { committed: committed.clone(), ..Facts::default() };
+        let starts = match begins {
+            Begins::At(starts) => Starts::At(starts.into_iter().collect()),
+            Begins::Known(tables) => Starts::Known(tables.into_iter().collect()),
+        };
+        let begin = Begin { promise, starts, leads, facts };
+        let cut = |cut: &crate::beginning::Cutting| Cut {
+            stream: cut.stream,
+            start: cut.start,
+            end: cut.end,
+            epoch: cut.epoch,
+        };
+        Ok(begin.cuts(held)?.iter().map(cut).collect())
+    }
+}

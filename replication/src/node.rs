@@ -22,7 +22,7 @@ use crate::driven::{
 };
 use crate::fetch::FetchFromError;
 use crate::fetch::from::FetchFrom;
-use crate::gate::Gate;
+use crate::gate::{Counted, Gate};
 use crate::link::tls::{Tls, TlsError};
 use crate::link::{LinkError, Listener};
 use crate::mend::{self, MendRangeError, Mender};
@@ -561,11 +561,10 @@ impl Leadership {
         poll_fn(|context| self.poll_room(context.waker())).await;
         let stream = self.stream(stream)?;
         let gate = self.term.gate();
-        gate.iter().for_each(|gate| gate.note_appended(counted_bytes(record)));
-        let token = stream.append_async(record).await;
-        let token = token.inspect_err(|_| {
-            gate.iter().for_each(|gate| gate.release(counted_bytes(record)));
-        })?;
+        // Given back also when this future is dropped while it waits.
+        let counted = gate.map(|gate| gate.count(counted_bytes(record)));
+        let token = stream.append_async(record).await?;
+        counted.into_iter().for_each(Counted::keep);
         Ok(self.pending(token, ack))
     }
 

@@ -1,7 +1,7 @@
 //! Changes of the membership. A watermark needs both majorities from before the joint entry is proposed,
 //! until the uniform one is applied; and the new majority must hold what is committed before.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use ringwal_replication::node_id::NodeId;
 
 use super::recover::has_majorities;
 use super::{AGAIN, ChangeError, Control, MemberChange, RaftHandle};
-use crate::machine::{members_of, voters_of};
+use crate::machine::{engines_of, members_of, voters_of};
 use crate::raft::RaftNode;
 use crate::replica::{Led, Replica, Standing};
 use crate::store::peers::Peers;
@@ -42,13 +42,16 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
     pub(super) fn change_members(
         &self,
         change: MemberChange,
+        led: N::Led,
     ) -> impl Future<Output = Result<(), ChangeError>> + Send + 'static + use<R, N, P> {
         let changer = Changer {
             raft: self.raft.clone(),
             replica: self.replica.clone(),
             peers: self.peers.clone(),
+            led,
             members: self.members(),
             voters: voters_of(&self.membership()),
+            engines: engines_of(&self.membership()),
         };
         async move {
             match change {
@@ -64,8 +67,10 @@ struct Changer<R: AsyncRuntime, N: Replica, P: Peers> {
     raft: RaftHandle<R, N, P>,
     replica: N,
     peers: P,
+    led: N::Led,
     members: Vec<Member>,
     voters: Vec<BTreeSet<NodeId>>,
+    engines: BTreeMap<NodeId, [u8; 16]>,
 }
 
 fn not_now(why: impl Into<String>) -> ChangeError {
@@ -89,7 +94,9 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Changer<R, N, P> {
         };
         let raft_node = RaftNode::new(member.address.clone(), engine);
         self.members.push(member);
-        self.replica.set_members(self.members.clone(), self.voters.clone());
+        self.engines.insert(node, engine);
+        let (members, voters) = (self.members.clone(), self.voters.clone());
+        self.replica.set_members(members, voters, self.engines.clone());
         let added = self.raft.add_learner(node.get(), raft_node, false).await;
         added.map(drop).map_err(|error| ChangeError::Unknown(error.to_string()))
     }
@@ -127,7 +134,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Changer<R, N, P> {
         if !both.contains(&voters) {
             both.push(voters.clone());
         }
-        self.replica.set_members(self.members.clone(), both);
+        self.replica.set_members(self.members.clone(), both, self.engines.clone());
         let changed = match self.wait_for_majority(&voters).await {
             Ok(()) => {
                 let ids: BTreeSet<u64> = voters.iter().map(|node| node.get()).collect();
@@ -138,19 +145,28 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Changer<R, N, P> {
         };
         use openraft::async_runtime::WatchReceiver as _;
         let now = self.raft.server_metrics().borrow_watched().membership_config.clone();
-        self.replica.set_members(members_of(&now), voters_of(&now));
+        self.replica.set_members(members_of(&now), voters_of(&now), engines_of(&now));
         changed
     }
 
     async fn wait_for_majority(&self, voters: &BTreeSet<NodeId>) -> Result<(), String> {
         let deadline = self.replica.boottime_ns() + CATCH_UP_LIMIT.as_nanos() as u64;
         let me = self.replica.id();
-        let needed = self.replica.committed_ends();
+        // The new sets count when this is answered, so what is committed by then the old ones had alone.
+        if let Some(begun) = self.replica.begun() {
+            self.replica.promise(begun).await?;
+        }
+        let own = self.replica.standing().streams;
+        let needed: Vec<(StreamId, u64)> =
+            own.iter().map(|held| (held.stream, self.led.committed_end(held.stream))).collect();
+        let epoch = self.led.epoch();
         let holds = |standing: &Standing| {
-            needed.iter().all(|(stream, end)| {
-                let held = standing.streams.iter().find(|held| held.stream == *stream);
-                held.map_or(0, |held| held.end) >= *end
-            })
+            let is_cut = standing.begun.is_some_and(|begun| begun.epoch == epoch);
+            is_cut
+                && needed.iter().all(|(stream, end)| {
+                    let held = standing.streams.iter().find(|held| held.stream == *stream);
+                    held.map_or(0, |held| held.end) >= *end
+                })
         };
         loop {
             let mut holding = BTreeSet::from([me]);

@@ -1,6 +1,10 @@
 //! `Extend` entries: each one goes on where the one before ends. The first one of an epoch, and the first
 //! after the fast path was closed, carries everything behind the committed watermark as well, so that a
 //! committed entry never hangs above a hole.
+//!
+//! One entry is proposed at a time. openraft may refuse one and take the next in the same term (while a majority
+//! does not answer, or while it hands the leadership over): that one would hang above a hole, and whoever
+//! applies it would wait for ever for what nobody has.
 
 use std::collections::VecDeque;
 
@@ -17,7 +21,7 @@ use crate::replica::{Led as _, METADATA_STREAM, Replica};
 use crate::store::peers::Peers;
 
 /// Entries that are proposed and not applied.
-const IN_FLIGHT_MAX: usize = 8;
+const IN_FLIGHT_MAX: usize = 1;
 /// An entry's header, and the length before each record.
 const ENTRY_HEADER_BYTES: usize = 128;
 const RECORD_HEADER_BYTES: usize = 4;
@@ -128,6 +132,14 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Proposer<R, N, P> {
         records: Vec<Bytes>,
         proposals: Vec<Proposal>,
     ) -> Result<(), String> {
+        while !self.has_room() {
+            self.next_done().await?;
+        }
+        // openraft may refuse an entry and take the next one in the same term, above a hole. So the next one
+        // waits for the one before.
+        while !self.in_flight.is_empty() {
+            self.next_done().await?;
+        }
         let payload = Payload::Extend { epoch: self.epoch, base, records };
         let (responder, written) = OneshotResponder::<Types<R>, _>::new_pair();
         let given = self.raft.client_write_ff(payload, Some(responder)).await;

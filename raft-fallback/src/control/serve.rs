@@ -14,7 +14,8 @@ use ringwal_replication::node_id::NodeId;
 use super::members::check_starts;
 use super::proposer::Proposer;
 use super::{ChangeError, Control, Done, Leads, NotPlaced, Order, Placed, Proposal, Starts};
-use crate::replica::{Led, METADATA_STREAM, Replica};
+use crate::machine::{engines_of, members_of, voters_of};
+use crate::replica::{Led, LedError, METADATA_STREAM, Replica};
 use crate::store::fast::Taken;
 use crate::store::peers::Peers;
 use crate::store::stats::Reason;
@@ -32,8 +33,9 @@ type Changing = BoxFuture<'static, (Done, Result<(), ChangeError>)>;
 impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
     /// Leads until that ends; why it did.
     pub(super) async fn serve(&mut self, term: u64, led: N::Led, starts: Starts) -> String {
-        let (members, voters) = (self.members(), crate::machine::voters_of(&self.membership()));
-        self.replica.set_members(members, voters);
+        let membership = self.membership();
+        let (members, voters) = (members_of(&membership), voters_of(&membership));
+        self.replica.set_members(members, voters, engines_of(&membership));
         let mut proposer = Proposer::new(self.raft.clone(), term, self.entry_bytes_max);
         let mut switch = self.shared.switch.subscribe();
         let mut changing: Option<Changing> = None;
@@ -41,14 +43,15 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         // Raft goes on from the watermark: that must not lie in an older epoch.
         let start = starts.iter().find(|(stream, _)| *stream == METADATA_STREAM);
         let start = start.map_or(0, |(_, start)| *start);
-        if let Err(error) = led.committed(start).await {
-            return error.to_string();
-        }
+        let leadership = led.clone();
+        let mut ready: Option<BoxFuture<'static, Result<(), LedError>>> =
+            Some(Box::pin(async move { leadership.committed(start).await }));
         // What is read here is up to date when as much is applied.
         self.shared.seen.send_modify(|seen| seen.start = start);
         tracing::info!(epoch = term, "leading");
         loop {
-            let wish = self.wish(&led);
+            let is_ready = ready.is_none();
+            let wish = if is_ready { self.wish(&led) } else { Err(Reason::Recovering) };
             match (mode, wish) {
                 (Some(Leads::Fast), Err(why)) => {
                     self.shared.gate.close(why).await;
@@ -80,12 +83,18 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                 return why;
             }
             let is_fast = mode == Some(Leads::Fast);
-            let may_propose = is_fast || (wish.is_err() && proposer.has_room());
+            let may_propose = is_fast || (is_ready && wish.is_err() && proposer.has_room());
             tokio::select! {
                 biased;
                 done = proposer.next_done(), if !proposer.is_empty() => {
                     if let Err(why) = done {
                         return why;
+                    }
+                }
+                is_committed = poll_option(&mut ready) => {
+                    ready = None;
+                    if let Err(error) = is_committed {
+                        return error.to_string();
                     }
                 }
                 changed = switch.changed() => {
@@ -100,6 +109,11 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                 order = self.orders.recv() => match order {
                     None => return "the store is closed".to_owned(),
                     Some(Order::Transfer { to, limit, done }) => {
+                        let Some(to) = self.successor(to) else {
+                            let why = "there is no other voter with that id".to_owned();
+                            let _ = done.send(Err(ChangeError::NotNow(why)));
+                            continue;
+                        };
                         self.shared.gate.close(Reason::Transferring).await;
                         let was_fast = mode == Some(Leads::Fast);
                         let transfer = self.begin_transfer(
@@ -108,6 +122,9 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                         if let Err(why) = transfer.await {
                             return why;
                         }
+                        // It was not taken, and nothing is in flight.
+                        proposer.reset();
+                        mode = None;
                     }
                     Some(Order::Change { done, .. }) if changing.is_some() => {
                         let why = "another change of the membership is under way".to_owned();
@@ -116,7 +133,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                     Some(Order::Change { change, done }) => match check_starts(&led, &starts) {
                         Err(why) => drop(done.send(Err(ChangeError::NotNow(why)))),
                         Ok(()) => {
-                            let change = self.change_members(change);
+                            let change = self.change_members(change, led.clone());
                             changing = Some(Box::pin(async move { (done, change.await) }));
                         }
                     },
@@ -184,22 +201,10 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         led: &N::Led,
         proposer: &mut Proposer<R, N, P>,
         was_fast: bool,
-        to: Option<NodeId>,
+        to: NodeId,
         limit: Duration,
         done: Done,
     ) -> Result<(), String> {
-        let me = self.replica.id();
-        let membership = self.membership();
-        let voters: Vec<NodeId> = membership.voter_ids().map(NodeId::new).collect();
-        let to = match to {
-            Some(to) => Some(to).filter(|to| *to != me && voters.contains(to)),
-            None => self.furthest(&voters),
-        };
-        let Some(to) = to else {
-            let why = "there is no other voter with that id".to_owned();
-            let _ = done.send(Err(ChangeError::NotNow(why)));
-            return Ok(());
-        };
         // While Raft extends the stream, nothing else may: not even a record that does nothing.
         if was_fast && let Err(error) = led.drained().await {
             tracing::info!(%error, "closing the fast path");
@@ -220,6 +225,16 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
             let _ = done.send(Err(ChangeError::Unknown(why)));
         }
         Ok(())
+    }
+
+    /// Who is to lead instead: the voter that is named, or whose log is furthest.
+    fn successor(&self, to: Option<NodeId>) -> Option<NodeId> {
+        let me = self.replica.id();
+        let voters: Vec<NodeId> = self.membership().voter_ids().map(NodeId::new).collect();
+        match to {
+            Some(to) => Some(to).filter(|to| *to != me && voters.contains(to)),
+            None => self.furthest(&voters),
+        }
     }
 
     /// The voter whose log is furthest, as far as this leader knows.

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use ringwal_engine::{Append, CommitError, Engine, EpochStart, EpochTable, StreamId};
@@ -23,6 +24,7 @@ use crate::applying::{self, Applying};
 use crate::base::Base;
 use crate::command::{Command, Record};
 use crate::state::Applied;
+use crate::store::answering::now_ms;
 
 /// See the module. Clones are the same.
 #[derive(Clone)]
@@ -92,6 +94,10 @@ impl Replica for NodeReplica {
         boottime_ns()
     }
 
+    fn now_ms(&self) -> u64 {
+        now_ms()
+    }
+
     async fn promise(&self, promise: Promise) -> Result<Standing, String> {
         let promised = self.node.promise(promise).await.map_err(|error| error.to_string())?;
         Ok(standing(&promised.held, promised.begun))
@@ -106,7 +112,13 @@ impl Replica for NodeReplica {
         let start = start.map_or(0, |(_, start)| *start);
         let begun = loop {
             match self.node.begin(promise, starts.clone()).await {
-                Err(driven::BeginError::Busy) => tokio::task::yield_now().await,
+                // It may be begun again: when there is room for what is to be kept as an orphan, perhaps.
+                Err(error @ (driven::BeginError::Busy | driven::BeginError::Failed(_)))
+                    if self.engine().poisoned().is_none() =>
+                {
+                    tracing::warn!(epoch = promise.epoch, %error, "an epoch cannot begin here yet");
+                    tokio::time::sleep(BEGIN_AGAIN).await;
+                }
                 begun => break begun.map_err(|error| error.to_string())?,
             }
         };
@@ -185,8 +197,13 @@ impl Replica for NodeReplica {
         self.node.fetch_from(from, wanted).await.map_err(|error| error.to_string())
     }
 
-    fn set_members(&self, nodes: Vec<Member>, voters: Vec<BTreeSet<NodeId>>) {
-        self.node.set_members(Members { nodes, voters });
+    fn set_members(
+        &self,
+        nodes: Vec<Member>,
+        voters: Vec<BTreeSet<NodeId>>,
+        engines: BTreeMap<NodeId, [u8; 16]>,
+    ) {
+        self.node.set_members(Members { nodes, voters, engines });
     }
 
     fn metadata_end(&self) -> u64 {
@@ -251,6 +268,8 @@ async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|_| Err("the thread that waits for the disk has panicked".to_owned()))
 }
 
+/// Between two attempts to begin an epoch.
+const BEGIN_AGAIN: Duration = Duration::from_millis(100);
 /// About what is read at once for an entry.
 const READ_BYTES_MAX: usize = 1 << 20;
 

@@ -1,13 +1,14 @@
 //! What a node answers to the stores of others.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::watch;
 use bytes::Bytes;
 use openraft::AsyncRuntime;
 use ringwal_replication::Ack;
 use ringwal_replication::node_id::NodeId;
-use tokio::sync::watch;
 
 use super::executing::{Answered, Executor, Origin, Unanswered};
 use super::peers::Peers;
@@ -24,6 +25,8 @@ use crate::replica::{Led, Replica};
 
 /// No command of another node is tried for longer.
 const LIMIT_MAX: Duration = Duration::from_secs(60);
+/// How long a node waits, for a promise, until it has applied as much as the asker.
+const PROMISE_LIMIT: Duration = Duration::from_secs(4);
 /// Most of a snapshot in one answer.
 const PART_BYTES_MAX: usize = 1 << 20;
 
@@ -36,8 +39,8 @@ pub(crate) struct Answering<R: AsyncRuntime, N: Replica, P: Peers> {
     pub(crate) lease: Arc<LeaseKeeper>,
     /// Where snapshots of the state machine are.
     pub(crate) snapshots: Option<Applying>,
-    /// It waits to be added to a cluster, and takes part in founding none.
-    pub(crate) joins: bool,
+    /// With whom it founds a cluster, if it does: as its configuration has it.
+    pub(crate) founders: Option<BTreeSet<NodeId>>,
 }
 
 impl<R: AsyncRuntime, N: Replica, P: Peers> Answering<R, N, P> {
@@ -50,7 +53,8 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Answering<R, N, P> {
                 let is_named = |one: &super::wire::Founder| {
                     one.node == replica.id() && one.engine == replica.engine()
                 };
-                if self.joins || !founders.iter().any(is_named) {
+                let nodes: BTreeSet<NodeId> = founders.iter().map(|one| one.node).collect();
+                if self.founders.as_ref() != Some(&nodes) || !founders.iter().any(is_named) {
                     return Answer::Refused("this node founds no such cluster".to_owned());
                 }
                 match founding::write(&self.raft, &founders).await {
@@ -111,9 +115,11 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Answering<R, N, P> {
         }
         replica.promise(promise).await?;
         let mut applied = self.applied.clone();
-        let has_applied = applied.wait_for(|applied| applied.has_applied(index)).await.is_ok();
-        if !has_applied {
-            return Err("Raft has ended here".to_owned());
+        let has_applied = applied.wait_for(|applied| applied.has_applied(index));
+        match R::timeout(PROMISE_LIMIT, has_applied).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return Err("Raft has ended here".to_owned()),
+            Err(_) => return Err(format!("entry {index} is not applied here yet")),
         }
         replica.promise(promise).await
     }
@@ -125,7 +131,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Answering<R, N, P> {
             Ok(_) => return Answer::Refused("a forwarded command needs a session".to_owned()),
             Err(error) => return Answer::Refused(error.to_string()),
         };
-        let record = match (Record { time_ms: now_ms(), ..record }).encode() {
+        let record = match (Record { time_ms: self.executor.replica.now_ms(), ..record }).encode() {
             Ok(record) => record,
             Err(error) => return Answer::Refused(error.to_string()),
         };
@@ -151,7 +157,9 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Answering<R, N, P> {
         let Some(led) = led.filter(|led| led.epoch() == seen.term) else {
             return Err(Unanswered::NotLeader(None));
         };
-        let began = Progress { epoch: led.epoch(), end: seen.start };
+        // Whatever is durable here may have been answered to somebody who appends by himself.
+        let durable = self.executor.replica.metadata_end();
+        let began = Progress { epoch: led.epoch(), end: durable.max(seen.start) };
         let confirm = async {
             // Whatever was answered before this epoch is below its start.
             let applied = self.metadata.wait_progress(began).await;
@@ -240,15 +248,14 @@ impl<N: Replica> Fitness<N> {
 
 impl<N: Replica> Voting for Fitness<N> {
     fn refuses(&self, duty: Duty) -> Option<String> {
-        if let Some(why) = self.replica.unfit() {
-            return Some(why);
-        }
         match duty {
-            Duty::Vote => self.refuses_to_vote(),
+            Duty::Vote => self.replica.unfit().or_else(|| self.refuses_to_vote()),
+            Duty::Transfer if self.replica.unfit().is_some() => self.replica.unfit(),
             Duty::Transfer => {
                 let now = self.replica.boottime_ns();
                 (now < self.votes_from_ns).then(|| "it has just started".to_owned())
             }
+            // What a repair has taken away comes back by following; who has failed answers nothing by itself.
             Duty::Append | Duty::Snapshot => None,
         }
     }

@@ -17,7 +17,7 @@ use openraft::type_config::TypeConfigExt as _;
 use openraft::{AsyncRuntime, Instant as _};
 use ringwal_replication::Ack;
 use ringwal_replication::node_id::NodeId;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use super::fast::Taken;
 use super::peers::Peers;
@@ -27,7 +27,8 @@ use crate::control::{Leads, NotPlaced, Placed, Proposal, Seen, Shared};
 use crate::machine::members_of;
 use crate::raft::Types;
 use crate::replica::{Led, LedError, OutcomeError, Replica};
-use crate::state::Applied;
+use crate::state::{Applied, Outcome, Rejection};
+use crate::watch;
 
 /// How long it is waited at most for something to change, before it is tried again.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -129,15 +130,19 @@ impl<N: Replica, P: Peers> Executor<N, P> {
             return Ok(Answered { applied, durable: Ack::Quorum });
         }
         if ack == Ack::Quorum {
-            let led = self.led.borrow().clone().filter(|led| led.epoch() == epoch);
-            let Some(led) = led else {
-                return Err(Unanswered::Unknown("the epoch ended first".to_owned()));
-            };
             // Of a command that was executed before, its first record is the older one.
-            let end = applied.offset.max(offset) + 1;
-            led.committed(end).await.map_err(|error| Unanswered::Unknown(error.to_string()))?;
+            self.committed(epoch, applied.offset.max(offset) + 1).await?;
         }
         Ok(Answered { applied, durable: ack })
+    }
+
+    /// Waits until a majority has the metadata stream up to there, in the epoch that this node leads in.
+    async fn committed(&self, epoch: u64, end: u64) -> Result<(), Unanswered> {
+        let led = self.led.borrow().clone().filter(|led| led.epoch() == epoch);
+        let Some(led) = led else {
+            return Err(Unanswered::Unknown("the epoch ended first".to_owned()));
+        };
+        led.committed(end).await.map_err(|error| Unanswered::Unknown(error.to_string()))
     }
 
     async fn execute_by_raft(&self, record: Bytes) -> Result<Answered, Unanswered> {
@@ -163,8 +168,9 @@ impl<N: Replica, P: Peers> Executor<N, P> {
         let answered = self.execute_by_raft(record).await?;
         // It came through the fast path, if that was opened meanwhile.
         if ack == Ack::Quorum && answered.durable == Ack::Local {
-            let Applied { epoch, offset, .. } = answered.applied;
-            return self.outcome(Placed { epoch, offset, is_committed: false }, ack).await;
+            let term = self.shared.seen.borrow().term;
+            self.committed(term, answered.applied.offset + 1).await?;
+            return Ok(Answered { durable: ack, ..answered });
         }
         Ok(answered)
     }
@@ -257,6 +263,14 @@ impl<N: Replica, P: Peers> Executor<N, P> {
             let left = deadline.saturating_duration_since(Types::<R>::now());
             seen.borrow_and_update();
             let why = match self.attempt::<R>(record.clone(), ack, left, origin).await {
+                Ok(answered)
+                    if may_be_done.is_some() && is_of_session(&answered.applied.outcome) =>
+                {
+                    return Err(Unanswered::Unknown(
+                        "the session is forgotten, and an attempt before may have been executed"
+                            .into(),
+                    ));
+                }
                 Ok(answered) => return Ok(answered),
                 Err(Unanswered::NotLeader(leader)) if origin == Origin::Forwarded => {
                     return Err(match may_be_done {
@@ -281,6 +295,16 @@ impl<N: Replica, P: Peers> Executor<N, P> {
             let _ = R::timeout(AGAIN, seen.changed()).await;
         }
     }
+}
+
+/// Whether it was rejected for its session: what another attempt did is not known then.
+pub(crate) fn is_of_session(outcome: &Outcome) -> bool {
+    matches!(
+        outcome,
+        Err(Rejection::SessionExpired { .. }
+            | Rejection::SessionAhead { .. }
+            | Rejection::SequenceForgotten { .. })
+    )
 }
 
 /// Whose command it is.

@@ -1,7 +1,7 @@
-//! The way to the stores of other nodes. The product has replication's requests behind it; a simulation its
-//! own.
+//! The way to the stores of other nodes: the one that Raft's messages take.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use ringwal_replication::config::Member;
 use ringwal_replication::requests::RequestError;
 
 use super::wire::{Answer, Ask};
-use crate::raft::rpc;
+use crate::raft::{Transport, rpc};
 
 /// Why there is no answer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -33,9 +33,15 @@ pub(crate) trait Peers: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Answer, NoAnswer>> + Send;
 }
 
-/// The product's peers.
-#[derive(Clone, Debug)]
-pub(crate) struct NodePeers(pub(crate) Requests);
+/// Peers that are asked as Raft asks: the product's, and those of a simulation.
+#[derive(Debug)]
+pub(crate) struct NodePeers<T = Requests>(pub(crate) Arc<T>);
+
+impl<T> Clone for NodePeers<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
 
 /// The bytes of a question, for any node's engine.
 pub(crate) fn request(ask: &Ask) -> Result<Bytes, NoAnswer> {
@@ -58,8 +64,8 @@ pub(crate) fn answer(replied: Result<Bytes, RequestError>) -> Result<Answer, NoA
     }
 }
 
-impl Peers for NodePeers {
+impl<T: Transport> Peers for NodePeers<T> {
     async fn ask(&self, to: &Member, ask: Ask, limit: Duration) -> Result<Answer, NoAnswer> {
-        answer(self.0.ask(to, request(&ask)?, limit).await)
+        answer(Transport::ask(&*self.0, to, request(&ask)?, limit).await)
     }
 }

@@ -17,7 +17,8 @@ const COMMANDS_MAX: usize = 1024;
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Sessions {
-    free: Mutex<Vec<Own>>,
+    /// Those that no command has, with the number of their next one.
+    free: Mutex<Vec<(SessionId, u64)>>,
     places: Arc<Semaphore>,
 }
 
@@ -27,11 +28,16 @@ impl Default for Sessions {
     }
 }
 
-/// One session, and the number of its next command.
-#[derive(Copy, Clone, Debug)]
+/// A session that one command has. It goes back when this is dropped, whatever became of the command: its next
+/// one has another number.
+#[derive(Debug)]
 pub(crate) struct Own {
     id: SessionId,
     next: u64,
+    sessions: Arc<Sessions>,
+    /// It is known to be of no use any more.
+    is_gone: bool,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Own {
@@ -39,28 +45,36 @@ impl Own {
     pub(crate) fn command(&self) -> Session {
         Session::new(self.id, self.next).expect("numbers begin with 1")
     }
+
+    /// The cluster does not know it any more.
+    pub(crate) fn forget(mut self) {
+        self.is_gone = true;
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        if !self.is_gone {
+            self.sessions.lock().push((self.id, self.next + 1));
+        }
+    }
 }
 
 impl Sessions {
-    fn lock(&self) -> MutexGuard<'_, Vec<Own>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<(SessionId, u64)>> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A session for one command: one that is free, or one that begins at `applied`, which is applied here.
-    /// Waits while too many are in use; the place is given back when it is dropped.
-    pub(crate) async fn take(&self, applied: u64) -> io::Result<(Own, OwnedSemaphorePermit)> {
+    /// Waits while too many are in use.
+    pub(crate) async fn take(self: &Arc<Self>, applied: u64) -> io::Result<Own> {
         let place = self.places.clone().acquire_owned().await.expect("it is never closed");
         let free = self.lock().pop();
-        let own = match free {
-            Some(own) => own,
-            None => Own { id: SessionId::new(applied, random()?).expect("not 0"), next: 1 },
+        let (id, next) = match free {
+            Some(free) => free,
+            None => (SessionId::new(applied, random()?).expect("not 0"), 1),
         };
-        Ok((own, place))
-    }
-
-    /// Its command is over.
-    pub(crate) fn give_back(&self, own: Own) {
-        self.lock().push(Own { next: own.next + 1, ..own });
+        Ok(Own { id, next, sessions: self.clone(), is_gone: false, _place: place })
     }
 }
 
@@ -77,13 +91,16 @@ mod tests {
 
     #[test]
     fn a_session_is_one_commands_and_its_numbers_go_on() {
-        let sessions = Sessions::default();
-        let take = |applied| crate::blocking::block_on(sessions.take(applied)).unwrap().0;
+        let sessions = Arc::new(Sessions::default());
+        let take = |applied| crate::blocking::block_on(sessions.take(applied)).unwrap();
         let (one, other) = (take(5), take(6));
-        assert_ne!(one.command().id(), other.command().id());
-        assert_eq!((one.command().sequence(), one.command().id().begun()), (1, 5));
-        sessions.give_back(one);
+        let command = one.command();
+        assert_ne!(command.id(), other.command().id());
+        assert_eq!((command.sequence(), command.id().begun()), (1, 5));
+        drop(one);
         let again = take(9);
-        assert_eq!((again.command().id(), again.command().sequence()), (one.command().id(), 2));
+        assert_eq!((again.command().id(), again.command().sequence()), (command.id(), 2));
+        again.forget();
+        assert_eq!(take(9).command().id().begun(), 9, "another one");
     }
 }

@@ -218,6 +218,8 @@ impl Replica {
         self.context.members = members;
         if let Part::Leading(leading) = &mut self.part {
             leading.set_members(&self.context);
+            let super::Context { members, facts, .. } = &mut self.context;
+            leading.readmit_named(&members.engines, facts);
         }
         self.make_picture();
     }

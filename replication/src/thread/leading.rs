@@ -124,7 +124,7 @@ impl Leading {
 
     /// Others are dialled, and count, from now on; what is known to be committed stays so.
     pub(crate) fn set_members(&mut self, context: &Context) {
-        let Members { nodes, voters } = &context.members;
+        let Members { nodes, voters, .. } = &context.members;
         let is_follower = |member: &&Member| member.node != context.me.node;
         let wanted: Vec<&Member> = nodes.iter().filter(is_follower).collect();
         let (left, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.followers)
@@ -300,8 +300,10 @@ impl Leading {
                 let wake = context.wake.clone();
                 let connection = Connection::start(reader, writer, context.frame_bytes_max, wake);
                 let node = follower.dialler.member().node;
-                let counts = context.facts.members.get(&node) == Some(&engine);
-                let is_other = !counts && context.facts.members.contains_key(&node);
+                let is_named = context.members.engines.get(&node).map(|named| *named == engine);
+                let known = context.facts.members.get(&node);
+                let counts = is_named != Some(false) && known == Some(&engine);
+                let is_other = !counts && !is_named.unwrap_or(known.is_none());
                 if is_other {
                     tracing::error!(
                         %node,
@@ -487,6 +489,21 @@ impl Leading {
             let saved = facts.members.get(&follower.dialler.member().node);
             if follower.session.is_some() && saved == Some(&follower.engine) {
                 self.core.handle_counted(follower.number);
+            }
+        }
+    }
+
+    /// Members count with the disks that they are named with, when that is durable.
+    pub(crate) fn readmit_named(
+        &mut self,
+        engines: &BTreeMap<NodeId, [u8; 16]>,
+        facts: &mut Facts,
+    ) {
+        for follower in self.followers.iter_mut().filter(|follower| follower.session.is_some()) {
+            let node = follower.dialler.member().node;
+            if follower.counters.is_other_disk && engines.get(&node) == Some(&follower.engine) {
+                follower.counters.is_other_disk = false;
+                facts.members.insert(node, follower.engine);
             }
         }
     }

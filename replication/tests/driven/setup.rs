@@ -1,6 +1,6 @@
 //! Driven nodes on loopback, and what their embedder would do.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -83,6 +83,7 @@ impl Cluster {
     pub fn members_of(&self, nodes: &[usize], voters: &[&[u64]]) -> Members {
         let set = |set: &&[u64]| set.iter().copied().map(NodeId::new).collect::<BTreeSet<_>>();
         Members {
+            engines: BTreeMap::new(),
             nodes: nodes.iter().map(|node| self.member(*node).clone()).collect(),
             voters: voters.iter().map(set).collect(),
         }

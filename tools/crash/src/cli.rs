@@ -38,6 +38,8 @@ pub enum Command {
     Mutants,
     /// Seeded runs of a cluster on simulated disks and connections; --count is the number of seeds.
     Cluster,
+    /// Seeded runs of the metadata store with Raft, under virtual time; --count is the number of seeds.
+    Raft,
     /// Everything, again and again with other seeds.
     Deep {
         /// How long, in hours.
@@ -114,6 +116,7 @@ impl Command {
             Command::Repro => "repro",
             Command::Mutants => "mutants",
             Command::Cluster => "cluster",
+            Command::Raft => "raft",
             Command::Deep { .. } => "deep",
             Command::Kill => "kill",
             Command::KillChild(_) => "kill-child",

@@ -10,12 +10,13 @@ use anyhow::Result;
 use crate::block::{faults, replay};
 use crate::cli::Request;
 use crate::report::Report;
-use crate::{cluster, fuzz, kill, network, sim};
+use crate::{cluster, fuzz, kill, network, raft, sim};
 
 /// What a round is made of, in turn: name, how much of it (`None`: the whole table), and what runs it.
 const PARTS: &[(&str, Option<u64>, Part)] = &[
     ("sim", Some(500_000), sim::run),
     ("cluster", Some(20_000), cluster::run),
+    ("raft", Some(10_000), raft::run),
     ("replay", Some(4000), |request, report| replay::run(request, &Default::default(), report)),
     ("faults", None, |request, report| faults::run(request, &Default::default(), report)),
     ("kill", Some(500), kill::run),

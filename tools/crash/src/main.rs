@@ -12,6 +12,7 @@ mod fuzz;
 mod kill;
 mod mutants;
 mod network;
+mod raft;
 mod random;
 mod report;
 mod sim;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Command::Sim => sim::run(request, &mut report),
         Command::Repro => sim::repro(request, &mut report),
         Command::Cluster => cluster::run(request, &mut report),
+        Command::Raft => raft::run(request, &mut report),
         Command::Mutants => mutants::run(request, &mut report),
         Command::Deep { hours } => deep::run(request, *hours, &mut report),
         Command::Kill => kill::run(request, &mut report),

@@ -51,7 +51,7 @@ pub fn run(request: Request, report: &mut Report) -> Result<()> {
     }
     let seeds = request.seed..request.seed + all;
     let mut counts = oracle::Counts::default();
-    let outcomes = run_all(seeds);
+    let outcomes = run_all(seeds, &run_one);
     report.cover("seeds", outcomes.len() as u64);
     for outcome in outcomes {
         match outcome {
@@ -81,11 +81,14 @@ pub fn run(request: Request, report: &mut Report) -> Result<()> {
 }
 
 /// On all cores, until one has failed; in the order of the seeds.
-fn run_all(seeds: std::ops::Range<u64>) -> Vec<Result<Outcome, String>> {
+pub fn run_all<T: Send>(
+    seeds: std::ops::Range<u64>,
+    run_one: &(dyn Fn(u64) -> Result<T, String> + Sync),
+) -> Vec<Result<T, String>> {
     let threads = std::thread::available_parallelism().map_or(2, usize::from) as u64;
     let has_failed = AtomicBool::new(false);
     let has_failed = &has_failed;
-    let mut outcomes: Vec<(u64, Result<Outcome, String>)> = std::thread::scope(|scope| {
+    let mut outcomes: Vec<(u64, Result<T, String>)> = std::thread::scope(|scope| {
         let run = |first: u64, seeds: std::ops::Range<u64>| {
             let mine = (seeds.start + first..seeds.end).step_by(threads as usize);
             let mut outcomes = Vec::new();
