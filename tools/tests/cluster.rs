@@ -237,10 +237,12 @@ impl Cluster {
     }
 
     fn stop(mut self) {
+        // It ends by itself, with an error, when none of its own nodes runs any more.
+        let wanted = if self.nodes.len() < 3 { 0 } else { 1 };
         for (_, node) in std::mem::take(&mut self.nodes) {
             assert_eq!(node.end(Signal::TERM), Some(0));
         }
-        assert_eq!(self.process.take().unwrap().end(Signal::TERM), Some(0));
+        assert_eq!(self.process.take().unwrap().end(Signal::TERM), Some(wanted));
     }
 }
 
