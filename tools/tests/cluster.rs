@@ -209,7 +209,8 @@ impl Cluster {
     fn process_of(&self, node: u64) -> Pid {
         let said = self.process.as_ref().unwrap().said();
         let events = said.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        let started = events.filter(|e| e["event"] == "started" && e["node"] == node).last();
+        let mut started = events.filter(|e| e["event"] == "started" && e["node"] == node);
+        let started = started.next_back();
         Pid::from_raw(started.unwrap()["process"].as_i64().unwrap() as i32).unwrap()
     }
 
