@@ -44,7 +44,7 @@ pub enum StartError {
     Config(#[from] StoreConfigError),
     /// Replication does not start.
     #[error(transparent)]
-    Node(#[from] NodeStartError),
+    Node(Box<NodeStartError>),
     /// There is no state to begin with.
     #[error(transparent)]
     Applying(#[from] applying::StartError),
@@ -57,6 +57,12 @@ pub enum StartError {
     /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
+}
+
+impl From<NodeStartError> for StartError {
+    fn from(error: NodeStartError) -> Self {
+        Self::Node(Box::new(error))
+    }
 }
 
 /// Answers what operators ask over the port, for the tools. Nobody is answered before it is set.

@@ -130,21 +130,31 @@ fn is_all(all: &[Said]) -> Result<Exit> {
 /// `ringwal transfer-leader`.
 pub fn transfer_leader(args: &TransferArgs) -> Result<Exit> {
     let mut cluster = Cluster::open(&args.client)?;
-    let (to, before) = (args.to, cluster.status()?.leader);
+    let to = args.to;
+    let Status { leader: before, epoch: epoch_before, .. } = cluster.status()?;
     let is_wanted = |leader: u64| match to {
         Some(to) => leader == to,
         None => Some(leader) != before,
     };
     let is_done = |status: &Status| status.leader.is_some_and(is_wanted);
     cluster.change(&Ask::TransferLeader { to }, is_done)?;
-    // It leads when its epoch has begun.
+    // It leads when its epoch has begun. Another one may have been elected instead.
+    let mut epoch_seen = epoch_before;
     let leader = loop {
-        let leads = ask_all(&mut cluster, &Ask::Status).into_iter().find_map(|said| {
+        let leads = ask_all(&mut cluster, &Ask::Status).into_iter().filter_map(|said| {
             let status = said.status.ok()?;
-            (status.role == "leader" && is_wanted(status.node)).then_some(status)
+            (status.role == "leader" && status.epoch >= epoch_seen).then_some(status)
         });
-        if leads.is_some() || !cluster.wait() {
-            break leads;
+        match leads.max_by_key(|status| status.epoch) {
+            Some(status) if is_wanted(status.node) => break Some(status),
+            Some(status) if to.is_some() && status.epoch > epoch_seen => {
+                epoch_seen = status.epoch;
+                cluster.change(&Ask::TransferLeader { to }, is_done)?;
+            }
+            _ => {}
+        }
+        if !cluster.wait() {
+            break None;
         }
     };
     let Some(Status { node, epoch, .. }) = leader else {
