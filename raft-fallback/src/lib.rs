@@ -90,6 +90,7 @@ pub use state::State;
 pub use store::stats::{CommandCounts, Reason};
 pub use store::{
     Changing, ExecuteError, Executed, Execution, Linearizing, MemberStatus, MetadataReplicator,
-    MetadataStore, MetadataWal, Mode, ReadError, ReplicateError, StoreStatus, WalError,
+    MetadataStore, MetadataWal, Mode, Partitions, ProduceError, ReadError, ReplicateError,
+    StoreStatus, WalError,
 };
 pub use waiters::{Wait, WaitError};

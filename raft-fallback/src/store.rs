@@ -10,6 +10,7 @@
 pub(crate) mod answering;
 pub(crate) mod executing;
 pub(crate) mod fast;
+mod partitions;
 pub(crate) mod peers;
 pub(crate) mod sessions;
 pub(crate) mod stats;
@@ -37,10 +38,13 @@ use crate::control::{ChangeError, MemberChange, Order, Switch};
 use crate::limits::METADATA_VERSION;
 use crate::metadata::{Metadata, Progress};
 use crate::node::{Inner, Raft};
+use crate::replica::Led as _;
+use crate::replica::product::boottime_ns;
 use crate::session::Session;
 use crate::state::{Applied, Done, Rejection, TopicId};
 use crate::thread::Task;
 use executing::{Answered, Unanswered};
+pub use partitions::{Partitions, ProduceError};
 use sessions::Sessions;
 pub use status::{MemberStatus, Mode, StoreStatus};
 pub use wal::{MetadataReplicator, MetadataWal, ReplicateError, WalError};
@@ -333,6 +337,17 @@ impl MetadataStore {
             let applied = raft.metadata.wait_applied(last).await;
             applied.map_err(|error| ReadError::NotConfirmed(error.to_string()))
         }))
+    }
+
+    /// The right to append to the streams of partitions, when this node leads and holds its lease: of the
+    /// present epoch. Whoever leads does for all topics; [`StoreStatus::leader`] says who that is. Keep it
+    /// for as long as it takes records.
+    pub fn partitions(&self) -> Option<Partitions> {
+        let led = self.raft.started.executor.led.borrow();
+        let led = led.as_ref().filter(|led| led.ended().is_none())?;
+        let (term, until) = self.raft.started.lease.valid_until();
+        let is_valid = term == led.epoch() && until? > boottime_ns();
+        is_valid.then(|| Partitions::new(led.leadership().clone()))
     }
 
     /// Whether the fast path is switched on at this node, for when it leads.
