@@ -87,7 +87,8 @@ pub use control::{ChangeError, MemberChange};
 pub use metadata::{Applier, Entry, Metadata, Progress, ReplaceError, Stopped};
 pub use node::{Raft, StartError};
 pub use state::State;
-pub use store::stats::{CommandCounts, Reason};
+pub use store::stats::{CommandCounts, Reason, StoreLatencies};
+pub use store::times::LatencyStats;
 pub use store::{
     Changing, ExecuteError, Executed, Execution, Linearizing, MemberStatus, MetadataReplicator,
     MetadataStore, MetadataWal, Mode, Partitions, ProduceError, ReadError, ReplicateError,

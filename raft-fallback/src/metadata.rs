@@ -148,6 +148,11 @@ impl Metadata {
         self.shared.view().stopped.clone()
     }
 
+    /// How many wait for the state to come to something.
+    pub fn waiting(&self) -> usize {
+        self.shared.waiters.count()
+    }
+
     /// Looks at the state, and says of when it was. The applier waits meanwhile: take what you need and
     /// return, and call nothing of this type in between.
     pub fn read<R>(&self, look: impl FnOnce(&State) -> R) -> (Progress, R) {

@@ -12,11 +12,13 @@ pub(crate) mod executing;
 pub(crate) mod fast;
 mod partitions;
 pub(crate) mod peers;
+mod prometheus;
 pub(crate) mod sessions;
 pub(crate) mod stats;
 mod status;
 #[cfg(test)]
 mod tests;
+pub(crate) mod times;
 mod wal;
 pub(crate) mod wire;
 
@@ -26,7 +28,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringwal_replication::Ack;
 use ringwal_replication::node_id::NodeId;
@@ -163,10 +165,11 @@ impl MetadataStore {
         ack: Ack,
         limit: Duration,
     ) -> Result<Executed, ExecuteError> {
+        let is_create = matches!(command, Command::CreateTopic { .. });
         let record = Record { time_ms: answering::now_ms(), session: Some(session), command };
         match record.encode() {
             Err(error) => Err(ExecuteError::Invalid(error.to_string())),
-            Ok(record) => self.run_record(&record, ack, limit).await,
+            Ok(record) => self.run_record(&record, is_create, ack, limit).await,
         }
     }
 
@@ -181,11 +184,12 @@ impl MetadataStore {
             why: format!("no random number for a session: {error}"),
         })?;
         let session = Some(own.command());
+        let is_create = matches!(command, Command::CreateTopic { .. });
         let record = Record { time_ms: answering::now_ms(), session, command };
         let encoded = record.encode();
         let outcome = match &encoded {
             Err(error) => Err(ExecuteError::Invalid(error.to_string())),
-            Ok(record) => self.run_record(record, ack, limit).await,
+            Ok(record) => self.run_record(record, is_create, ack, limit).await,
         };
         // A session that the cluster does not know any more is of no use.
         let is_gone = matches!(
@@ -205,11 +209,14 @@ impl MetadataStore {
     async fn run_record(
         &self,
         record: &[u8],
+        is_create: bool,
         ack: Ack,
         limit: Duration,
     ) -> Result<Executed, ExecuteError> {
+        let began = Instant::now();
         let executor = &self.raft.started.executor;
         let fast = executor.execute_fast(record, ack).await;
+        let is_fast = matches!(fast, Some(Ok(_)));
         let answered = match fast {
             Some(Ok(answered)) => Ok(answered),
             // The same session and number: it executes once.
@@ -235,6 +242,16 @@ impl MetadataStore {
                 }
             }
         };
+        if answered.is_ok() {
+            let counters = &self.raft.counters;
+            let latencies = match (is_create, is_fast) {
+                (true, true) => &counters.create_fast,
+                (true, false) => &counters.create_fallback,
+                (false, true) => &counters.other_fast,
+                (false, false) => &counters.other_fallback,
+            };
+            latencies.add(began.elapsed());
+        }
         self.executed(answered)
     }
 
