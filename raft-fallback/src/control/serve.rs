@@ -68,6 +68,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                 (_, Ok(())) => {}
                 (_, Err(why)) if mode != Some(Leads::Raft(why)) => {
                     self.shared.gate.close(why).await;
+                    tracing::info!(epoch = term, %why, "commands go through Raft");
                     mode = Some(Leads::Raft(why));
                     self.set_leads(mode);
                 }
@@ -97,7 +98,6 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                 order = self.orders.recv() => match order {
                     None => return "the store is closed".to_owned(),
                     Some(Order::Transfer { to, limit, done }) => {
-                        self.shared.gate.close(Reason::Transferring).await;
                         self.begin_transfer(term, &led, &mut proposer, to, limit, done).await;
                     }
                     Some(Order::Change { done, .. }) if changing.is_some() => {
@@ -190,6 +190,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
             let _ = done.send(Err(ChangeError::NotNow(why)));
             return;
         };
+        self.shared.gate.close(Reason::Transferring).await;
         let _ = led.drained().await;
         while !proposer.is_empty() {
             if proposer.next_done().await.is_err() {
