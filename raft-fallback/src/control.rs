@@ -37,6 +37,9 @@ use crate::store::stats::Reason;
 /// Between two attempts of whatever has failed while a node leads.
 const AGAIN: Duration = Duration::from_millis(50);
 
+/// Between two attempts to have somebody else elected.
+const GIVE_UP: Duration = Duration::from_millis(500);
+
 /// Raft, as it runs here.
 pub(crate) type RaftHandle<R, N, P> = Raft<Types<R>, Machine<R, N, P>>;
 
@@ -184,8 +187,9 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                 let _ = done.send(Ok(()));
             }
             tracing::info!(term, why, "leading no more");
-            // A leadership that has ended by itself is no good to anybody: another one is to begin.
-            if self.elected_in() == Some(term) {
+            // One that has ended by itself is no good to anybody, and must not begin again in its term: what
+            // it had proposed may still be applied.
+            while self.elected_in() == Some(term) && self.raft.is_initialized().await.is_ok() {
                 self.give_up(term).await;
             }
         }
@@ -241,7 +245,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
             tracing::info!(term, to = %other, "giving the leadership away");
             let _ = self.raft.trigger().transfer_leader(other.get()).await;
         }
-        R::sleep(AGAIN).await;
+        R::sleep(GIVE_UP).await;
     }
 
     fn set_leads(&self, leads: Option<Leads>) {
@@ -278,7 +282,8 @@ async fn watch_raft<R: AsyncRuntime, L: crate::replica::Led>(
             before != *seen
         });
         if metrics.changed().await.is_err() {
-            return;
+            // Raft has ended here, with its engine perhaps: others may know who leads.
+            return shared.seen.send_modify(|seen| seen.leader = None);
         }
     }
 }

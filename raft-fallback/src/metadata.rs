@@ -86,7 +86,51 @@ pub struct Metadata {
     shared: Arc<Shared>,
 }
 
-/// The one who applies.
+/// The one who applies. Without a cluster, as the tests of an embedder may want it:
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::{Duration, Instant};
+/// use ringwal_raft_fallback::command::{BrokerId, Command, Record, TopicName};
+/// use ringwal_raft_fallback::{Entry, Metadata, State, snapshot};
+///
+/// let (metadata, mut applier) = Metadata::new(State::default(), 1);
+/// let name = TopicName::new("orders")?;
+/// let mut topic = metadata.wait_for_topic(name.clone()); // also a future
+///
+/// // What a leader appends to the metadata stream, and every node finds there.
+/// let addresses = vec!["one.example:9092".to_owned()];
+/// let register = Command::RegisterBroker { broker: BrokerId::new(1), addresses, knows: 1 };
+/// let create = Command::CreateTopic {
+///     name: name.clone(),
+///     partitions: 3,
+///     replication_factor: 1,
+///     configuration: [("retention.ms".into(), "60000".into())].into(),
+/// };
+/// let mut records = Vec::new();
+/// for command in [register, create] {
+///     records.push(Record { time_ms: 1_000, session: None, command }.encode()?);
+/// }
+///
+/// let mut applied = Vec::new();
+/// let entries = records.iter().zip(0..).map(|(payload, offset)| Entry { offset, epoch: 1, payload });
+/// applier.apply(entries, &mut applied)?;
+/// assert!(applied.iter().all(|applied| applied.outcome.is_ok()));
+///
+/// let id = topic.wait(Instant::now() + Duration::from_secs(1))?;
+/// let (progress, assignment) = metadata.read(|state| state.assignment(&name, 2));
+/// assert_eq!(progress.end, 2);
+/// assert_eq!(assignment.unwrap().stream, id.stream(2));
+///
+/// let (_, bytes) = metadata.read(|state| {
+///     let mut bytes = Vec::new();
+///     snapshot::write(state, &mut bytes).map(|()| bytes)
+/// });
+/// let again = snapshot::read(&mut &bytes?[..])?;
+/// assert_eq!(again.end(), 2);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Applier {
     shared: Arc<Shared>,
     /// Records of the present batch.
@@ -168,6 +212,17 @@ impl Metadata {
         let history = self.shared.view().history;
         let look = move |view: &View| (view.state.end() > offset).then(|| view.progress());
         Wait::new(self.shared.clone(), Key::Applied(offset), Some(history), Box::new(look))
+    }
+
+    /// Waits until this node is in that epoch, or a later one, and has applied as much: whatever that node
+    /// had seen is seen here then. In an older epoch, what is applied may be another history.
+    pub fn wait_progress(&self, progress: Progress) -> Wait<Progress> {
+        let look = move |view: &View| {
+            let present = view.progress();
+            (present.epoch >= progress.epoch && present.end >= progress.end).then_some(present)
+        };
+        let key = Key::Applied(progress.end.saturating_sub(1));
+        Wait::new(self.shared.clone(), key, None, Box::new(look))
     }
 
     /// Waits until a topic of this name is there.
@@ -298,6 +353,8 @@ impl Applier {
     pub fn raise_epoch(&mut self, epoch: u64) {
         let mut view = self.shared.view_mut();
         view.epoch = view.epoch.max(epoch);
+        drop(view);
+        self.shared.waiters.wake_all();
     }
 
     /// Nothing more is applied, for this reason, unless there is one already. Whoever waits learns it.
@@ -353,6 +410,21 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+
+    #[test]
+    fn as_far_in_an_older_epoch_is_not_as_far() {
+        let (metadata, mut applier) = Metadata::new(State::default(), 1);
+        let command = Command::DeleteKey { key: vec![1], expected: Default::default() };
+        let payload = Record { time_ms: 0, session: None, command }.encode().unwrap();
+        applier.apply([Entry { offset: 0, epoch: 1, payload: &payload }], &mut Vec::new()).unwrap();
+        let told = Progress { epoch: 2, end: 1 };
+        let mut wait = metadata.wait_progress(told);
+        assert!(matches!(wait.wait(Instant::now()), Err(crate::WaitError::Late { .. })));
+        let waiting =
+            std::thread::spawn(move || wait.wait(Instant::now() + Duration::from_secs(30)));
+        applier.raise_epoch(2);
+        assert_eq!(waiting.join().unwrap(), Ok(told));
+    }
 
     #[derive(Default)]
     struct Flag(AtomicBool);

@@ -180,8 +180,9 @@ impl MetadataStore {
         limit: Duration,
     ) -> Result<Executed, ExecuteError> {
         let applied = self.raft.metadata.progress().end;
-        let own = self.sessions.take(applied).map_err(|error| ExecuteError::NotDone {
-            why: format!("no random number for a session: {error}"),
+        let (own, _place) = self.sessions.take(applied).await.map_err(|error| {
+            let why = format!("no random number for a session: {error}");
+            ExecuteError::NotDone { why }
         })?;
         let session = Some(own.command());
         let is_create = matches!(command, Command::CreateTopic { .. });
@@ -350,8 +351,7 @@ impl MetadataStore {
                 Unanswered::NotDone(why) | Unanswered::Unknown(why) => ReadError::NotConfirmed(why),
                 Unanswered::NotLeader(_) => ReadError::NotConfirmed("no leader is known".into()),
             })?;
-            let Some(last) = told.end.checked_sub(1) else { return Ok(raft.metadata.progress()) };
-            let applied = raft.metadata.wait_applied(last).await;
+            let applied = raft.metadata.wait_progress(told).await;
             applied.map_err(|error| ReadError::NotConfirmed(error.to_string()))
         }))
     }

@@ -98,7 +98,10 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                 order = self.orders.recv() => match order {
                     None => return "the store is closed".to_owned(),
                     Some(Order::Transfer { to, limit, done }) => {
-                        self.begin_transfer(term, &led, &mut proposer, to, limit, done).await;
+                        let transfer = self.begin_transfer(term, &led, &mut proposer, to, limit, done);
+                        if let Err(why) = transfer.await {
+                            return why;
+                        }
                     }
                     Some(Order::Change { done, .. }) if changing.is_some() => {
                         let why = "another change of the membership is under way".to_owned();
@@ -177,7 +180,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         to: Option<NodeId>,
         limit: Duration,
         done: Done,
-    ) {
+    ) -> Result<(), String> {
         let me = self.replica.id();
         let membership = self.membership();
         let voters: Vec<NodeId> = membership.voter_ids().map(NodeId::new).collect();
@@ -188,14 +191,14 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         let Some(to) = to else {
             let why = "there is no other voter with that id".to_owned();
             let _ = done.send(Err(ChangeError::NotNow(why)));
-            return;
+            return Ok(());
         };
         self.shared.gate.close(Reason::Transferring).await;
-        let _ = led.drained().await;
+        if let Err(error) = led.drained().await {
+            tracing::info!(%error, "closing the fast path");
+        }
         while !proposer.is_empty() {
-            if proposer.next_done().await.is_err() {
-                break;
-            }
+            proposer.next_done().await?;
         }
         self.lease.end(term);
         led.lease_until(0);
@@ -209,6 +212,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
             let why = format!("node {to} has not taken the leadership within {limit:?}");
             let _ = done.send(Err(ChangeError::Unknown(why)));
         }
+        Ok(())
     }
 
     /// The voter whose log is furthest, as far as this leader knows.
