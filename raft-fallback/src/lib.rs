@@ -86,7 +86,8 @@
 //! # Limits
 //!
 //! - All state is in memory, on every node; [`limits`] has every bound.
-//! - Deleting a topic leaves its records: the embedder trims their streams, with `Node::trim` on the leader.
+//! - Deleting a topic leaves its records: the embedder trims their streams, with
+//!   [`Node::trim`](ringwal_replication::Node::trim) on each node.
 //! - A command's record has 1 MiB at most, and the embedder's values half of that.
 //! - The fast path needs two voters or more: [`Reason::SingleNode`].
 //!

@@ -42,7 +42,7 @@ pub enum StartError {
     Config(#[from] StoreConfigError),
     /// Replication does not start.
     #[error(transparent)]
-    Node(#[from] NodeStartError),
+    Node(#[from] Box<NodeStartError>),
     /// There is no state to begin with.
     #[error(transparent)]
     Applying(#[from] applying::StartError),
@@ -127,7 +127,8 @@ impl Raft {
         replication.follow_trims = false;
         let snapshots = later.clone();
         let begin_anew = move |anew: &BeginAnew| snapshots.begin_anew(anew);
-        let node = Node::start_driven(engine.clone(), replication, Arc::new(begin_anew))?;
+        let node = Node::start_driven(engine.clone(), replication, Arc::new(begin_anew));
+        let node = node.map_err(Box::new)?;
         let node = Arc::new(node);
 
         let committed = Arc::new(AtomicU64::new(0));
