@@ -52,6 +52,7 @@ pub use self::snapshots::{InstallError, SnapshotInfo, TakeError};
 use self::work::{Due, Work};
 use crate::metadata::{Metadata, Progress, Stopped};
 use crate::state::State;
+use crate::store::times::{Latencies, LatencyStats};
 
 /// The metadata stream: `__metadata`, partition 0.
 pub const METADATA_STREAM: StreamId = StreamId::new(0);
@@ -122,6 +123,8 @@ struct Shared {
     mailbox: Mutex<Mailbox>,
     metadata: Metadata,
     outcomes: Arc<Outcomes>,
+    /// Of batches, from being read to everybody woken.
+    latencies: Latencies,
     committed: Arc<AtomicU64>,
     snapshots: Mutex<Snapshots>,
     /// To look at snapshots without waiting for whoever makes one.
@@ -187,6 +190,7 @@ impl Applying {
             mailbox: Mutex::default(),
             metadata: metadata.clone(),
             outcomes: answers,
+            latencies: Latencies::default(),
             committed: options.committed,
             snapshots: Mutex::new(Snapshots {
                 folder: folder.clone(),
@@ -295,6 +299,11 @@ impl Applying {
     /// it for good is in [`Metadata::stopped`].
     pub fn trouble(&self) -> Option<String> {
         lock(&self.shared().trouble).clone()
+    }
+
+    /// How long batches took, from being read to everybody who waits having been woken.
+    pub fn latencies(&self) -> LatencyStats {
+        self.shared().latencies.stats()
     }
 
     /// How many wait for an outcome.

@@ -185,7 +185,9 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                 () = lost => "another term has begun".to_owned(),
             };
             self.lease.end(term);
-            self.shared.gate.close(Reason::NotLeader).await;
+            let is_fit = self.replica.unfit().is_none();
+            let closed = if is_fit { Reason::NotLeader } else { Reason::Poisoned };
+            self.shared.gate.close(closed).await;
             self.set_leads(None);
             if let Some(done) = self.transferring.take() {
                 let _ = done.send(Ok(()));

@@ -86,7 +86,51 @@ pub struct Metadata {
     shared: Arc<Shared>,
 }
 
-/// The one who applies.
+/// The one who applies. Without a cluster, as the tests of an embedder may want it:
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::{Duration, Instant};
+/// use ringwal_raft_fallback::command::{BrokerId, Command, Record, TopicName};
+/// use ringwal_raft_fallback::{Entry, Metadata, State, snapshot};
+///
+/// let (metadata, mut applier) = Metadata::new(State::default(), 1);
+/// let name = TopicName::new("orders")?;
+/// let mut topic = metadata.wait_for_topic(name.clone()); // also a future
+///
+/// // What a leader appends to the metadata stream, and every node finds there.
+/// let addresses = vec!["one.example:9092".to_owned()];
+/// let register = Command::RegisterBroker { broker: BrokerId::new(1), addresses, knows: 1 };
+/// let create = Command::CreateTopic {
+///     name: name.clone(),
+///     partitions: 3,
+///     replication_factor: 1,
+///     configuration: [("retention.ms".into(), "60000".into())].into(),
+/// };
+/// let mut records = Vec::new();
+/// for command in [register, create] {
+///     records.push(Record { time_ms: 1_000, session: None, command }.encode()?);
+/// }
+///
+/// let mut applied = Vec::new();
+/// let entries = records.iter().zip(0..).map(|(payload, offset)| Entry { offset, epoch: 1, payload });
+/// applier.apply(entries, &mut applied)?;
+/// assert!(applied.iter().all(|applied| applied.outcome.is_ok()));
+///
+/// let id = topic.wait(Instant::now() + Duration::from_secs(1))?;
+/// let (progress, assignment) = metadata.read(|state| state.assignment(&name, 2));
+/// assert_eq!(progress.end, 2);
+/// assert_eq!(assignment.unwrap().stream, id.stream(2));
+///
+/// let (_, bytes) = metadata.read(|state| {
+///     let mut bytes = Vec::new();
+///     snapshot::write(state, &mut bytes).map(|()| bytes)
+/// });
+/// let again = snapshot::read(&mut &bytes?[..])?;
+/// assert_eq!(again.end(), 2);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Applier {
     shared: Arc<Shared>,
     /// Records of the present batch.
@@ -146,6 +190,11 @@ impl Metadata {
     /// Why nothing more is applied, if so.
     pub fn stopped(&self) -> Option<Stopped> {
         self.shared.view().stopped.clone()
+    }
+
+    /// How many wait for the state to come to something.
+    pub fn waiting(&self) -> usize {
+        self.shared.waiters.count()
     }
 
     /// Looks at the state, and says of when it was. The applier waits meanwhile: take what you need and

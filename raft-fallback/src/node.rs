@@ -135,7 +135,8 @@ impl Raft {
         replication.follow_trims = false;
         let snapshots = later.clone();
         let begin_anew = move |anew: &BeginAnew| snapshots.begin_anew(anew);
-        let node = Node::start_driven(engine.clone(), replication, Arc::new(begin_anew))?;
+        let node = Node::start_driven(engine.clone(), replication, Arc::new(begin_anew));
+        let node = node.map_err(|error| StartError::Node(Box::new(error)))?;
         let node = Arc::new(node);
 
         let committed = Arc::new(AtomicU64::new(0));

@@ -10,12 +10,15 @@
 pub(crate) mod answering;
 pub(crate) mod executing;
 pub(crate) mod fast;
+mod partitions;
 pub(crate) mod peers;
+mod prometheus;
 pub(crate) mod sessions;
 pub(crate) mod stats;
 mod status;
 #[cfg(test)]
 mod tests;
+pub(crate) mod times;
 mod wal;
 pub(crate) mod wire;
 
@@ -25,7 +28,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringwal_replication::Ack;
 use ringwal_replication::node_id::NodeId;
@@ -37,10 +40,13 @@ use crate::control::{ChangeError, MemberChange, Order, Switch};
 use crate::limits::METADATA_VERSION;
 use crate::metadata::{Metadata, Progress};
 use crate::node::{Inner, Raft};
+use crate::replica::Led as _;
+use crate::replica::product::boottime_ns;
 use crate::session::Session;
 use crate::state::{Applied, Done, Rejection, State, TopicId};
 use crate::thread::Task;
 use executing::{Answered, Unanswered, is_of_session};
+pub use partitions::{Partitions, ProduceError};
 use sessions::{Own, Sessions};
 pub use status::{MemberStatus, Mode, StoreStatus};
 pub use wal::{MetadataReplicator, MetadataWal, ReplicateError, WalError};
@@ -159,10 +165,11 @@ impl MetadataStore {
         ack: Ack,
         limit: Duration,
     ) -> Result<Executed, ExecuteError> {
+        let is_create = matches!(command, Command::CreateTopic { .. });
         let record = Record { time_ms: answering::now_ms(), session: Some(session), command };
         match record.encode() {
             Err(error) => Err(ExecuteError::Invalid(error.to_string())),
-            Ok(record) => self.run_record(&record, ack, limit).await,
+            Ok(record) => self.run_record(&record, is_create, ack, limit).await,
         }
     }
 
@@ -194,11 +201,14 @@ impl MetadataStore {
     async fn run_record(
         &self,
         record: &[u8],
+        is_create: bool,
         ack: Ack,
         limit: Duration,
     ) -> Result<Executed, ExecuteError> {
+        let began = Instant::now();
         let executor = &self.raft.started.executor;
         let fast = executor.try_execute_fast(record, ack).await;
+        let is_fast = matches!(fast, Some(Ok(_)));
         let answered = match fast {
             Some(Ok(answered)) => Ok(answered),
             // The same session and number: it executes once.
@@ -230,6 +240,16 @@ impl MetadataStore {
                 }
             }
         };
+        if answered.is_ok() {
+            let counters = &self.raft.counters;
+            let latencies = match (is_create, is_fast) {
+                (true, true) => &counters.create_fast,
+                (true, false) => &counters.create_fallback,
+                (false, true) => &counters.other_fast,
+                (false, false) => &counters.other_fallback,
+            };
+            latencies.add(began.elapsed());
+        }
         self.executed(answered)
     }
 
@@ -359,6 +379,17 @@ impl MetadataStore {
                 }
             }
         }))
+    }
+
+    /// The right to append to the streams of partitions, when this node leads and holds its lease: of the
+    /// present epoch. Whoever leads does for all topics; [`StoreStatus::leader`] says who that is. Keep it
+    /// for as long as it takes records.
+    pub fn partitions(&self) -> Option<Partitions> {
+        let led = self.raft.started.executor.led.borrow();
+        let led = led.as_ref().filter(|led| led.ended().is_none())?;
+        let (term, until) = self.raft.started.lease.valid_until();
+        let is_valid = term == led.epoch() && until? > boottime_ns();
+        is_valid.then(|| Partitions::new(led.leadership().clone()))
     }
 
     /// Whether the fast path is switched on at this node, for when it leads.

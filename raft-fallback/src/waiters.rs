@@ -78,7 +78,12 @@ impl Waiters {
     /// Whether anybody waits. To be asked with the view locked for writing: whoever registers looks at
     /// the view after that, so either is seen here, or sees what is changed here.
     pub(crate) fn is_any(&self) -> bool {
-        self.count.load(Ordering::Acquire) > 0
+        self.count() > 0
+    }
+
+    /// How many wait.
+    pub(crate) fn count(&self) -> usize {
+        self.count.load(Ordering::Acquire)
     }
 
     /// `waker` is called when the key is woken, unless it is forgotten before.

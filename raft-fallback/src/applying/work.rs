@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::task::Context;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringwal_engine::{EpochStart, ReadError, Record as Durable, Stream, Tail};
 
@@ -251,6 +251,7 @@ impl Work {
     }
 
     fn apply(&mut self) {
+        let began = Instant::now();
         let entries = self.batch.iter().map(|record| Entry {
             offset: record.offset(),
             epoch: record.epoch(),
@@ -272,6 +273,7 @@ impl Work {
         let epochs = done.iter().map(Durable::epoch);
         let applied = epochs.zip(self.applied.iter().copied());
         self.shared.outcomes.applied(applied, self.applier.progress());
+        self.shared.latencies.add(began.elapsed());
         if let Err(error) = outcome {
             tracing::error!(%error, "the metadata stream is applied no further");
             self.is_stopped = true;

@@ -74,6 +74,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                 (_, Ok(())) => {}
                 (_, Err(why)) if mode != Some(Leads::Raft(why)) => {
                     self.shared.gate.close(why).await;
+                    tracing::info!(epoch = term, %why, "commands go through Raft");
                     mode = Some(Leads::Raft(why));
                     self.set_leads(mode);
                 }

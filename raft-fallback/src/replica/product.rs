@@ -50,6 +50,13 @@ impl NodeReplica {
     }
 }
 
+impl NodeLed {
+    /// For streams that are not the metadata's.
+    pub(crate) fn leadership(&self) -> &Leadership {
+        &self.leadership
+    }
+}
+
 pub(crate) use ringwal_engine::boottime_ns;
 
 fn holding(stream: StreamId, held: &Held) -> Holding {

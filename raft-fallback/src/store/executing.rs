@@ -10,7 +10,7 @@
 //! it executes once.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use openraft::type_config::TypeConfigExt as _;
@@ -105,8 +105,10 @@ impl<N: Replica, P: Peers> Executor<N, P> {
             }
             Taken::Yes { epoch, offset } => {
                 add(&self.counters.fast);
+                let queued = Instant::now();
                 Some(match offset.await {
                     Ok(offset) => {
+                        self.counters.durable.add(queued.elapsed());
                         let placed = Placed { epoch, offset, is_committed: false };
                         self.outcome(placed, ack).await
                     }
@@ -120,12 +122,14 @@ impl<N: Replica, P: Peers> Executor<N, P> {
     /// What came of a record that has its place, when it is as durable as asked.
     async fn outcome(&self, placed: Placed, ack: Ack) -> Result<Answered, Unanswered> {
         let Placed { epoch, offset, is_committed } = placed;
+        let asked = Instant::now();
         let applied = match self.replica.outcome(epoch, offset).await {
             Ok(applied) => applied,
             Err(error @ (OutcomeError::Superseded(_) | OutcomeError::Unknown(_))) => {
                 return Err(Unanswered::Unknown(error.to_string()));
             }
         };
+        self.counters.outcome.add(asked.elapsed());
         if is_committed {
             return Ok(Answered { applied, durable: Ack::Quorum });
         }

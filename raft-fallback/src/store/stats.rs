@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::times::{Latencies, LatencyStats};
+
 /// Why a command did not take the fast path.
 #[derive(Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash, Debug)]
 #[non_exhaustive]
@@ -78,6 +80,12 @@ pub(crate) struct Counters {
     pub(crate) retried: AtomicU64,
     pub(crate) unknown: AtomicU64,
     fallbacks: [AtomicU64; Reason::ALL.len()],
+    pub(crate) create_fast: Latencies,
+    pub(crate) create_fallback: Latencies,
+    pub(crate) other_fast: Latencies,
+    pub(crate) other_fallback: Latencies,
+    pub(crate) durable: Latencies,
+    pub(crate) outcome: Latencies,
 }
 
 impl Counters {
@@ -96,6 +104,18 @@ impl Counters {
             retried: count(&self.retried),
             unknown: count(&self.unknown),
             fallbacks: fallbacks.to_vec(),
+        }
+    }
+
+    pub(crate) fn latencies(&self, apply: LatencyStats) -> StoreLatencies {
+        StoreLatencies {
+            create_fast: self.create_fast.stats(),
+            create_fallback: self.create_fallback.stats(),
+            other_fast: self.other_fast.stats(),
+            other_fallback: self.other_fallback.stats(),
+            durable: self.durable.stats(),
+            outcome: self.outcome.stats(),
+            apply,
         }
     }
 }
@@ -121,6 +141,27 @@ pub struct CommandCounts {
     pub unknown: u64,
     /// Attempts that did not take the fast path, by reason.
     pub fallbacks: Vec<(Reason, u64)>,
+}
+
+/// How long things took, since this node was started.
+#[derive(Clone, Eq, PartialEq, Debug, Default)]
+pub struct StoreLatencies {
+    /// Topics that callers at this node made, by the fast path: from the call to the answer. Those that were
+    /// rejected are among them, those without an outcome are not.
+    pub create_fast: LatencyStats,
+    /// The same through Raft or another node, with all attempts.
+    pub create_fallback: LatencyStats,
+    /// All other commands of callers at this node, by the fast path.
+    pub other_fast: LatencyStats,
+    /// The same through Raft or another node.
+    pub other_fallback: LatencyStats,
+    /// Of the fast path: from the engine's queue to durable here, with the lease held.
+    pub durable: LatencyStats,
+    /// Of each record that has its place here: until it is applied and its outcome known.
+    pub outcome: LatencyStats,
+    /// Of each batch of records that was applied here, whoever led: from being read to everybody who waits
+    /// having been woken.
+    pub apply: LatencyStats,
 }
 
 #[cfg(test)]

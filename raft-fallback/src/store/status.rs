@@ -3,7 +3,7 @@
 use ringwal_replication::node_id::NodeId;
 use ringwal_replication::promise::Promise;
 
-use super::stats::{CommandCounts, Reason};
+use super::stats::{CommandCounts, Reason, StoreLatencies};
 use crate::control::Leads;
 use crate::machine::voters_of;
 use crate::metadata::Progress;
@@ -82,8 +82,14 @@ pub struct StoreStatus {
     pub members: Vec<MemberStatus>,
     /// Commands since the start.
     pub commands: CommandCounts,
-    /// Those who wait for something to be applied here.
+    /// How long they took, since the start.
+    pub latencies: StoreLatencies,
+    /// Commands that wait for their outcome here.
     pub waiting: usize,
+    /// Waits for a topic, a broker, an assignment, or a record to be applied here.
+    pub waiting_for_state: usize,
+    /// Records of all streams that were cut here since the start, and are kept as orphans.
+    pub records_cut: u64,
     /// The newest snapshot that this run made: its end, its bytes, and how long it took, in milliseconds.
     pub snapshot: Option<(u64, u64, u64)>,
     /// Why this node does not vote or lead, if so.
@@ -128,7 +134,10 @@ pub(super) fn status(raft: &Inner) -> StoreStatus {
         committed: stats.committed.get(&METADATA_STREAM).copied().unwrap_or(0),
         members: members.collect(),
         commands: raft.counters.stats(),
+        latencies: raft.counters.latencies(raft.applying.latencies()),
         waiting: raft.applying.waiting(),
+        waiting_for_state: raft.metadata.waiting(),
+        records_cut: stats.records_cut,
         snapshot: snapshot.map(|made| (made.id.end, made.bytes, made.took.as_millis() as u64)),
         unfit: raft.started.executor.replica.unfit(),
         trouble: stopped.or_else(|| raft.applying.trouble()),

@@ -125,6 +125,12 @@ fn commands_are_executed_from_every_node_and_survive_their_leader() {
     }
     assert!(cluster.nodes[&leader].status().commands.fast >= 3);
     converge(&cluster);
+    for (id, store) in &cluster.nodes {
+        let latencies = store.status().latencies;
+        let (fast, fallback) = (latencies.other_fast.count(), latencies.other_fallback.count());
+        assert_eq!((fast, fallback), if *id == leader { (1, 0) } else { (0, 1) }, "node {id}");
+        assert!(latencies.apply.count() > 0 && latencies.create_fast.count() == 0);
+    }
     cluster.stop(leader);
     let done = put(cluster.any(), "after", Ack::Quorum).unwrap();
     assert_eq!(done.done, Done::Created);
@@ -303,6 +309,46 @@ fn a_node_that_is_far_behind_begins_with_what_the_others_have_left() {
     put(&cluster.nodes[&behind], "after", Ack::Quorum).unwrap();
     converge(&cluster);
     assert_eq!(keys(&cluster.nodes[&behind]), 61);
+}
+
+#[test]
+fn partitions_are_appended_to_by_the_leader_alone() {
+    let cluster = Cluster::new(3);
+    let leader = cluster.leader(|mode| mode == Mode::Fast);
+    let (follower, store) = (leader % 3 + 1, cluster.nodes[&leader].clone());
+    store.register_broker(BrokerId::new(1), vec!["one.example:9092".to_owned()]).wait().unwrap();
+    let name = TopicName::new("orders").unwrap();
+    let created = store.create_topic(name.clone(), 2, 1, BTreeMap::new()).wait().unwrap();
+    let Done::TopicCreated { topic } = created.done else { panic!("{created:?}") };
+    assert!(cluster.nodes[&follower].partitions().is_none());
+    let partitions = store.partitions().unwrap();
+    assert_eq!(partitions.epoch(), created.epoch);
+    let pending = partitions.append(topic, 1, b"one", Ack::Quorum).unwrap();
+    assert_eq!(pending.wait().unwrap().receipt.offset(), 0);
+    assert_eq!(partitions.committed_end(topic, 1), 1);
+    let mut known = cluster.nodes[&follower].metadata().wait_for_topic(name);
+    assert_eq!(known.wait(Instant::now() + LONG).unwrap(), topic);
+    let raft = cluster.nodes[&follower].raft();
+    let record = raft.node().subscribe(topic.stream(1), 0).next_blocking().unwrap();
+    assert_eq!(record.payload(), b"one");
+    store.transfer_leader(None, LONG).wait().unwrap();
+    cluster.leader(|mode| mode == Mode::Fast);
+    let refused = partitions.append(topic, 1, b"two", Ack::Local).unwrap_err();
+    assert!(matches!(refused, ProduceError::Led(_)), "{refused}");
+    assert!(partitions.ended().is_some() && store.partitions().is_none());
+}
+
+#[test]
+fn a_transfer_to_nobody_leaves_the_fast_path_as_it_is() {
+    let cluster = Cluster::new(3);
+    let leader = cluster.leader(|mode| mode == Mode::Fast);
+    let store = cluster.nodes[&leader].clone();
+    let refused = store.transfer_leader(Some(NodeId::new(9)), LONG).wait().unwrap_err();
+    assert!(matches!(refused, ChangeError::NotNow(_)), "{refused}");
+    cluster.leader(|mode| mode == Mode::Fast);
+    let fast = store.status().commands.fast;
+    put(&store, "after", Ack::Local).unwrap();
+    assert_eq!(store.status().commands.fast, fast + 1);
 }
 
 #[test]

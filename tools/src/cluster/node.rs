@@ -102,6 +102,7 @@ fn watch(
     while !interrupt.is_asked() {
         if metrics.swap(false, Ordering::Relaxed) {
             exit::print(&raft.node().stats().prometheus())?;
+            exit::print(&store.status().prometheus())?;
         }
         lines.changes(store.status())?;
         std::thread::sleep(LOOK);
