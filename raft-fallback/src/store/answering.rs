@@ -256,3 +256,6 @@ impl<N: Replica> Voting for Fitness<N> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
