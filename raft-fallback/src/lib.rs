@@ -112,6 +112,8 @@ mod codec;
 pub mod command;
 mod config;
 mod control;
+#[cfg(test)]
+mod fakes;
 mod founding;
 pub mod lease;
 pub mod limits;

@@ -392,3 +392,6 @@ impl<R: AsyncRuntime, N: Replica> RaftSnapshotBuilder<Types<R>> for Builder<N> {
         Ok(snapshot)
     }
 }
+
+#[cfg(test)]
+mod tests;

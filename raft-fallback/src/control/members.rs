@@ -195,3 +195,19 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Changer<R, N, P> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fakes::FakeLed;
+
+    #[test]
+    fn nobody_is_admitted_before_the_watermark_has_reached_the_start_of_the_epoch() {
+        let led = FakeLed::new(3);
+        let starts = [(StreamId::new(0), 5), (StreamId::new(9), 2)];
+        led.committed.send_replace(4);
+        assert!(check_starts(&led, &starts).unwrap_err().contains("starts at 5"));
+        led.committed.send_replace(5);
+        assert_eq!(check_starts(&led, &starts), Ok(()));
+    }
+}

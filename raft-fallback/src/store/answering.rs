@@ -20,6 +20,7 @@ use crate::founding;
 use crate::lease::LeaseKeeper;
 use crate::machine::AppliedLog;
 use crate::metadata::{Metadata, Progress};
+use crate::raft::StoredMembership;
 use crate::raft::serve::{Duty, Voting};
 use crate::replica::{Led, Replica};
 
@@ -110,7 +111,8 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Answering<R, N, P> {
         index: u64,
     ) -> Result<crate::replica::Standing, String> {
         let replica = &self.executor.replica;
-        if let Some(why) = replica.unfit() {
+        let membership = self.executor.shared.seen.borrow().membership.clone();
+        if let Some(why) = replica.unfit().or_else(|| no_member(replica, &membership)) {
             return Err(why);
         }
         replica.promise(promise).await?;
@@ -236,13 +238,17 @@ impl<N: Replica> Fitness<N> {
         if self.holds_lease() {
             return Some("it leads, and holds its lease".to_owned());
         }
-        let (id, engine) = (self.replica.id().get(), self.replica.engine());
-        let membership = self.seen.borrow().membership.clone();
-        match membership.nodes().find(|(node, _)| **node == id) {
-            Some((_, node)) if node.engine == engine => None,
-            Some(_) => Some("its disk is another one than the cluster knows (I-15)".to_owned()),
-            None => Some("it knows of no cluster that it is a member of".to_owned()),
-        }
+        no_member(&self.replica, &self.seen.borrow().membership)
+    }
+}
+
+/// Why a node is none of the members that it knows of, if so: a blank disk knows of none (I-15).
+fn no_member(replica: &impl Replica, membership: &StoredMembership) -> Option<String> {
+    let (id, engine) = (replica.id().get(), replica.engine());
+    match membership.nodes().find(|(node, _)| **node == id) {
+        Some((_, node)) if node.engine == engine => None,
+        Some(_) => Some("its disk is another one than the cluster knows (I-15)".to_owned()),
+        None => Some("it knows of no cluster that it is a member of".to_owned()),
     }
 }
 
@@ -260,3 +266,6 @@ impl<N: Replica> Voting for Fitness<N> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

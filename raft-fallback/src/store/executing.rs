@@ -319,3 +319,6 @@ pub(crate) enum Origin {
     /// Of another node, which took this one for the leader.
     Forwarded,
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,10 @@
 //! Three nodes in one process, over real sockets and real engines.
 
+mod hazards;
+mod network;
+
 use std::collections::BTreeMap;
+use std::net::TcpListener;
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
@@ -10,6 +14,7 @@ use ringwal_replication::config::{Config, Member};
 use ringwal_replication::node_id::{ClusterId, NodeId};
 use tempfile::TempDir;
 
+use self::network::Network;
 use super::stats::Reason;
 use super::*;
 use crate::config::StoreConfig;
@@ -21,6 +26,8 @@ struct Cluster {
     folder: TempDir,
     members: Vec<Member>,
     nodes: BTreeMap<u64, MetadataStore>,
+    /// Between the nodes, and where they listen behind it.
+    network: Option<(Network, Vec<String>)>,
 }
 
 fn log_to_stderr() {
@@ -43,10 +50,36 @@ impl Cluster {
         });
         let members = members.collect();
         let folder = TempDir::new().unwrap();
-        let mut cluster = Self { folder, members, nodes: BTreeMap::new() };
+        let mut cluster = Self { folder, members, nodes: BTreeMap::new(), network: None };
         drop(listeners);
         (1..=count).for_each(|id| cluster.start(id));
         cluster
+    }
+
+    /// With a network in between.
+    fn networked(count: u64) -> Self {
+        log_to_stderr();
+        let (folder, members) = (TempDir::new().unwrap(), Vec::new());
+        let network = Some((Network::new(), Vec::new()));
+        let mut cluster = Self { folder, members, nodes: BTreeMap::new(), network };
+        (1..=count).for_each(|id| cluster.add_networked(id));
+        (1..=count).for_each(|id| cluster.start(id));
+        cluster
+    }
+
+    /// One more, which does not run yet.
+    fn add_networked(&mut self, id: u64) {
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap();
+        let (before, behind) = (free(), free());
+        let address = |listener: &TcpListener| listener.local_addr().unwrap().to_string();
+        self.members.push(Member { node: NodeId::new(id), address: address(&before) });
+        let (network, listens) = self.network.as_mut().expect("there is a network");
+        listens.push(address(&behind));
+        network.forward(before, id, address(&behind));
+    }
+
+    fn network(&self) -> &Network {
+        &self.network.as_ref().expect("there is a network").0
     }
 
     fn start(&mut self, id: u64) {
@@ -65,7 +98,10 @@ impl Cluster {
 
     fn start_as(&mut self, id: u64, join: bool) {
         let engine = self.engine(id);
-        let listen = self.members[id as usize - 1].address.clone();
+        let listen = match &self.network {
+            Some((_, listens)) => listens[id as usize - 1].clone(),
+            None => self.members[id as usize - 1].address.clone(),
+        };
         let mut replication =
             Config::new(ClusterId::new([7; 16]), NodeId::new(id), self.members.clone());
         replication.listen = listen;
@@ -109,8 +145,8 @@ fn put(store: &MetadataStore, key: &str, ack: Ack) -> Result<Executed, ExecuteEr
 fn converge(cluster: &Cluster) -> u64 {
     let last = cluster.any().linearize(LONG).wait().unwrap();
     for store in cluster.nodes.values() {
-        let mut wait = store.metadata().wait_applied(last.end - 1);
-        wait.wait(Instant::now() + LONG).unwrap();
+        let Some(last) = last.end.checked_sub(1) else { break };
+        store.metadata().wait_applied(last).wait(Instant::now() + LONG).unwrap();
     }
     last.end
 }
