@@ -85,7 +85,9 @@ fn obey(node: &LocalNode, args: &BenchNodeArgs) -> Result<()> {
                 };
                 match length.is_zero() {
                     // Which method is better has to be known first.
-                    true => probe.slice(Duration::from_millis(50), &interrupt).map(|()| String::new())?,
+                    true => probe
+                        .slice(Duration::from_millis(50), &interrupt)
+                        .map(|()| String::new())?,
                     false => text_of(&probe.bare(PROBE_WRITE_BYTES, length, &interrupt)?.latency),
                 }
             }
@@ -131,11 +133,16 @@ fn create(
     let until = from + length;
     let client = |index: usize| {
         let mut latency = histogram();
-        create_until(store, &format!("{prefix}-{index}"), |now| now >= until, |start, took, _| {
-            if (from..until).contains(&start) {
-                record(&mut latency, took);
-            }
-        })?;
+        create_until(
+            store,
+            &format!("{prefix}-{index}"),
+            |now| now >= until,
+            |start, took, _| {
+                if (from..until).contains(&start) {
+                    record(&mut latency, took);
+                }
+            },
+        )?;
         Ok(latency)
     };
     thread::scope(|scope| {

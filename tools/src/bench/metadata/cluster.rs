@@ -61,9 +61,8 @@ impl Cluster {
             directories,
         };
         (2..=nodes).try_for_each(|node| cluster.start_peer(node))?;
-        cluster.wait_until("somebody leads", |cluster| {
-            cluster.node.store.status().leader.is_some()
-        })?;
+        cluster
+            .wait_until("somebody leads", |cluster| cluster.node.store.status().leader.is_some())?;
         cluster.lead(1)?;
         if cluster.interrupt.is_asked() {
             return Ok(None);

@@ -97,12 +97,17 @@ impl<'a> Load<'a> {
         let client = |index: usize| {
             let mut recorder = part.recorder(index, clients);
             let prefix = format!("{prefix}-{index}");
-            create_until(store, &prefix, |now| part.is_over(now), |start, took, executed| {
-                recorder.record(start, took);
-                if executed.durable != wanted {
-                    otherwise.fetch_add(1, Ordering::Relaxed);
-                }
-            })
+            create_until(
+                store,
+                &prefix,
+                |now| part.is_over(now),
+                |start, took, executed| {
+                    recorder.record(start, took);
+                    if executed.durable != wanted {
+                        otherwise.fetch_add(1, Ordering::Relaxed);
+                    }
+                },
+            )
         };
         let counters = thread::scope(|scope| {
             let counting = scope.spawn(|| self.count(part, window, run));

@@ -37,10 +37,9 @@ impl LocalNode {
         let options = options.segment_bytes(SEGMENT_BYTES).lock_wait(nodes::LOCK_WAIT);
         let engine = options.open(directory).map_err(|error| Failure::open(&error))?;
         wait_until_prepared(&engine);
-        let members = (1..).zip(addresses).map(|(node, address)| Member {
-            node: NodeId::new(node),
-            address: address.clone(),
-        });
+        let members = (1..)
+            .zip(addresses)
+            .map(|(node, address)| Member { node: NodeId::new(node), address: address.clone() });
         let cluster = ClusterId::new(*b"ringwal bench no");
         let mut config = Config::new(cluster, NodeId::new(node), members.collect());
         config.listen = addresses[node as usize - 1].clone();
