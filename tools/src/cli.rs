@@ -102,6 +102,9 @@ pub enum Command {
     /// A follower of a measurement, or who does the same work unconnected
     #[command(hide = true)]
     BenchPeer(BenchPeerArgs),
+    /// A node of a measurement with a metadata store
+    #[command(hide = true)]
+    BenchNode(BenchNodeArgs),
 }
 
 /// Flags of `ringwal bench`.
@@ -164,8 +167,8 @@ pub struct BenchArgs {
     #[arg(long, value_name = "TIME", value_parser = duration_or_zero)]
     pub linger: Option<Duration>,
 
-    /// Which runs to make [default: idle,loaded,open,window]; the last four are about replication
-    /// and start followers of their own
+    /// Which runs to make [default: idle,loaded,open,window]; the last six are about replication
+    /// and start nodes of their own
     #[arg(long, value_enum, value_delimiter = ',', value_name = "NAME,…")]
     pub only: Vec<RunName>,
 
@@ -179,6 +182,11 @@ pub struct BenchArgs {
     /// their own: ringwal follow. Needs --dir
     #[arg(long, value_name = "FILE", requires = "dir")]
     pub config: Option<PathBuf>,
+
+    /// Nodes of the metadata store in replicated and raft, each a process of its own
+    #[arg(long, value_name = "N", default_value_t = 3,
+          value_parser = clap::value_parser!(u16).range(3..=7))]
+    pub nodes: u16,
 
     /// What replicated appends wait for [default: local,quorum]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "ACK,…")]
@@ -369,6 +377,32 @@ pub struct BenchPeerArgs {
     pub seed: u64,
 }
 
+/// Flags of a hidden node of a measurement.
+#[derive(Debug, Args)]
+pub struct BenchNodeArgs {
+    /// The process that it ends with.
+    #[arg(long)]
+    pub parent: u32,
+    /// The directory of its engine.
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// Shards.
+    #[arg(long)]
+    pub shards: u16,
+    /// How the engine does its I/O.
+    #[arg(long, value_enum)]
+    pub io: Io,
+    /// How a batch is made durable.
+    #[arg(long, value_enum)]
+    pub sync: Option<Sync>,
+    /// Which node it is.
+    #[arg(long)]
+    pub node: u64,
+    /// Where the nodes listen, the first one first.
+    #[arg(long, value_delimiter = ',')]
+    pub members: Vec<String>,
+}
+
 /// How the engine does its I/O.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Io {
@@ -428,6 +462,11 @@ pub enum RunName {
     ReplicatedLagging,
     /// How fast a follower gets what it lacks
     CatchUp,
+    /// Topics created on the fast path of a metadata store whose nodes are processes of their own, in
+    /// the leader's process and through the port; fail-over; when followers see what was answered
+    Replicated,
+    /// The same topics through Raft; with `replicated` in turn with it
+    Raft,
 }
 
 /// A name as the command line and the report write it.

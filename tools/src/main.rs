@@ -35,6 +35,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Some(Command::Bench(args)) => bench::run(*args),
         Some(Command::RecoveryWriter(args)) => bench::recovery_writer(&args),
         Some(Command::BenchPeer(args)) => bench::peer(&args),
+        Some(Command::BenchNode(args)) => bench::node(&args),
         Some(Command::Follow(args)) => follow::run(&args),
         Some(Command::Node(args)) => cluster::node(&args),
         Some(Command::Cluster(args)) => cluster::local(&args),

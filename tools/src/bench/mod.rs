@@ -10,6 +10,7 @@ mod half;
 mod lagging;
 mod led;
 mod measure;
+mod metadata;
 mod open_loop;
 mod own_loop;
 mod peer;
@@ -34,6 +35,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result};
 use ringwal_engine::{Engine, SegmentStats};
 
+pub use metadata::child as node;
 pub use peer::run as peer;
 pub use recovery::writer as recovery_writer;
 pub use results::screen;
@@ -164,6 +166,10 @@ impl Bench {
             RunName::ReplicatedHalf => half::run(self),
             RunName::ReplicatedLagging => lagging::run(self),
             RunName::CatchUp => catch_up::run(self),
+            RunName::Replicated => metadata::run(self),
+            // In turn with it.
+            RunName::Raft if self.settings.runs.contains(&RunName::Replicated) => Ok(()),
+            RunName::Raft => metadata::run(self),
         }
     }
 

@@ -145,6 +145,12 @@ impl Peer {
                 command.args(["--await-records", &records.to_string()]);
             }
         }
+        Peer::spawn(command, interrupt)
+    }
+
+    /// Starts the process of a command, and waits for its first line: where it listens. It dies with the
+    /// thread that calls this.
+    pub fn spawn(mut command: Command, interrupt: &Interrupt) -> Result<Peer> {
         // A group of its own: Ctrl-C is for this process, which ends its peers in order.
         command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().context("starting a process beside the measurement")?;
@@ -185,7 +191,17 @@ impl Peer {
 
     /// Its answer to a command; nothing when the measurement is interrupted before.
     pub fn ask(&mut self, command: &str) -> Result<String> {
-        writeln!(self.stdin, "{command}").context("a command for a process")?;
+        self.tell(command)?;
+        self.answer()
+    }
+
+    /// Gives it a command; its answer is to be taken before the next one.
+    pub fn tell(&mut self, command: &str) -> Result<()> {
+        writeln!(self.stdin, "{command}").context("a command for a process")
+    }
+
+    /// Its answer to the last command; nothing when the measurement is interrupted before.
+    pub fn answer(&mut self) -> Result<String> {
         Ok(self.line(PATIENCE)?.unwrap_or_default())
     }
 

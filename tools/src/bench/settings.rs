@@ -18,8 +18,14 @@ const DEFAULT_RUNS: [RunName; 4] = [RunName::Idle, RunName::Loaded, RunName::Ope
 /// The runs with followers, without `--only`.
 const REPLICATED_RUNS: [RunName; 2] = [RunName::Idle, RunName::Loaded];
 /// Runs about replication that start nodes of their own.
-const WITH_OWN_NODES: [RunName; 4] =
-    [RunName::Sender, RunName::ReplicatedHalf, RunName::ReplicatedLagging, RunName::CatchUp];
+const WITH_OWN_NODES: [RunName; 6] = [
+    RunName::Sender,
+    RunName::ReplicatedHalf,
+    RunName::ReplicatedLagging,
+    RunName::CatchUp,
+    RunName::Replicated,
+    RunName::Raft,
+];
 /// Of every part but the first: clients have to start again.
 const RAMP: Duration = Duration::from_millis(60);
 
@@ -36,6 +42,8 @@ pub struct Settings {
     pub rate: Option<f64>,
     /// What a follower lacks that is behind.
     pub behind_bytes: u64,
+    /// Nodes of the metadata store.
+    pub nodes: u64,
     /// Walk the rates.
     pub sweep: bool,
     /// Appends in flight in the window runs.
@@ -156,6 +164,7 @@ impl Settings {
             clients: args.clients as usize,
             rate: args.rate,
             behind_bytes: args.behind.as_u64(),
+            nodes: u64::from(args.nodes),
             sweep: args.sweep,
             window: args.window as usize,
             record_bytes: args.record_size.as_u64() as usize,
@@ -216,6 +225,8 @@ impl Settings {
             RunName::ReplicatedHalf => run * 3 + recovery,
             RunName::ReplicatedLagging => run * 3 + recovery * 3,
             RunName::CatchUp => recovery * 3,
+            RunName::Replicated => run * 5 + recovery * 4,
+            RunName::Raft => run * 2,
             RunName::Recovery => recovery,
             RunName::Rotation => run * 2 + recovery,
             RunName::Open if self.sweep => run * 2,
@@ -256,6 +267,8 @@ fn names_of(runs: &[RunName], io: &[Io]) -> Vec<String> {
             RunName::ReplicatedHalf => names(&super::half::NAMES),
             RunName::ReplicatedLagging => names(&super::lagging::NAMES),
             RunName::CatchUp => names(&super::catch_up::NAMES),
+            RunName::Replicated => names(&super::metadata::NAMES),
+            RunName::Raft => names(&super::metadata::NAMES_OF_RAFT),
             run => vec![cli::name_of(run) + &suffix(io, one)],
         }
     };

@@ -6,7 +6,7 @@ use super::histogram_files::{IntervalHistogram, RunHistograms};
 use super::model::{
     Block, HeatMap, Interval, Latency, PercentilePoint, Probe, ProbeSlice, Report, Run, Stage,
 };
-use super::{replication, verdict};
+use super::{metadata, replication, verdict};
 
 /// Points on a percentile curve for each halving of the distance to 100 %.
 const TICKS_PER_HALF_DISTANCE: u32 = 5;
@@ -199,6 +199,7 @@ pub fn complete(report: &mut Report) {
         run.ratio_to_probe_p50 = known.then(|| run.response.p50_ns as f64 / probe_p50_ns as f64);
     }
     replication::complete(report);
+    metadata::complete(report);
     if report.run(&report.primary_run).is_none() {
         report.primary_run =
             choose_primary(&report.runs).map(|run| run.name.clone()).unwrap_or_default();

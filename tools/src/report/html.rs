@@ -7,8 +7,8 @@ mod tables;
 use super::charts::{self, COLORS};
 use super::human;
 use super::model::{Probe, Report, Run, Stage};
-use super::replication;
 use super::svg::escape;
+use super::{metadata, replication};
 use tables::{page_environment, page_tables};
 
 const STYLE: &str = include_str!("style.css");
@@ -34,6 +34,7 @@ pub fn page(report: &Report) -> String {
     page_over_time(&mut page, report);
     page_stages(&mut page, report);
     page_replication(&mut page, report);
+    page_metadata(&mut page, report);
     page_tables(&mut page, report);
     page_environment(&mut page, report);
     page_command(&mut page, report);
@@ -271,6 +272,21 @@ fn page_replication(page: &mut String, report: &Report) {
          the follower says how long it took from arrival to durable, and what is left between sent \
          and reported is the network and the queues. Medians, of samples; wake-up is what is left of \
          the median response.</p>\n<ul>\n",
+    );
+    for line in lines {
+        let _ = writeln!(page, "<li>{}</li>", escape(&human::unbreakable(&line)));
+    }
+    page.push_str("</ul>\n</section>\n");
+}
+
+fn page_metadata(page: &mut String, report: &Report) {
+    let lines = metadata::lines(report);
+    if lines.is_empty() {
+        return;
+    }
+    page.push_str(
+        "<section>\n<h2>A metadata store</h2>\n<p class=\"lead\">What was aimed at, or claimed before, \
+         with what was measured beside it. Its nodes are processes of their own on one disk.</p>\n<ul>\n",
     );
     for line in lines {
         let _ = writeln!(page, "<li>{}</li>", escape(&human::unbreakable(&line)));

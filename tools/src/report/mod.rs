@@ -15,6 +15,7 @@ mod files;
 mod html;
 mod human;
 mod json;
+mod metadata;
 mod png;
 mod replication;
 mod svg;

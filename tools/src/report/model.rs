@@ -48,6 +48,9 @@ pub struct Report {
     /// The runs in the order they were made.
     #[serde(default)]
     pub runs: Vec<Run>,
+    /// What was aimed at, with what was measured beside it.
+    #[serde(default)]
+    pub targets: Vec<Target>,
     /// Reasons to doubt the numbers, a sentence each.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -238,6 +241,26 @@ pub struct Run {
     pub extra: std::collections::BTreeMap<String, f64>,
 }
 
+/// Something that was aimed at, or claimed before, and what was measured.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Target {
+    /// What is measured.
+    pub name: String,
+    /// What was measured.
+    pub figure: f64,
+    /// Of figure and bounds: "×", "s", "ms", or empty for a plain number.
+    pub unit: String,
+    /// It should be at most this.
+    pub at_most: Option<f64>,
+    /// It should be at least this.
+    pub at_least: Option<f64>,
+    /// Not a target but somebody's claim, in words; else empty.
+    pub claimed: String,
+    /// Whether it is so.
+    pub met: bool,
+}
+
 /// Summary of a latency distribution.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -377,6 +400,7 @@ impl Default for Report {
             environment: Environment::default(),
             probe: Probe::default(),
             runs: Vec::new(),
+            targets: Vec::new(),
             warnings: Vec::new(),
         }
     }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::human;
 use super::model::{Probe, Report, Run};
-use super::replication;
+use super::{metadata, replication};
 
 /// Narrowest screen that is laid out for.
 const WIDTH_MIN: usize = 60;
@@ -46,6 +46,13 @@ pub fn screen(report: &Report, color: bool, width: usize) -> String {
     if !replication.is_empty() {
         screen.line("", "");
         for line in replication.iter().take(REPLICATION_LINES_MAX) {
+            screen.paragraph("", line, 2);
+        }
+    }
+    let metadata = metadata::lines(report);
+    if !metadata.is_empty() {
+        screen.line("", "");
+        for line in &metadata {
             screen.paragraph("", line, 2);
         }
     }
