@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use openraft::AsyncRuntime;
+use ringwal_engine::mutants::{self, Mutant};
 use ringwal_replication::node_id::NodeId;
 
 use super::members::check_starts;
@@ -58,7 +59,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                     self.set_leads(mode);
                 }
                 (Some(Leads::Fast), Ok(())) => {}
-                (_, Ok(())) if proposer.is_empty() => {
+                (_, Ok(())) if proposer.is_empty() || mutants::is(Mutant::SwitchOnEarly) => {
                     self.shared.gate.open(led.clone()).await;
                     mode = Some(Leads::Fast);
                     self.set_leads(mode);
@@ -137,7 +138,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         let membership = self.membership();
         let voters: std::collections::BTreeSet<u64> = membership.voter_ids().collect();
         let (term, until) = self.lease.valid_until();
-        let until = until.filter(|_| term == led.epoch()).unwrap_or(0);
+        let until = lease_of(led.epoch(), term, until);
         led.lease_until(until);
         let lease_end = self.replica.boottime_ns() + LEASE_MIN.as_nanos() as u64;
         match () {
@@ -219,6 +220,14 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         let others = voters.iter().filter(|node| **node != me);
         others.max_by_key(|node| replication.get(&node.get()).cloned().flatten()).copied()
     }
+}
+
+/// Until when a leader of this epoch may answer, with a lease of a term.
+pub(crate) fn lease_of(epoch: u64, term: u64, until: Option<u64>) -> u64 {
+    if mutants::is(Mutant::LeaseIgnored) {
+        return u64::MAX;
+    }
+    until.filter(|_| term == epoch).unwrap_or(0)
 }
 
 /// Comes when there is something and it is done.

@@ -41,6 +41,7 @@ counts! {
     executed_local "commands executed, Ack::Local"
     executed_quorum "commands executed, Ack::Quorum"
     executed_again "commands that had been executed before"
+    refused "commands refused because of their session"
     unknown "commands whose outcome is unknown"
     not_done "commands that are certainly not done"
     reads "linearizable reads"

@@ -334,9 +334,17 @@ impl AsyncRuntime for NodeRuntime {
 pub struct TrueTime;
 
 impl tracing_subscriber::fmt::time::FormatTime for TrueTime {
-    fn format_time(&self, to: &mut tracing_subscriber::fmt::format::Writer<'_>) -> std::fmt::Result {
+    fn format_time(
+        &self,
+        to: &mut tracing_subscriber::fmt::format::Writer<'_>,
+    ) -> std::fmt::Result {
         let ns = SimInstant::try_now().map_or(0, |now| now.elapsed_since_start().as_nanos() as u64);
         let node = PRESENT.with_borrow(|run| run.as_ref().map(|run| run.node));
-        write!(to, "{:>9.3} {}", ns as f64 / 1e6, node.map_or("-".into(), |node| format!("node {node}")))
+        write!(
+            to,
+            "{:>9.3} {}",
+            ns as f64 / 1e6,
+            node.map_or("-".into(), |node| format!("node {node}"))
+        )
     }
 }
