@@ -38,6 +38,9 @@ use crate::watch;
 /// Between two attempts of whatever has failed while a node leads.
 const AGAIN: Duration = Duration::from_millis(50);
 
+/// Between two attempts to have somebody else elected.
+const GIVE_UP: Duration = Duration::from_millis(500);
+
 /// Raft, as it runs here.
 pub(crate) type RaftHandle<R, N, P> = Raft<Types<R>, Machine<R, N, P>>;
 
@@ -108,6 +111,8 @@ pub(crate) struct Seen {
     pub(crate) leader: Option<NodeId>,
     /// This node has been elected, and this is how far it is.
     pub(crate) leads: Option<Leads>,
+    /// Where its epoch starts the metadata stream, when it leads.
+    pub(crate) start: u64,
     pub(crate) membership: Arc<StoredMembership>,
 }
 
@@ -184,8 +189,9 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                 let _ = done.send(Ok(()));
             }
             tracing::info!(term, why, "leading no more");
-            // A leadership that has ended by itself is no good to anybody: another one is to begin.
-            if self.elected_in() == Some(term) {
+            // One that has ended by itself is no good to anybody, and must not begin again in its term: what
+            // it had proposed may still be applied.
+            while self.elected_in() == Some(term) && self.raft.is_initialized().await.is_ok() {
                 self.give_up(term).await;
             }
         }
@@ -242,7 +248,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
             tracing::info!(term, to = %other, "giving the leadership away");
             let _ = self.raft.trigger().transfer_leader(other.get()).await;
         }
-        R::sleep(AGAIN).await;
+        R::sleep(GIVE_UP).await;
     }
 
     fn set_leads(&self, leads: Option<Leads>) {
@@ -279,7 +285,8 @@ async fn watch_raft<R: AsyncRuntime, L: crate::replica::Led>(
             before != *seen
         });
         if metrics.changed().await.is_err() {
-            return;
+            // Raft has ended here, with its engine perhaps: others may know who leads.
+            return shared.seen.send_modify(|seen| seen.leader = None);
         }
     }
 }

@@ -73,6 +73,8 @@ pub(crate) struct Machine<R, N: Replica, P> {
     led: watch::Sender<Option<N::Led>>,
     /// Where the epoch starts that has begun last, as its entry or the base said.
     starts: Vec<(StreamId, u64)>,
+    /// End of what entries have added to the metadata stream: it is committed.
+    extended: u64,
     runtime: std::marker::PhantomData<fn() -> R>,
 }
 
@@ -86,10 +88,11 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
             replica.set_members(members_of(&membership), voters_of(&membership));
         }
         let (applied, see_applied) = watch::channel(AppliedLog { last, membership });
+        let extended = base.as_ref().map_or(0, committed_of);
         let starts = base.as_ref().map(|base| base.starts.clone()).unwrap_or_default();
         let (led, see_led) = watch::channel(None);
         let runtime = std::marker::PhantomData;
-        let machine = Self { replica, peers, applied, led, starts, runtime };
+        let machine = Self { replica, peers, applied, led, starts, extended, runtime };
         (machine, Watched { applied: see_applied, led: see_led })
     }
 
@@ -128,7 +131,10 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
     ) -> Result<Effect, String> {
         loop {
             match self.replica.extend(epoch, base, records.clone()).await {
-                Ok(()) => return Ok(Effect::Done),
+                Ok(()) => {
+                    self.extended = self.extended.max(base + records.len() as u64);
+                    return Ok(Effect::Done);
+                }
                 Err(AddError::NotBegun) => return Ok(Effect::Nothing),
                 Err(AddError::Failed(why)) => return Err(why),
                 Err(AddError::Lacks { end }) => {
@@ -140,9 +146,8 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
         }
     }
 
-    /// Brings the records of the metadata stream from `end` to `base`, from whoever has begun the same
-    /// epoch, or a later one: it has cut what is not of this history, and keeps these, which are committed
-    /// with the entry. The leader may be dead, and everybody else further.
+    /// Brings the records of the metadata stream from `end` to `base`, from whoever has begun that epoch:
+    /// it has cut what is not of this history. The leader may be dead.
     async fn fetch_below(&self, epoch: u64, end: u64, base: u64) -> bool {
         let membership = self.applied.borrow().membership.clone();
         for member in members_of(&membership) {
@@ -151,6 +156,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
             }
             let about = self.peers.ask(&member, Ask::About, ASK_LIMIT).await;
             let Ok(Answer::About(about)) = about else { continue };
+            // In a later epoch it has cut nothing of that: it is committed with the entry.
             if about.begun.is_none_or(|begun| begun.epoch < epoch) {
                 continue;
             }
@@ -187,8 +193,12 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
                 epochs.retain(|entry| entry.epoch < begun.epoch && entry.start < start);
                 epochs.push(EpochStart { epoch: begun.epoch, start });
             }
-            let end = committed.iter().find(|(of, _)| *of == stream).map_or(0, |(_, end)| *end);
-            StreamBase { stream, committed: end, epochs }
+            let known = committed.iter().find(|(of, _)| *of == stream).map_or(0, |(_, end)| *end);
+            // What is known of commits may be older than what is applied. Whatever entries of the log have
+            // added lies below the start of the present epoch, or is counted.
+            let start = epochs.last().map_or(0, |last| last.start);
+            let added = if stream == METADATA_STREAM { self.extended } else { 0 };
+            StreamBase { stream, committed: known.max(start).max(added), epochs }
         };
         Some(Base {
             last: applied.last?,
@@ -222,6 +232,13 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
             }
             tracing::info!(streams = lacking.len(), "fetching what is committed below a base");
             for member in nodes.iter().filter(|member| member.node != self.replica.id()) {
+                let about = self.peers.ask(member, Ask::About, ASK_LIMIT).await;
+                let Ok(Answer::About(about)) = about else { continue };
+                let has_cut =
+                    |begun: Promise| about.begun.is_some_and(|of| of.epoch >= begun.epoch);
+                if !base.begun.is_none_or(has_cut) {
+                    continue;
+                }
                 match self.replica.fetch(member, lacking.clone()).await {
                     Ok(()) => break,
                     Err(why) => tracing::info!(node = %member.node, why, "not fetched from there"),
@@ -231,6 +248,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
         }
         self.replica.save_base(base.clone()).await?;
         self.starts.clone_from(&base.starts);
+        self.extended = committed_of(&base);
         self.applied.send_modify(|applied| {
             applied.last = Some(base.last);
             applied.membership = Arc::new(base.membership.clone());
@@ -250,6 +268,12 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
             }
         });
     }
+}
+
+/// What a base says to be committed of the metadata stream.
+fn committed_of(base: &Base) -> u64 {
+    let of = base.streams.iter().find(|of| of.stream == METADATA_STREAM);
+    of.map_or(0, |of| of.committed)
 }
 
 fn failed(log_id: LogId, why: &str) -> io::Error {

@@ -165,6 +165,17 @@ impl Metadata {
         Wait::new(self.shared.clone(), Key::Applied(offset), Some(history), Box::new(look))
     }
 
+    /// Waits until this node is in that epoch, or a later one, and has applied as much: whatever that node
+    /// had seen is seen here then. In an older epoch, what is applied may be another history.
+    pub fn wait_progress(&self, progress: Progress) -> Wait<Progress> {
+        let look = move |view: &View| {
+            let present = view.progress();
+            (present.epoch >= progress.epoch && present.end >= progress.end).then_some(present)
+        };
+        let key = Key::Applied(progress.end.saturating_sub(1));
+        Wait::new(self.shared.clone(), key, None, Box::new(look))
+    }
+
     /// Waits until a topic of this name is there.
     pub fn wait_for_topic(&self, name: TopicName) -> Wait<TopicId> {
         let key = Key::Topic(name.clone());
@@ -293,6 +304,8 @@ impl Applier {
     pub fn raise_epoch(&mut self, epoch: u64) {
         let mut view = self.shared.view_mut();
         view.epoch = view.epoch.max(epoch);
+        drop(view);
+        self.shared.waiters.wake_all();
     }
 
     /// Nothing more is applied, for this reason, unless there is one already. Whoever waits learns it.
@@ -348,6 +361,21 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+
+    #[test]
+    fn as_far_in_an_older_epoch_is_not_as_far() {
+        let (metadata, mut applier) = Metadata::new(State::default(), 1);
+        let command = Command::DeleteKey { key: vec![1], expected: Default::default() };
+        let payload = Record { time_ms: 0, session: None, command }.encode().unwrap();
+        applier.apply([Entry { offset: 0, epoch: 1, payload: &payload }], &mut Vec::new()).unwrap();
+        let told = Progress { epoch: 2, end: 1 };
+        let mut wait = metadata.wait_progress(told);
+        assert!(matches!(wait.wait(Instant::now()), Err(crate::WaitError::Late { .. })));
+        let waiting =
+            std::thread::spawn(move || wait.wait(Instant::now() + Duration::from_secs(30)));
+        applier.raise_epoch(2);
+        assert_eq!(waiting.join().unwrap(), Ok(told));
+    }
 
     #[derive(Default)]
     struct Flag(AtomicBool);

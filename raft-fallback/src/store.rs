@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -37,9 +37,9 @@ use crate::control::{ChangeError, MemberChange, Order, Switch};
 use crate::limits::METADATA_VERSION;
 use crate::metadata::{Metadata, Progress};
 use crate::node::{Inner, Raft};
+use crate::session::Session;
 use crate::state::{Applied, Done, Rejection, TopicId};
 use crate::thread::Task;
-use crate::wiring::see;
 use executing::{Answered, Unanswered};
 use sessions::Sessions;
 pub use status::{MemberStatus, Mode, StoreStatus};
@@ -150,6 +150,22 @@ impl MetadataStore {
         Execution(Box::pin(async move { store.run(command, ack, limit).await }))
     }
 
+    /// As [`MetadataStore::execute_within`], as this command of a session that somebody else has: once, also
+    /// when it is asked at several nodes.
+    pub(crate) async fn run_as(
+        &self,
+        session: Session,
+        command: Command,
+        ack: Ack,
+        limit: Duration,
+    ) -> Result<Executed, ExecuteError> {
+        let record = Record { time_ms: answering::now_ms(), session: Some(session), command };
+        match record.encode() {
+            Err(error) => Err(ExecuteError::Invalid(error.to_string())),
+            Ok(record) => self.run_record(&record, ack, limit).await,
+        }
+    }
+
     async fn run(
         &self,
         command: Command,
@@ -157,8 +173,9 @@ impl MetadataStore {
         limit: Duration,
     ) -> Result<Executed, ExecuteError> {
         let applied = self.raft.metadata.progress().end;
-        let own = self.sessions.take(applied).map_err(|error| ExecuteError::NotDone {
-            why: format!("no random number for a session: {error}"),
+        let (own, _place) = self.sessions.take(applied).await.map_err(|error| {
+            let why = format!("no random number for a session: {error}");
+            ExecuteError::NotDone { why }
         })?;
         let session = Some(own.command());
         let record = Record { time_ms: answering::now_ms(), session, command };
@@ -189,7 +206,7 @@ impl MetadataStore {
         limit: Duration,
     ) -> Result<Executed, ExecuteError> {
         let executor = &self.raft.started.executor;
-        let fast = executor.execute_fast(record, ack).await;
+        let fast = executor.try_execute_fast(record, ack).await;
         let answered = match fast {
             Some(Ok(answered)) => Ok(answered),
             // The same session and number: it executes once.
@@ -313,7 +330,8 @@ impl MetadataStore {
                 Unanswered::NotDone(why) | Unanswered::Unknown(why) => ReadError::NotConfirmed(why),
                 Unanswered::NotLeader(_) => ReadError::NotConfirmed("no leader is known".into()),
             })?;
-            see(&raft.metadata, told).await.map_err(ReadError::NotConfirmed)
+            let applied = raft.metadata.wait_progress(told).await;
+            applied.map_err(|error| ReadError::NotConfirmed(error.to_string()))
         }))
     }
 
@@ -380,6 +398,26 @@ impl MetadataStore {
     /// The node that it is of.
     pub fn raft(&self) -> Raft {
         Raft { inner: self.raft.clone() }
+    }
+
+    /// For whoever the node holds itself.
+    pub(crate) fn downgrade(&self) -> WeakStore {
+        WeakStore { raft: Arc::downgrade(&self.raft), sessions: self.sessions.clone() }
+    }
+}
+
+/// A store that does not keep its node.
+#[derive(Clone)]
+pub(crate) struct WeakStore {
+    raft: Weak<Inner>,
+    sessions: Arc<Sessions>,
+}
+
+impl WeakStore {
+    /// The store, without its log and its replicator, while its node is there.
+    pub(crate) fn upgrade(&self) -> Option<MetadataStore> {
+        let (raft, sessions) = (self.raft.upgrade()?, self.sessions.clone());
+        Some(MetadataStore { raft, sessions, wal: None, replicator: None })
     }
 }
 

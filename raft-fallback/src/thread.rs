@@ -138,6 +138,9 @@ async fn turn(
                         Served::Store(bytes) => {
                             let answer = match Ask::decode(&bytes) {
                                 Ok(Ask::Operator(ask)) => operator.answer(ask).await,
+                                Ok(_) if from.is_client() => {
+                                    Answer::Refused("only nodes ask that".to_owned())
+                                }
                                 Ok(ask) => answering.answer(from, ask).await,
                                 Err(error) => Answer::Refused(error.to_string()),
                             };

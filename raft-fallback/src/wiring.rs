@@ -173,9 +173,8 @@ async fn stand<R: AsyncRuntime, N: Replica, T: Transport>(
 ) {
     let mut stands = false;
     loop {
-        let (_, until) = fitness.lease.valid_until();
         // Who leads already is not elected again; what it may do is not touched.
-        let leads = until.is_some_and(|until| until > fitness.replica.boottime_ns());
+        let leads = fitness.holds_lease();
         let may = fitness.replica.unfit().is_none() && fitness.refuses_to_vote().is_none();
         if may != stands && !leads {
             stands = may;
@@ -240,12 +239,6 @@ pub(crate) async fn read_end<R: AsyncRuntime, N: Replica, T: Transport>(
             Err(_) => drop(R::timeout(AGAIN, seen.changed()).await),
         }
     }
-}
-
-/// Waits until this node has applied what a read has to see.
-pub(crate) async fn see(metadata: &Metadata, told: Progress) -> Result<Progress, String> {
-    let Some(last) = told.end.checked_sub(1) else { return Ok(metadata.progress()) };
-    metadata.wait_applied(last).await.map_err(|error| error.to_string())
 }
 
 /// A linearizable read on any node: what `look` sees of this node's state is committed, and has everything

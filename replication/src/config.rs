@@ -2,6 +2,7 @@
 //! environment or a file.
 
 pub(crate) mod address;
+mod cluster;
 mod text;
 
 use std::collections::HashSet;
@@ -11,6 +12,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::node_id::{ClusterId, NodeId};
+
+pub use cluster::ClusterConfig;
 
 /// Where a node listens when nothing else is said.
 pub const LISTEN_DEFAULT: &str = "127.0.0.1:9291";
@@ -311,6 +314,10 @@ impl Config {
             let field = format!("members: node {node}: address");
             if node.get() == 0 {
                 return Err(refused("members: node", 0, "nodes are numbered from 1"));
+            }
+            if node.is_client() {
+                let problem = "nodes have numbers below 2^63; choose a smaller one";
+                return Err(refused("members: node", node.get(), problem));
             }
             if !nodes.insert(*node) {
                 let problem = "it is named twice; each node is one member";

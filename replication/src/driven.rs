@@ -175,8 +175,8 @@ pub enum BeginError {
     /// Epochs begin with 1, and have a bound.
     #[error("epoch {0} is none: epochs are from 1 to {EPOCH_MAX}")]
     NoEpoch(u64),
-    /// What a repair has taken away is not all back.
-    #[error("this node was repaired and not everything is back: {lacking}; no epoch begins here")]
+    /// What a repair has taken away is not all back, and this node would lead.
+    #[error("this node was repaired and not everything is back: {lacking}; it must not lead")]
     Repairing {
         /// What is not.
         lacking: String,

@@ -18,7 +18,10 @@ impl ClusterId {
     }
 }
 
-/// One node of a cluster: chosen by the operator, greater than 0.
+/// Set in the ids of programs that are no node.
+const CLIENT_BIT: u64 = 1 << 63;
+
+/// One node of a cluster: chosen by the operator, greater than 0 and less than 2^63.
 #[derive(Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash, Debug)]
 pub struct NodeId(u64);
 
@@ -31,6 +34,17 @@ impl NodeId {
     /// Its id.
     pub const fn get(self) -> u64 {
         self.0
+    }
+
+    /// A program that is no node and only asks ([`crate::requests::Client`]): `random` tells it from
+    /// others.
+    pub const fn client(random: u64) -> Self {
+        Self(random | CLIENT_BIT)
+    }
+
+    /// Whether it is no node, but a program that only asks.
+    pub const fn is_client(self) -> bool {
+        self.0 & CLIENT_BIT != 0
     }
 }
 

@@ -11,7 +11,11 @@
 //!
 //! Bytes mean nothing here. A request is sent at most once: whether it was sent is known from
 //! [`RequestError::may_be_done`]. Whoever is of the cluster may ask, member or not; who may do what is
-//! for [`Replies`] to decide. `thread/requesting.rs` does the work.
+//! for [`Replies`] to decide. `thread/requesting.rs` does the work. Programs that are no node ask as a
+//! [`Client`].
+
+mod client;
+pub(crate) mod parts;
 
 use std::fmt;
 use std::future::Future;
@@ -30,12 +34,16 @@ use crate::promise::{Identity, refuse_foreign};
 use crate::wake::Wake;
 use crate::wire::{Hello, Refusal};
 
+pub use client::{Client, ClientError};
+
 /// Longest request or reply, in bytes.
 pub const REQUEST_BYTES_MAX: usize = 4 << 20;
 /// Requests to one node without a reply; and of one node, on the other side.
 pub const REQUESTS_MAX: usize = 256;
 /// Bytes of requests to one node that wait to be sent.
 pub const WAITING_BYTES_MAX: usize = 64 << 20;
+/// The name in a certificate with which programs that are no node may ask, as well as with a member's.
+pub const OPERATOR: &str = "operator";
 /// No request waits for longer.
 const LIMIT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 

@@ -1,5 +1,7 @@
 //! The command line: subcommands, flags, and their values in human units.
 
+mod cluster;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,6 +12,8 @@ use tracing_subscriber::filter::LevelFilter;
 use crate::logging;
 use crate::offline::{DumpArgs, InspectArgs, RepairArgs, TailArgs, VerifyArgs};
 use crate::report::slo::{self, Objective};
+
+pub use cluster::*;
 
 /// As the table of the README has them.
 const EXIT_CODES: &str = "\
@@ -45,6 +49,26 @@ pub enum Command {
     Bench(Box<BenchArgs>),
     /// Follow whoever leads, as a node of a cluster, until SIGTERM or SIGINT; SIGUSR1 prints metrics
     Follow(FollowArgs),
+    /// Run one node of a cluster with its metadata store, until SIGTERM or SIGINT; SIGUSR1 prints metrics
+    Node(NodeArgs),
+    /// Run a cluster of some nodes on this machine, as processes of their own, until SIGTERM or SIGINT
+    Cluster(ClusterArgs),
+    /// Create, delete and show topics
+    Topic(TopicArgs),
+    /// Register, unregister and show brokers, which hold partitions
+    Broker(BrokerArgs),
+    /// Put, delete and show keys
+    Key(KeyArgs),
+    /// Raise and show high watermarks of partitions
+    Watermark(WatermarkArgs),
+    /// Show how every member of a cluster is
+    Status(ClientArgs),
+    /// Let another node lead
+    TransferLeader(TransferArgs),
+    /// Add, promote, remove and show members of a cluster
+    Member(MemberArgs),
+    /// Switch the fast path of every member on or off, or show where it is on
+    FastPath(FastPathArgs),
     /// Draw the page of a results folder again
     Report(ReportArgs),
     /// Compare two results folders: differences with their uncertainty; exits 5 on a regression

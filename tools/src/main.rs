@@ -1,8 +1,9 @@
-//! The `ringwal` program: measures group commit on this machine's disk, follows a leader, and looks
-//! into what the engine has written.
+//! The `ringwal` program: measures group commit on this machine's disk, runs nodes of a cluster and asks
+//! them, and looks into what the engine has written.
 
 mod bench;
 mod cli;
+mod cluster;
 mod commands;
 mod doctor;
 mod environment;
@@ -35,6 +36,16 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Some(Command::RecoveryWriter(args)) => bench::recovery_writer(&args),
         Some(Command::BenchPeer(args)) => bench::peer(&args),
         Some(Command::Follow(args)) => follow::run(&args),
+        Some(Command::Node(args)) => cluster::node(&args),
+        Some(Command::Cluster(args)) => cluster::local(&args),
+        Some(Command::Topic(args)) => cluster::topic(&args),
+        Some(Command::Broker(args)) => cluster::broker(&args),
+        Some(Command::Key(args)) => cluster::key(&args),
+        Some(Command::Watermark(args)) => cluster::watermark(&args),
+        Some(Command::Status(args)) => cluster::status(&args),
+        Some(Command::TransferLeader(args)) => cluster::transfer_leader(&args),
+        Some(Command::Member(args)) => cluster::member(&args),
+        Some(Command::FastPath(args)) => cluster::fast_path(&args),
         Some(Command::Report(args)) => commands::report(&args),
         Some(Command::Compare(args)) => commands::compare(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),

@@ -1,4 +1,4 @@
-//! What `follow` and `bench` have in common as nodes of a cluster: the configuration's file, the
+//! What `node`, `follow` and `bench` have in common as nodes of a cluster: the configuration's file, the
 //! start, and their errors.
 
 use std::path::Path;
@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use ringwal_engine::Engine;
+use ringwal_raft_fallback::{Raft, StartError as RaftStartError, StoreConfig, StoreConfigError};
 use ringwal_replication::config::{Config, ConfigError};
 use ringwal_replication::{Node, StartError};
 
@@ -19,16 +20,40 @@ pub const LOCK_WAIT: Duration = Duration::from_secs(2);
 pub fn read_config(path: &Path) -> Result<Config> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("reading the configuration {}", path.display()))?;
-    Config::from_toml(&text).map_err(|error| refused(path, &text, &error).into())
+    Config::from_toml(&text)
+        .map_err(|error| refused(path, &text, &error, "is no configuration of a node").into())
 }
 
-fn refused(path: &Path, text: &str, error: &ConfigError) -> Failure {
+/// Reads and checks the configuration of a node with a metadata store; the environment may switch its fast
+/// path off.
+pub fn read_store_config(path: &Path) -> Result<StoreConfig> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("reading the configuration {}", path.display()))?;
+    match StoreConfig::from_toml(&text) {
+        Ok(config) => Ok(config.with_environment()),
+        Err(StoreConfigError::Replication(error)) => {
+            Err(refused(path, &text, &error, "is no configuration of a node").into())
+        }
+        Err(StoreConfigError::Text(error)) => {
+            let failure =
+                Failure::usage(format!("{} is no configuration of a node", path.display()));
+            Err(failure
+                .cause(error.trim().replace('\n', " "))
+                .fix("correct it; the README shows one under A cluster")
+                .into())
+        }
+        Err(error) => Err(sentence(Exit::Usage, &format!("{}: {error}", path.display())).into()),
+    }
+}
+
+/// A file that cannot be what it `is` not.
+pub fn refused(path: &Path, text: &str, error: &ConfigError, is: &str) -> Failure {
     let path = path.display();
     match error {
         ConfigError::Text(error) => {
             let before = error.span().map_or("", |span| &text[..span.start.min(text.len())]);
             let line = before.matches('\n').count() + 1;
-            Failure::usage(format!("{path} is no configuration of a node"))
+            Failure::usage(format!("{path} {is}"))
                 .cause(format!("line {line}: {}", error.message().trim().replace('\n', " ")))
                 .fix("correct it; the README shows one under Replication")
         }
@@ -52,19 +77,31 @@ fn sentence(exit: Exit, text: &str) -> Failure {
 
 /// Starts the node of a configuration.
 pub fn start(engine: Engine, config: Config) -> Result<Node> {
-    Node::start(engine, config).map_err(|error| {
+    Node::start(engine, config)
+        .map_err(|error| sentence(exit_of(&error), &error.to_string()).into())
+}
+
+/// Starts the node of a configuration, with its Raft.
+pub fn start_raft(engine: Engine, config: StoreConfig) -> Result<Raft> {
+    Raft::start(engine, config).map_err(|error| {
         let exit = match &error {
-            StartError::Config(_) => Exit::Usage,
-            StartError::Listen(ringwal_replication::link::LinkError::AddressInUse { .. }) => {
-                Exit::Failure
-            }
-            StartError::Tls(_) | StartError::Listen(_) | StartError::System { .. } => {
-                Exit::Environment
-            }
+            RaftStartError::Config(_) => Exit::Usage,
+            RaftStartError::Node(error) => exit_of(error),
             _ => Exit::Failure,
         };
         sentence(exit, &error.to_string()).into()
     })
+}
+
+fn exit_of(error: &StartError) -> Exit {
+    match error {
+        StartError::Config(_) => Exit::Usage,
+        StartError::Listen(ringwal_replication::link::LinkError::AddressInUse { .. }) => {
+            Exit::Failure
+        }
+        StartError::Tls(_) | StartError::Listen(_) | StartError::System { .. } => Exit::Environment,
+        _ => Exit::Failure,
+    }
 }
 
 #[cfg(test)]

@@ -41,9 +41,12 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         let mut mode = None;
         // Raft goes on from the watermark: that must not lie in an older epoch.
         let start = starts.iter().find(|(stream, _)| *stream == METADATA_STREAM);
-        if let Err(error) = led.committed(start.map_or(0, |(_, start)| *start)).await {
+        let start = start.map_or(0, |(_, start)| *start);
+        if let Err(error) = led.committed(start).await {
             return error.to_string();
         }
+        // What is read here is up to date when as much is applied.
+        self.shared.seen.send_modify(|seen| seen.start = start);
         tracing::info!(epoch = term, "leading");
         loop {
             let wish = self.wish(&led);
@@ -99,7 +102,13 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                     None => return "the store is closed".to_owned(),
                     Some(Order::Transfer { to, limit, done }) => {
                         self.shared.gate.close(Reason::Transferring).await;
-                        self.begin_transfer(term, &led, &mut proposer, to, limit, done).await;
+                        let was_fast = mode == Some(Leads::Fast);
+                        let transfer = self.begin_transfer(
+                            term, &led, &mut proposer, was_fast, to, limit, done,
+                        );
+                        if let Err(why) = transfer.await {
+                            return why;
+                        }
                     }
                     Some(Order::Change { done, .. }) if changing.is_some() => {
                         let why = "another change of the membership is under way".to_owned();
@@ -175,10 +184,11 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         term: u64,
         led: &N::Led,
         proposer: &mut Proposer<R, N, P>,
+        was_fast: bool,
         to: Option<NodeId>,
         limit: Duration,
         done: Done,
-    ) {
+    ) -> Result<(), String> {
         let me = self.replica.id();
         let membership = self.membership();
         let voters: Vec<NodeId> = membership.voter_ids().map(NodeId::new).collect();
@@ -189,13 +199,14 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         let Some(to) = to else {
             let why = "there is no other voter with that id".to_owned();
             let _ = done.send(Err(ChangeError::NotNow(why)));
-            return;
+            return Ok(());
         };
-        let _ = led.drained().await;
+        // While Raft extends the stream, nothing else may: not even a record that does nothing.
+        if was_fast && let Err(error) = led.drained().await {
+            tracing::info!(%error, "closing the fast path");
+        }
         while !proposer.is_empty() {
-            if proposer.next_done().await.is_err() {
-                break;
-            }
+            proposer.next_done().await?;
         }
         self.lease.end(term);
         led.lease_until(0);
@@ -209,6 +220,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
             let why = format!("node {to} has not taken the leadership within {limit:?}");
             let _ = done.send(Err(ChangeError::Unknown(why)));
         }
+        Ok(())
     }
 
     /// The voter whose log is furthest, as far as this leader knows.

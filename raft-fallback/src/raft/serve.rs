@@ -116,6 +116,10 @@ where
         let reply = match Request::decode(bytes) {
             Ok(Request { to_engine, ask }) => match (self.is_meant(to_engine, &ask), ask) {
                 (true, Ask::Store(store)) => return Served::Store(store),
+                (true, _) if from.is_client() => {
+                    let what = "only nodes take part in Raft".to_owned();
+                    Err(Refusal::NotUnderstood(what))
+                }
                 (true, ask) => self.reply(from, ask).await,
                 (false, _) => Err(Refusal::OtherDisk { engine: self.engine }),
             },

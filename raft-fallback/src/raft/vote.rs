@@ -57,6 +57,12 @@ impl LogFacts {
     }
 }
 
+/// The term of the vote in a record of stream 2; 0 when there is none.
+pub(crate) fn stored_term(bytes: Bytes) -> Result<u64, Malformed> {
+    let facts = LogFacts::decode(bytes)?;
+    Ok(facts.vote.map_or(0, |vote| vote.leader_id.term))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::entry::log_id;

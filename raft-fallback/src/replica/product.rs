@@ -15,7 +15,6 @@ use ringwal_replication::history::Held;
 use ringwal_replication::node_id::{NodeId, RunId};
 use ringwal_replication::promise::{Promise, is_replicated};
 use ringwal_replication::{Ack, Leadership, LedCommitError, Node, Pending};
-use rustix::time::ClockId;
 
 use super::{
     AddError, Begun, Holding, Led, LedError, METADATA_STREAM, OutcomeError, Replica, Standing,
@@ -50,11 +49,7 @@ impl NodeReplica {
     }
 }
 
-/// Nanoseconds on CLOCK_BOOTTIME, which goes on while the machine sleeps.
-pub(crate) fn boottime_ns() -> u64 {
-    let now = rustix::time::clock_gettime(ClockId::Boottime);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
+pub(crate) use ringwal_engine::boottime_ns;
 
 fn holding(stream: StreamId, held: &Held) -> Holding {
     let Held { trimmed, end, epochs } = held;

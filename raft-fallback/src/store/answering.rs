@@ -151,8 +151,11 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Answering<R, N, P> {
         let Some(led) = led.filter(|led| led.epoch() == seen.term) else {
             return Err(Unanswered::NotLeader(None));
         };
-        let progress = self.metadata.progress();
+        let began = Progress { epoch: led.epoch(), end: seen.start };
         let confirm = async {
+            // Whatever was answered before this epoch is below its start.
+            let applied = self.metadata.wait_progress(began).await;
+            let progress = applied.map_err(|error| Unanswered::NotDone(error.to_string()))?;
             let (term, until) = self.lease.valid_until();
             let now = self.executor.replica.boottime_ns();
             if term != led.epoch() || until.is_none_or(|until| until <= now) {
@@ -161,13 +164,13 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Answering<R, N, P> {
                 read.map_err(|error| Unanswered::NotDone(error.to_string()))?;
             }
             let committed = led.committed(progress.end).await;
-            committed.map_err(|error| Unanswered::NotDone(error.to_string()))
+            committed.map_err(|error| Unanswered::NotDone(error.to_string()))?;
+            Ok(progress)
         };
         let confirmed = R::timeout(limit, confirm).await;
         confirmed.unwrap_or_else(|_| {
             Err(Unanswered::NotDone(format!("no majority has answered within {limit:?}")))
-        })?;
-        Ok(progress)
+        })
     }
 
     fn snapshot(&self, end: u64, from: u64) -> Answer {
@@ -208,14 +211,21 @@ pub(crate) struct Fitness<N: Replica> {
 }
 
 impl<N: Replica> Fitness<N> {
+    /// Whether it answers for others: it leads, and a majority has given its word. Who is the only voter
+    /// needs nobody's.
+    pub(crate) fn holds_lease(&self) -> bool {
+        let voters = self.seen.borrow().membership.voter_ids().count();
+        let (_, until) = self.lease.valid_until();
+        voters > 1 && until.is_some_and(|until| until > self.replica.boottime_ns())
+    }
+
     /// Why this node gives nobody its vote, and does not stand for election.
     pub(crate) fn refuses_to_vote(&self) -> Option<String> {
         let now = self.replica.boottime_ns();
         if now < self.votes_from_ns {
             return Some("it has just started, and may have heard of a leader before".to_owned());
         }
-        let (_, until) = self.lease.valid_until();
-        if until.is_some_and(|until| until > now) {
+        if self.holds_lease() {
             return Some("it leads, and holds its lease".to_owned());
         }
         let (id, engine) = (self.replica.id().get(), self.replica.engine());

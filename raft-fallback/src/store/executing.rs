@@ -33,6 +33,9 @@ use crate::watch;
 /// How long it is waited at most for something to change, before it is tried again.
 const AGAIN: Duration = Duration::from_millis(20);
 
+/// How long another node is asked who leads.
+const ASK_LIMIT: Duration = Duration::from_millis(500);
+
 /// A command that was executed, whatever came of it.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub(crate) struct Answered {
@@ -75,13 +78,27 @@ impl<N: Replica, P: Clone> Clone for Executor<N, P> {
 }
 
 impl<N: Replica, P: Peers> Executor<N, P> {
-    /// The fast path, on any thread; none when it is closed.
-    pub(crate) async fn execute_fast(
+    /// The fast path, for any thread and in any future; none when it is closed, or has no room now.
+    pub(crate) async fn try_execute_fast(
         &self,
         record: &[u8],
         ack: Ack,
     ) -> Option<Result<Answered, Unanswered>> {
-        match self.shared.gate.append(record).await {
+        let taken = self.shared.gate.try_append(record);
+        self.outcome_of(taken, ack).await
+    }
+
+    async fn execute_fast(&self, record: &[u8], ack: Ack) -> Option<Result<Answered, Unanswered>> {
+        let taken = self.shared.gate.append(record).await;
+        self.outcome_of(taken, ack).await
+    }
+
+    async fn outcome_of(
+        &self,
+        taken: Taken<<N::Led as Led>::Pending>,
+        ack: Ack,
+    ) -> Option<Result<Answered, Unanswered>> {
+        match taken {
             Taken::No(why) => {
                 self.counters.note_fallback(why);
                 None
@@ -200,10 +217,29 @@ impl<N: Replica, P: Peers> Executor<N, P> {
             (None, Some(leader)) if leader != self.replica.id() && origin == Origin::Here => {
                 self.forward(leader, record, ack, limit).await
             }
+            (None, _) if origin == Origin::Here && self.replica.unfit().is_some() => {
+                match self.ask_who_leads().await {
+                    Some(leader) => self.forward(leader, record, ack, limit).await,
+                    None => Err(Unanswered::NotLeader(None)),
+                }
+            }
             (None, leader) => {
                 Err(Unanswered::NotLeader(leader.filter(|leader| *leader != self.replica.id())))
             }
         }
+    }
+
+    /// This node takes no part in elections: others know.
+    async fn ask_who_leads(&self) -> Option<NodeId> {
+        let (me, membership) = (self.replica.id(), self.shared.seen.borrow().membership.clone());
+        for member in members_of(&membership).into_iter().filter(|member| member.node != me) {
+            if let Ok(Answer::About(about)) = self.peers.ask(&member, Ask::About, ASK_LIMIT).await
+                && let Some(leader) = about.leader.filter(|leader| *leader != me)
+            {
+                return Some(leader);
+            }
+        }
+        None
     }
 
     /// Executes a record that carries a session, as often as it takes, until the time is over. Of another

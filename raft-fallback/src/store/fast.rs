@@ -9,6 +9,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
+use futures_util::FutureExt as _;
 use tokio::sync::{Notify, RwLock};
 
 use crate::replica::Led;
@@ -59,7 +60,24 @@ impl<L: Led> Gate<L> {
         self.is_closing.store(false, Ordering::SeqCst);
     }
 
-    /// Gives a record to the engine, if it is open.
+    /// Gives a record to the engine, if it is open and there is room now. For callers whose futures may be
+    /// polled or not: the gate is not held while they wait.
+    pub(crate) fn try_append(&self, record: &[u8]) -> Taken<L::Pending> {
+        // Who cannot look is kept out by somebody who opens or closes it.
+        let Ok(way) = self.way.try_read() else { return Taken::No(Reason::Closing) };
+        let led = match &*way {
+            Ok(led) => led,
+            Err(why) => return Taken::No(*why),
+        };
+        match led.append(record).now_or_never() {
+            Some(Ok(offset)) => Taken::Yes { epoch: led.epoch(), offset },
+            Some(Err(_)) => Taken::No(Reason::NoLease),
+            None => Taken::No(Reason::Full),
+        }
+    }
+
+    /// Gives a record to the engine, if it is open; waits for room. For tasks that are polled whenever they
+    /// are woken: the gate is held meanwhile, and closing it waits for them.
     pub(crate) async fn append(&self, record: &[u8]) -> Taken<L::Pending> {
         let way = self.way.read().await;
         let led = match &*way {
@@ -82,7 +100,7 @@ impl<L: Led> Gate<L> {
         match taken.await {
             Some(Ok(offset)) => Taken::Yes { epoch: led.epoch(), offset },
             Some(Err(_)) => Taken::No(Reason::NoLease),
-            None => Taken::No(Reason::SwitchedOff),
+            None => Taken::No(Reason::Closing),
         }
     }
 }

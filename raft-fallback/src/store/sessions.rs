@@ -4,17 +4,28 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::session::{Session, SessionId};
 
-/// Commands of this node that wait at once without making the cluster forget sessions that are in use: there are
-/// [`SESSIONS_MAX`](crate::limits::SESSIONS_MAX) for all nodes together.
-const KEPT_MAX: usize = 512;
+/// Commands of one store that are executed at once; more wait. So a few nodes do not make the cluster forget
+/// sessions that are in use: it remembers [`SESSIONS_MAX`](crate::limits::SESSIONS_MAX).
+const COMMANDS_MAX: usize = 1024;
 
 /// See the module.
-#[derive(Debug, Default)]
-pub(crate) struct Sessions(Mutex<Vec<Own>>);
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    free: Mutex<Vec<Own>>,
+    places: Arc<Semaphore>,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self { free: Mutex::default(), places: Arc::new(Semaphore::new(COMMANDS_MAX)) }
+    }
+}
 
 /// One session, and the number of its next command.
 #[derive(Copy, Clone, Debug)]
@@ -32,23 +43,24 @@ impl Own {
 
 impl Sessions {
     fn lock(&self) -> MutexGuard<'_, Vec<Own>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A session for one command: one that is free, or one that begins at `applied`, which is applied here.
-    pub(crate) fn take(&self, applied: u64) -> io::Result<Own> {
-        match self.lock().pop() {
-            Some(own) => Ok(own),
-            None => Ok(Own { id: SessionId::new(applied, random()?).expect("not 0"), next: 1 }),
-        }
+    /// Waits while too many are in use; the place is given back when it is dropped.
+    pub(crate) async fn take(&self, applied: u64) -> io::Result<(Own, OwnedSemaphorePermit)> {
+        let place = self.places.clone().acquire_owned().await.expect("it is never closed");
+        let free = self.lock().pop();
+        let own = match free {
+            Some(own) => own,
+            None => Own { id: SessionId::new(applied, random()?).expect("not 0"), next: 1 },
+        };
+        Ok((own, place))
     }
 
     /// Its command is over.
     pub(crate) fn give_back(&self, own: Own) {
-        let mut kept = self.lock();
-        if kept.len() < KEPT_MAX {
-            kept.push(Own { next: own.next + 1, ..own });
-        }
+        self.lock().push(Own { next: own.next + 1, ..own });
     }
 }
 
@@ -66,11 +78,12 @@ mod tests {
     #[test]
     fn a_session_is_one_commands_and_its_numbers_go_on() {
         let sessions = Sessions::default();
-        let (one, other) = (sessions.take(5).unwrap(), sessions.take(6).unwrap());
+        let take = |applied| crate::blocking::block_on(sessions.take(applied)).unwrap().0;
+        let (one, other) = (take(5), take(6));
         assert_ne!(one.command().id(), other.command().id());
         assert_eq!((one.command().sequence(), one.command().id().begun()), (1, 5));
         sessions.give_back(one);
-        let again = sessions.take(9).unwrap();
+        let again = take(9);
         assert_eq!((again.command().id(), again.command().sequence()), (one.command().id(), 2));
     }
 }

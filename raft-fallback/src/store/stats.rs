@@ -23,11 +23,16 @@ pub enum Reason {
     SingleNode,
     /// Leadership is being given away.
     Transferring,
+    /// The fast path is just being opened or closed.
+    Closing,
+    /// No room in the engine's queue, or too much that no majority has
+    /// ([`unreplicated_bytes_max`](ringwal_replication::config::Config::unreplicated_bytes_max)).
+    Full,
 }
 
 impl Reason {
     /// All of them, in the order of the counts.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::NotLeader,
         Self::Recovering,
         Self::SwitchedOff,
@@ -36,6 +41,8 @@ impl Reason {
         Self::Poisoned,
         Self::SingleNode,
         Self::Transferring,
+        Self::Closing,
+        Self::Full,
     ];
 
     /// As it is called in metrics.
@@ -49,6 +56,8 @@ impl Reason {
             Self::Poisoned => "poisoned",
             Self::SingleNode => "single_node",
             Self::Transferring => "transferring",
+            Self::Closing => "closing",
+            Self::Full => "full",
         }
     }
 }

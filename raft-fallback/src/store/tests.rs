@@ -58,12 +58,13 @@ impl Cluster {
         self.start_as(id, true);
     }
 
+    fn engine(&self, id: u64) -> Engine {
+        let options = Engine::options().shards(1).segment_bytes(4 << 20);
+        options.open(self.folder.path().join(id.to_string())).unwrap()
+    }
+
     fn start_as(&mut self, id: u64, join: bool) {
-        let engine = Engine::options()
-            .shards(1)
-            .segment_bytes(4 << 20)
-            .open(self.folder.path().join(id.to_string()))
-            .unwrap();
+        let engine = self.engine(id);
         let listen = self.members[id as usize - 1].address.clone();
         let mut replication =
             Config::new(ClusterId::new([7; 16]), NodeId::new(id), self.members.clone());
@@ -290,12 +291,38 @@ fn a_node_that_is_far_behind_begins_with_what_the_others_have_left() {
         std::thread::yield_now();
     }
     cluster.start(behind);
+    let until = Instant::now() + LONG;
     converge(&cluster);
     assert_eq!(keys(&cluster.nodes[&behind]), 60);
-    assert!(log(&cluster.nodes[&behind]) > 0, "it began with a base");
+    while log(&cluster.nodes[&behind]) == 0 {
+        assert!(Instant::now() < until, "it did not begin with a base");
+        std::thread::yield_now();
+    }
     cluster.stop(behind);
     cluster.start(behind);
     put(&cluster.nodes[&behind], "after", Ack::Quorum).unwrap();
     converge(&cluster);
     assert_eq!(keys(&cluster.nodes[&behind]), 61);
+}
+
+#[test]
+fn one_node_goes_on_alone_when_an_operator_gives_up_the_others() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader(|mode| mode == Mode::Fast);
+    put_many(cluster.any(), "before", 20);
+    converge(&cluster);
+    let left = leader % 3 + 1;
+    (1..=3).for_each(|id| cluster.stop(id));
+    let member = cluster.members[left as usize - 1].clone();
+    let engine = cluster.engine(left);
+    let given_up = crate::give_up_majority(&engine, &member).unwrap();
+    assert_eq!((given_up.members.len(), given_up.metadata_end >= 20), (3, true));
+    let again = crate::give_up_majority(&engine, &member);
+    assert!(matches!(again, Err(crate::MajorityError::Alone(_))), "{again:?}");
+    engine.close().unwrap();
+    cluster.start(left);
+    cluster.leader(|mode| mode == Mode::Raft(Reason::SingleNode));
+    assert_eq!(put(cluster.any(), "after", Ack::Quorum).unwrap().done, Done::Created);
+    assert_eq!(keys(cluster.any()), 21);
+    assert_eq!(cluster.any().status().members.len(), 1);
 }

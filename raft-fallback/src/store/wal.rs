@@ -84,7 +84,7 @@ impl MetadataWal {
         let time_ms = super::answering::now_ms();
         let record = Record { time_ms, session: None, command }.encode();
         let record = record.map_err(|error| WalError::Invalid(error.to_string()))?;
-        match self.raft.shared.gate.append(&record).await {
+        match self.raft.shared.gate.try_append(&record) {
             Taken::No(why) => Err(WalError::Closed(why)),
             Taken::Yes { offset, .. } => offset.await.map_err(WalError::NoReceipt),
         }

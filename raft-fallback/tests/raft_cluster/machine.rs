@@ -9,7 +9,7 @@ use openraft::alias::StoredMembershipOf;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use ringwal_raft_fallback::raft::rpc::{Snapshot, SnapshotMeta};
-use ringwal_raft_fallback::raft::{LogId, Payload, Types};
+use ringwal_raft_fallback::raft::{Effect, LogId, Payload, Types};
 
 #[derive(Default)]
 struct Kept {
@@ -96,7 +96,7 @@ impl RaftStateMachine<Types> for Machine {
             }
             drop(kept);
             if let Some(responder) = responder {
-                responder.send(());
+                responder.send(Effect::Done);
             }
         }
         Ok(())

@@ -92,6 +92,7 @@ fn members_are_distinct_and_this_node_is_one() {
     says(&refusal(|c| c.members.push(member(2, "localhost:3"))), &["node = 2", "twice"]);
     says(&refusal(|c| c.members.push(member(3, "[::1]:9292"))), &["node 3", "same address"]);
     says(&refusal(|c| c.members.push(member(0, "localhost:3"))), &["from 1"]);
+    says(&refusal(|c| c.members.push(member(1 << 63, "localhost:3"))), &["below 2^63"]);
     says(&refusal(|c| c.members[1].address = "[::1]:0".into()), &["node 2", "port 0"]);
     let many = |c: &mut Config| {
         c.members = (1..=65).map(|node| member(node, &format!("localhost:{node}"))).collect();

@@ -132,7 +132,9 @@ pub(crate) fn refuse(arrived: Arrived, answer: &Answer) {
     let Arrived { mut writer, place, reader, .. } = arrived;
     tokio_uring::spawn(async move {
         let _ = tokio::time::timeout(ANSWER_LIMIT, writer.write_all(vec![bytes])).await;
+        // Nobody else reads the end of it.
+        drop(reader);
         writer.shutdown().await;
-        drop((reader, place));
+        drop(place);
     });
 }

@@ -7,6 +7,7 @@ use super::part::{Change, To};
 use crate::link::tls::PeerCertificate;
 use crate::node_id::NodeId;
 use crate::promise::{Admission, admit, admit_driven};
+use crate::requests::OPERATOR;
 use crate::wire::{Answer, ConnectionKind, PROTOCOL_VERSION, Refusal};
 use crate::worker::Facts;
 
@@ -93,9 +94,13 @@ impl Replica {
         let not_now = |why: String| (Refusal::NotNow, why);
         let refused = crate::requests::refuse(self.context.me, &arrived.hello);
         let refused = refused.or_else(|| match &arrived.certificate {
-            Some(certificate) if !self.is_of(certificate, arrived.hello.from) => {
+            Some(certificate) if !self.may_ask(certificate, arrived.hello.from) => {
                 let (names, node) = (certificate.names(), arrived.hello.from);
-                let why = format!("the certificate names {names:?}, which is not node {node}");
+                let who = match node.is_client() {
+                    true => format!("neither `{OPERATOR}` nor a member"),
+                    false => format!("not node {node}"),
+                };
+                let why = format!("the certificate names {names:?}, which is {who}");
                 Some((Refusal::NotAMember, why))
             }
             _ if self.closing.is_some() => Some(not_now("this node is closing".into())),
@@ -124,6 +129,15 @@ impl Replica {
         let member = self.context.members.nodes.iter().find(|member| member.node == node);
         certificate.is_of(&format!("node-{node}"))
             || member.is_some_and(|member| certificate.is_of(member.host()))
+    }
+
+    /// A client is whoever has a member's certificate, or the operators'.
+    fn may_ask(&self, certificate: &PeerCertificate, who: NodeId) -> bool {
+        if !who.is_client() {
+            return self.is_of(certificate, who);
+        }
+        let mut members = self.context.config.members.iter();
+        certificate.is_of(OPERATOR) || members.any(|member| self.is_of(certificate, member.node))
     }
 
     pub(super) fn refuse(&self, arrived: Arrived, refusal: Refusal, why: String) {

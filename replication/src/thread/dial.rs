@@ -196,6 +196,8 @@ async fn hello_and_answer(
         return Err(format!("{address} is node {found}, not node {expected}{why}").into());
     }
     if let Some((refusal, why)) = answer.refused {
+        // Nobody else reads the end of it.
+        drop(reader);
         writer.shutdown().await;
         return Ok(Dialled::Refused(Refused { refusal, epoch: answer.epoch, why }));
     }

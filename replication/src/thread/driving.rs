@@ -87,13 +87,14 @@ impl Replica {
                 driven.refuse(PromiseError::Closed, BeginError::Closed);
             } else if let Some(why) = self.context.failed.clone() {
                 driven.fail(&why);
-            } else if self.context.repairing.is_some() {
-                let noted = || "all is back, and that is being noted".to_owned();
-                let lacking = self.lacking().unwrap_or_else(noted);
-                let promise = PromiseError::Repairing { lacking: lacking.clone() };
-                driven.refuse(promise, BeginError::Repairing { lacking });
             } else {
                 match driven {
+                    // What it holds is no measure of what there was. Following brings it back.
+                    Driven::Promise(_, way) if self.context.repairing.is_some() => {
+                        let noted = || "all is back, and that is being noted".to_owned();
+                        let lacking = self.lacking().unwrap_or_else(noted);
+                        drop(way.send(Err(PromiseError::Repairing { lacking })));
+                    }
                     Driven::Promise(promise, way) => self.promise(promise, way),
                     Driven::Begin(promise, starts, way) => self.begin(promise, starts, way),
                 }
@@ -132,6 +133,11 @@ impl Replica {
         let promised = self.context.facts.promise.filter(|promised| promised.epoch == epoch);
         if let Some(promised) = promised.filter(|promised| is_in_the_way(*promised, promise)) {
             return way.refuse(BeginError::OtherRun { promised });
+        }
+        if self.context.repairing.is_some() && self.is_own(promise) {
+            let noted = || "all is back, and that is being noted".to_owned();
+            return way
+                .refuse(BeginError::Repairing { lacking: self.lacking().unwrap_or_else(noted) });
         }
         self.begin_change(To::Begin(starts, way), promise);
     }

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::Context;
@@ -17,15 +17,17 @@ use super::accept::Arrived;
 use super::connection::Connection;
 use crate::config::Member;
 use crate::node_id::NodeId;
-use crate::requests::{
-    Asked, Asking, Of, REQUEST_BYTES_MAX, REQUESTS_MAX, Replied, Replies, Reply, RequestError,
-};
-use crate::wire::{Answer, Message, Part};
+use crate::requests::{Asked, Asking, Of, REQUESTS_MAX, Replied, Replies, Reply, RequestError};
+use crate::wire::Answer;
 use asked::Session;
 use asking::Target;
 
 /// Nodes that may ask at once.
 const SESSIONS_MAX: usize = 64;
+/// Clients that may ask at once, beside those: they take no node's place.
+const CLIENT_SESSIONS_MAX: usize = 32;
+/// Requests of one client without a reply.
+const CLIENT_REQUESTS_MAX: usize = 16;
 /// Nodes, or addresses of them, that are asked at once.
 const TARGETS_MAX: usize = 64;
 /// Requests of all nodes together without a reply; more are not read until some have one.
@@ -83,9 +85,10 @@ impl Requesting {
         if self.replies.is_none() {
             return Some("nobody replies to requests here".into());
         }
-        let others = self.sessions.iter().filter(|session| session.node() != node).count();
-        let is_full = others >= SESSIONS_MAX;
-        is_full.then(|| format!("{SESSIONS_MAX} others ask here; try again later"))
+        let is_other = |other: NodeId| other != node && other.is_client() == node.is_client();
+        let others = self.sessions.iter().filter(|session| is_other(session.node())).count();
+        let max = if node.is_client() { CLIENT_SESSIONS_MAX } else { SESSIONS_MAX };
+        (others >= max).then(|| format!("{max} others ask here; try again later"))
     }
 
     /// Asks a node.
@@ -132,14 +135,20 @@ impl Requesting {
         }
         self.sessions.retain_mut(|session| {
             let of_node = self.under_way.get(&session.node()).copied().unwrap_or(0);
-            let room = (room - taken.len()).min(REQUESTS_MAX.saturating_sub(of_node));
+            let is_client = session.node().is_client();
+            let max = if is_client { CLIENT_REQUESTS_MAX } else { REQUESTS_MAX };
+            let room = (room - taken.len()).min(max.saturating_sub(of_node));
             match session.turn(room, &mut taken) {
                 Ok(more) => {
                     is_busy |= more;
                     true
                 }
                 Err(why) => {
-                    tracing::info!(node = %session.node(), why, "asks no more here");
+                    // Clients come and go.
+                    match is_client {
+                        true => tracing::debug!(client = %session.node(), why, "asks no more here"),
+                        false => tracing::info!(node = %session.node(), why, "asks no more here"),
+                    }
                     false
                 }
             }
@@ -206,33 +215,6 @@ impl Requesting {
     }
 }
 
-/// Parts that have come of what is not whole yet.
-#[derive(Default)]
-struct Coming {
-    number: u64,
-    bytes: BytesMut,
-    has_begun: bool,
-}
-
-impl Coming {
-    /// The whole, with its last part.
-    fn take(&mut self, part: Part) -> Result<Option<(u64, Bytes)>, String> {
-        let Part { number, is_last, bytes } = part;
-        if self.has_begun && self.number != number {
-            return Err(format!("a part of {number} between those of {}", self.number));
-        }
-        if self.bytes.len() + bytes.len() > REQUEST_BYTES_MAX {
-            return Err(format!("more than {REQUEST_BYTES_MAX} bytes in one"));
-        }
-        if is_last && !self.has_begun {
-            return Ok(Some((number, bytes)));
-        }
-        (self.number, self.has_begun) = (number, !is_last);
-        self.bytes.extend_from_slice(&bytes);
-        Ok(is_last.then(|| (number, std::mem::take(&mut self.bytes).freeze())))
-    }
-}
-
 /// Hands over what fits, when the connection is free; `next` is asked for more. How many bytes.
 fn send(
     connection: &Connection,
@@ -259,9 +241,4 @@ fn send(
         connection.send(slices);
     }
     bytes
-}
-
-/// Parts in bytes.
-fn encode(number: u64, bytes: &Bytes, message: fn(Part) -> Message) -> Vec<Bytes> {
-    Part::of(number, bytes).map(|part| Bytes::from(message(part).encode())).collect()
 }

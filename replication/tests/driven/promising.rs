@@ -1,6 +1,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ringwal_replication::driven::{BeginError, PromiseError};
+use ringwal_replication::driven::{Begun, PromiseError};
 use ringwal_replication::node_id::RunId;
 use ringwal_replication::promise::Promise;
 use ringwal_replication::repair::Marker;
@@ -125,7 +125,7 @@ fn a_promise_survives_a_restart_and_shuts_out_older_ones_and_other_runs() {
 }
 
 #[test]
-fn a_node_that_was_repaired_promises_and_begins_nothing() {
+fn a_node_that_was_repaired_promises_nothing_and_follows() {
     let cluster = Cluster::new(1);
     cluster.write(1, STREAM, 1, 3);
     let ends = [(STREAM, 4)].into();
@@ -134,9 +134,9 @@ fn a_node_that_was_repaired_promises_and_begins_nothing() {
     let node = cluster.start(1);
     let promised = node.promise(of_nobody_here(2)).wait();
     assert!(matches!(promised, Err(PromiseError::Repairing { .. })), "{promised:?}");
-    let begun = node.begin(of_nobody_here(2), vec![]).wait();
-    assert!(matches!(begun, Err(BeginError::Repairing { .. })), "{begun:?}");
-    assert_eq!((node.begun(), contents(&node, STREAM).len()), (None, 3));
+    let begun = node.begin(of_nobody_here(2), vec![(STREAM, 3)]).wait();
+    assert!(matches!(begun, Ok(Begun::Following)), "following brings it back: {begun:?}");
+    assert_eq!((node.begun(), contents(&node, STREAM).len()), (Some(of_nobody_here(2)), 3));
     stop(node);
 }
 

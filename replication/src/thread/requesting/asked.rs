@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::{Coming, IDLE_MAX, ITEMS_PER_TURN, encode, send};
+use super::{IDLE_MAX, ITEMS_PER_TURN, send};
 use crate::link::Received;
 use crate::node_id::NodeId;
 use crate::requests::Of;
+use crate::requests::parts::{Coming, encode};
 use crate::thread::Context;
 use crate::thread::accept::{Arrived, Place};
 use crate::thread::connection::Connection;

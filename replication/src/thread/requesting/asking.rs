@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::{Coming, IDLE_MAX, ITEMS_PER_TURN, encode, send};
+use super::{IDLE_MAX, ITEMS_PER_TURN, send};
 use crate::config::Member;
 use crate::link::Received;
 use crate::node_id::NodeId;
+use crate::requests::parts::{Coming, encode};
 use crate::requests::{Asking, REQUESTS_MAX, RequestError, WAITING_BYTES_MAX};
 use crate::thread::Context;
 use crate::thread::connection::Connection;

@@ -1,0 +1,15 @@
+//! Nodes with their metadata store, and their clients: `node`, `cluster`, `topic`, `broker`, `key`,
+//! `watermark`, `status`, `transfer-leader`, `member`, `fast-path`.
+
+mod asking;
+mod commands;
+mod files;
+mod local;
+mod membership;
+mod node;
+mod show;
+
+pub use commands::{broker, key, topic, watermark};
+pub use local::run as local;
+pub use membership::{fast_path, member, status, transfer_leader};
+pub use node::run as node;
