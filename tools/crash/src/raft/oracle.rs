@@ -67,6 +67,7 @@ counts! {
     switched_off "fast path switched off"
     switched_on "fast path switched on"
     crashed_switching "crashes while the fast path is switched"
+    lost_leaders "leaders that die while the fast path is switched off, and stay away"
     transfers "leadership given away"
     lost_messages "messages lost"
 }
