@@ -31,11 +31,19 @@ pub enum Mutant {
     GapAccepted,
     /// A follower cuts one record more than it has to.
     CutBelowCommitted,
+    /// A leader answers whether it holds its lease or not.
+    LeaseIgnored,
+    /// What a majority may lack is not proposed before new commands.
+    ExtendWithoutTail,
+    /// The fast path opens while something that was proposed is not applied yet.
+    SwitchOnEarly,
+    /// A command that is tried again executes again.
+    SessionIgnored,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 13] = [
+    pub const ALL: [Mutant; 17] = [
         Mutant::NoFsync,
         Mutant::ReceiptBeforeFsync,
         Mutant::NoDirectorySync,
@@ -49,11 +57,20 @@ impl Mutant {
         Mutant::PromiseNotPersisted,
         Mutant::GapAccepted,
         Mutant::CutBelowCommitted,
+        Mutant::LeaseIgnored,
+        Mutant::ExtendWithoutTail,
+        Mutant::SwitchOnEarly,
+        Mutant::SessionIgnored,
     ];
 
     /// Whether it is one of replication, which a cluster shows and a single node does not.
     pub fn is_of_replication(self) -> bool {
         self as u8 >= Mutant::ReportBeforeFsync as u8
+    }
+
+    /// Whether it is one of the store on top of Raft, which only a cluster with Raft shows.
+    pub fn is_of_raft(self) -> bool {
+        self as u8 >= Mutant::LeaseIgnored as u8
     }
 
     /// As it is chosen.
@@ -72,6 +89,10 @@ impl Mutant {
             Mutant::PromiseNotPersisted => "promise-not-persisted",
             Mutant::GapAccepted => "gap-accepted",
             Mutant::CutBelowCommitted => "cut-below-committed",
+            Mutant::LeaseIgnored => "lease-ignored",
+            Mutant::ExtendWithoutTail => "extend-without-tail",
+            Mutant::SwitchOnEarly => "switch-on-early",
+            Mutant::SessionIgnored => "session-ignored",
         }
     }
 }

@@ -12,7 +12,7 @@
 mod members;
 mod proposer;
 mod recover;
-mod serve;
+pub(crate) mod serve;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -22,7 +22,7 @@ use crate::store::fast::Gate;
 use crate::store::stats::Counters;
 use crate::store::wire::{Answer, Ask};
 use crate::wiring::{self, Parts, Wired, wire};
-use crate::{ChangeError, CommandCounts, MemberChange, State, watch};
+use crate::{ChangeError, State, watch};
 
 pub use crate::base::Base;
 pub use crate::replica::{
@@ -65,7 +65,6 @@ pub enum NoOutcome {
 pub struct Simulated<R: AsyncRuntime, N: Replica, T: Transport> {
     wired: Wired<R, N, T>,
     shared: Arc<Shared<N::Led>>,
-    counters: Arc<Counters>,
 }
 
 impl<R: AsyncRuntime, N: Replica, T: Transport> Simulated<R, N, T> {
@@ -77,7 +76,6 @@ impl<R: AsyncRuntime, N: Replica, T: Transport> Simulated<R, N, T> {
         let switch = watch::Sender::new(Switch { is_on: brought.is_fast, has_wal: true });
         let seen = watch::Sender::new(crate::control::Seen::default());
         let shared = Arc::new(Shared { gate: Gate::new(), seen, switch });
-        let counters = Arc::new(Counters::default());
         let parts = Parts {
             times: brought.times,
             join: false,
@@ -90,11 +88,11 @@ impl<R: AsyncRuntime, N: Replica, T: Transport> Simulated<R, N, T> {
             metadata: brought.metadata,
             snapshots: None,
             shared: shared.clone(),
-            counters: counters.clone(),
+            counters: Arc::new(Counters::default()),
             committed: Arc::default(),
         };
         let wired = wire::<R, N, T, J>(parts).await.map_err(|error| error.to_string())?;
-        Ok(Self { wired, shared, counters })
+        Ok(Self { wired, shared })
     }
 
     /// Serves a request of another node.
@@ -153,24 +151,10 @@ impl<R: AsyncRuntime, N: Replica, T: Transport> Simulated<R, N, T> {
     /// # Errors
     /// See [`ChangeError`].
     pub async fn transfer(&self, to: Option<NodeId>, limit: Duration) -> Result<(), ChangeError> {
-        self.order(|done| Order::Transfer { to, limit, done }).await
-    }
-
-    /// Changes the membership, if this node leads.
-    ///
-    /// # Errors
-    /// See [`ChangeError`].
-    pub async fn change(&self, change: MemberChange) -> Result<(), ChangeError> {
-        self.order(|done| Order::Change { change, done }).await
-    }
-
-    async fn order(
-        &self,
-        order: impl FnOnce(oneshot::Sender<Result<(), ChangeError>>) -> Order,
-    ) -> Result<(), ChangeError> {
         let (done, outcome) = oneshot::channel();
         let closed = || ChangeError::Unknown("the node is closing".to_owned());
-        self.wired.orders.send(order(done)).await.map_err(|_| closed())?;
+        let order = Order::Transfer { to, limit, done };
+        self.wired.orders.send(order).await.map_err(|_| closed())?;
         outcome.await.unwrap_or_else(|_| Err(closed()))
     }
 
@@ -187,10 +171,5 @@ impl<R: AsyncRuntime, N: Replica, T: Transport> Simulated<R, N, T> {
             Some(Leads::Raft(_)) => Some(false),
             Some(Leads::Fast) => Some(true),
         }
-    }
-
-    /// What it has counted of commands.
-    pub fn counts(&self) -> CommandCounts {
-        self.counters.stats()
     }
 }

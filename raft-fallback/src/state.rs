@@ -11,6 +11,8 @@ mod topics;
 
 use std::collections::BTreeSet;
 
+use ringwal_engine::mutants::{self, Mutant};
+
 pub use brokers::Broker;
 pub(crate) use brokers::Brokers;
 pub use configuration::Configuration;
@@ -127,6 +129,7 @@ impl State {
         self.end = offset + 1;
         self.epoch = epoch;
         let applied = |outcome| Applied { epoch, offset, is_retry: false, outcome };
+        let session = session.filter(|_| !mutants::is(Mutant::SessionIgnored));
         match session.map(|session| (session, self.sessions.admit(session, offset))) {
             None => Ok(applied(self.execute(offset, epoch, time_ms, command))),
             Some((_, Admission::Again(first))) => Ok(Applied { is_retry: true, ..first }),

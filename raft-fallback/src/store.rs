@@ -51,6 +51,11 @@ use sessions::{Own, Sessions};
 pub use status::{MemberStatus, Mode, StoreStatus};
 pub use wal::{MetadataReplicator, MetadataWal, ReplicateError, WalError};
 
+/// What an order may take beside the time that it says.
+const ORDER_EXTRA: Duration = Duration::from_secs(5);
+/// How long a change of the membership may take: new voters have to catch up.
+const CHANGE_LIMIT: Duration = Duration::from_secs(90);
+
 /// A command that was executed, and what that is worth.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub struct Executed {
@@ -418,27 +423,31 @@ impl MetadataStore {
     ///
     /// The outcome's errors are [`ChangeError`]s.
     pub fn transfer_leader(&self, to: Option<NodeId>, limit: Duration) -> Changing {
-        self.order(move |done| Order::Transfer { to, limit, done })
+        // A node that does not lead yet does not look at orders.
+        self.order(limit + ORDER_EXTRA, move |done| Order::Transfer { to, limit, done })
     }
 
     /// Changes who is in the cluster. To be asked of the leader.
     ///
     /// The outcome's errors are [`ChangeError`]s.
     pub fn change_members(&self, change: MemberChange) -> Changing {
-        self.order(move |done| Order::Change { change, done })
+        self.order(CHANGE_LIMIT, move |done| Order::Change { change, done })
     }
 
     fn order(
         &self,
+        limit: Duration,
         order: impl FnOnce(oneshot::Sender<Result<(), ChangeError>>) -> Order + Send + 'static,
     ) -> Changing {
         let raft = self.raft.clone();
         Changing(Box::pin(async move {
             let (done, outcome) = oneshot::channel();
             let closed = || ChangeError::NotNow("the node is closed".to_owned());
-            raft.started.orders.send(order(done)).await.map_err(|_| closed())?;
-            let lost = || ChangeError::Unknown("the leadership ended first".to_owned());
-            outcome.await.unwrap_or_else(|_| Err(lost()))
+            let (limited, in_time) = oneshot::channel();
+            let task = Task::Order { order: order(done), outcome, limit, done: limited };
+            raft.tasks.send(task).await.map_err(|_| closed())?;
+            let lost = || ChangeError::Unknown("the node is closed".to_owned());
+            in_time.await.unwrap_or_else(|_| Err(lost()))
         }))
     }
 
@@ -519,7 +528,9 @@ outcome!(
 );
 /// See [`MetadataStore::read`]: a future for any runtime, or [`Reading::wait`].
 #[must_use = "nothing happens until it is polled or waited for"]
-pub struct Reading<V>(Pin<Box<dyn Future<Output = Result<(Progress, V), ReadError>> + Send>>);
+pub struct Reading<V>(Pin<Box<dyn Future<Output = ReadOutcome<V>> + Send>>);
+
+type ReadOutcome<V> = Result<(Progress, V), ReadError>;
 
 impl<V> Reading<V> {
     /// Blocks the thread until it is known.

@@ -10,7 +10,7 @@ use ringwal_replication::requests::{Asked, Replies};
 use ringwal_replication::{Ack, Requests};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::control::Order;
+use crate::control::{ChangeError, Order};
 use crate::lease::LeaseKeeper;
 use crate::metadata::Progress;
 use crate::node::{Operator, StartError};
@@ -42,6 +42,13 @@ pub(crate) enum Task {
     },
     /// Up to where a read has to see.
     ReadEnd { limit: Duration, done: oneshot::Sender<Result<Progress, Unanswered>> },
+    /// An order for a leader, that has its outcome within a limit.
+    Order {
+        order: Order,
+        outcome: oneshot::Receiver<Result<(), ChangeError>>,
+        limit: Duration,
+        done: oneshot::Sender<Result<(), ChangeError>>,
+    },
     /// Another node asks.
     Serve(Asked),
 }
@@ -69,7 +76,6 @@ pub(crate) struct Setup {
 /// What others need of the thread.
 pub(crate) struct Started {
     pub(crate) executor: Executor<NodeReplica, NodePeers>,
-    pub(crate) orders: mpsc::Sender<Order>,
     pub(crate) lease: Arc<LeaseKeeper>,
     #[cfg(test)]
     pub(crate) raft: crate::control::RaftHandle<TokioRuntime, NodeReplica, NodePeers>,
@@ -91,13 +97,13 @@ pub(crate) fn run(setup: Setup) {
             Ok(Wired { executor, orders, lease, raft, answering, serving }) => {
                 let begun = Started {
                     executor,
-                    orders,
                     lease,
                     #[cfg(test)]
                     raft: raft.clone(),
                 };
                 let _ = started.send(Ok(begun));
-                let work = turn(&mut tasks, Arc::new(answering), Arc::new(serving), operator);
+                let work =
+                    turn(&mut tasks, orders, Arc::new(answering), Arc::new(serving), operator);
                 tokio::select! {
                     () = work => {}
                     () = closing.notified() => {}
@@ -116,6 +122,7 @@ pub(crate) fn run(setup: Setup) {
 /// Does whatever comes, side by side, begun in the order in which it came.
 async fn turn(
     tasks: &mut mpsc::Receiver<Task>,
+    orders: mpsc::Sender<Order>,
     answering: Arc<NodeAnswering>,
     serving: Arc<NodeServing>,
     operator: Arc<Operator>,
@@ -135,6 +142,20 @@ async fn turn(
                 let answering = answering.clone();
                 tokio::spawn(async move {
                     let _ = done.send(wiring::see(&answering, limit).await);
+                });
+            }
+            Task::Order { order, outcome, limit, done } => {
+                let orders = orders.clone();
+                tokio::spawn(async move {
+                    let given = async {
+                        let closed = || ChangeError::NotNow("the node is closed".to_owned());
+                        orders.send(order).await.map_err(|_| closed())?;
+                        let lost = || ChangeError::Unknown("the leadership ended first".to_owned());
+                        outcome.await.unwrap_or_else(|_| Err(lost()))
+                    };
+                    let late = || ChangeError::Unknown(format!("not done within {limit:?}"));
+                    let outcome = tokio::time::timeout(limit, given).await;
+                    let _ = done.send(outcome.unwrap_or_else(|_| Err(late())));
                 });
             }
             Task::Serve(Asked { from, bytes, reply }) => {

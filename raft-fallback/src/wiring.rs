@@ -12,6 +12,7 @@ use ringwal_replication::config::Member;
 use tokio::sync::mpsc;
 
 use crate::applying::Applying;
+use crate::control::serve::lease_of;
 use crate::control::{Control, Order, Proposal, RaftHandle, Seen, Shared};
 use crate::lease::{Lease, LeaseKeeper};
 use crate::machine::{Machine, members_of};
@@ -102,7 +103,7 @@ where
     let leading = led.clone();
     let publish = move |term: u64, until: Option<u64>| {
         if let Some(led) = &*leading.borrow() {
-            led.lease_until(until.filter(|_| led.epoch() == term).unwrap_or(0));
+            led.lease_until(lease_of(led.epoch(), term, until));
         }
     };
     let clock = replica.clone();

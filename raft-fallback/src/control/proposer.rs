@@ -14,6 +14,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use openraft::AsyncRuntime;
 use openraft::impls::OneshotResponder;
+use ringwal_engine::mutants::{self, Mutant};
 
 use super::{NotPlaced, Placed, Proposal, RaftHandle};
 use crate::raft::{Effect, Payload, Types};
@@ -105,7 +106,10 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Proposer<R, N, P> {
     /// Everything behind the watermark, in entries of its own; where it ends.
     async fn propose_tail(&mut self, replica: &N, led: &N::Led) -> Result<u64, String> {
         let end = replica.metadata_end();
-        let mut next = led.committed_end(METADATA_STREAM).min(end);
+        let mut next = match mutants::is(Mutant::ExtendWithoutTail) {
+            false => led.committed_end(METADATA_STREAM).min(end),
+            true => end,
+        };
         while next < end {
             let records = replica.read(next..end).await?;
             let mut bytes = ENTRY_HEADER_BYTES;

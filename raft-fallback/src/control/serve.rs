@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use openraft::AsyncRuntime;
+use ringwal_engine::mutants::{self, Mutant};
 use ringwal_replication::node_id::NodeId;
 
 use super::members::check_starts;
@@ -64,7 +65,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                     self.set_leads(mode);
                 }
                 (Some(Leads::Fast), Ok(())) => {}
-                (_, Ok(())) if proposer.is_empty() => {
+                (_, Ok(())) if proposer.is_empty() || mutants::is(Mutant::SwitchOnEarly) => {
                     self.shared.gate.open(led.clone()).await;
                     mode = Some(Leads::Fast);
                     self.set_leads(mode);
@@ -117,8 +118,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                         };
                         self.shared.gate.close(Reason::Transferring).await;
                         let was_fast = mode == Some(Leads::Fast);
-                        let transfer = self.begin_transfer(
-                            term, &led, &mut proposer, was_fast, to, limit, done,
+                        let transfer = self.begin_transfer(&led, &mut proposer, was_fast, to, limit, done,
                         );
                         if let Err(why) = transfer.await {
                             return why;
@@ -164,7 +164,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         let membership = self.membership();
         let voters: std::collections::BTreeSet<u64> = membership.voter_ids().collect();
         let (term, until) = self.lease.valid_until();
-        let until = until.filter(|_| term == led.epoch()).unwrap_or(0);
+        let until = lease_of(led.epoch(), term, until);
         led.lease_until(until);
         let lease_end = self.replica.boottime_ns() + LEASE_MIN.as_nanos() as u64;
         match () {
@@ -198,7 +198,6 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
     /// Everything in flight has its outcome and the lease is gone, before anybody else is told to lead.
     async fn begin_transfer(
         &mut self,
-        term: u64,
         led: &N::Led,
         proposer: &mut Proposer<R, N, P>,
         was_fast: bool,
@@ -206,6 +205,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         limit: Duration,
         done: Done,
     ) -> Result<(), String> {
+        let term = led.epoch();
         // While Raft extends the stream, nothing else may: not even a record that does nothing.
         if was_fast && let Err(error) = led.drained().await {
             tracing::info!(%error, "closing the fast path");
@@ -247,6 +247,14 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         let others = voters.iter().filter(|node| **node != me);
         others.max_by_key(|node| replication.get(&node.get()).cloned().flatten()).copied()
     }
+}
+
+/// Until when a leader of this epoch may answer, with a lease of a term.
+pub(crate) fn lease_of(epoch: u64, term: u64, until: Option<u64>) -> u64 {
+    if mutants::is(Mutant::LeaseIgnored) {
+        return u64::MAX;
+    }
+    until.filter(|_| term == epoch).unwrap_or(0)
 }
 
 /// Comes when there is something and it is done.

@@ -19,6 +19,8 @@ const CRASH_POINTS: u64 = 200_000;
 const CRASH_POINTS_WITHOUT: u64 = 20_000;
 /// Seeds of a cluster after which a mutant has survived.
 const SEEDS: u64 = 2000;
+/// Seeds of a cluster with Raft after which a mutant has survived.
+const SEEDS_RAFT: u64 = 1000;
 /// Characters of the message that caught it.
 const MESSAGE_CHARACTERS: usize = 150;
 
@@ -41,9 +43,12 @@ pub fn run(request: Request, report: &mut Report) -> Result<()> {
     let budget = request.count.unwrap_or(CRASH_POINTS);
     for mutant in Mutant::ALL {
         let name = mutant.name();
-        let outcome = match mutant.is_of_replication() {
-            true => run_command(&program, "cluster", Some(name), request.seed, SEEDS, &json)?,
-            false => run_command(&program, "sim", Some(name), request.seed, budget, &json)?,
+        let outcome = match (mutant.is_of_raft(), mutant.is_of_replication()) {
+            (true, _) => {
+                run_command(&program, "raft", Some(name), request.seed, SEEDS_RAFT, &json)?
+            }
+            (_, true) => run_command(&program, "cluster", Some(name), request.seed, SEEDS, &json)?,
+            _ => run_command(&program, "sim", Some(name), request.seed, budget, &json)?,
         };
         let seen = outcome.seen();
         report.cover(&format!("{name}: seeds until it was caught"), outcome.seeds);

@@ -8,11 +8,14 @@ use bytes::Bytes;
 use openraft::AsyncRuntime as _;
 use openraft_rt_sim::SimRuntime;
 use ringwal_engine::StreamId;
+use ringwal_engine::format::VerifiedFrame;
 use ringwal_raft_fallback::raft::Transport;
 use ringwal_raft_fallback::simulating::Simulated;
 use ringwal_replication::config::Member;
+use ringwal_replication::history::Held;
 use ringwal_replication::node_id::NodeId;
 use ringwal_replication::requests::RequestError;
+use ringwal_replication::simulating::frame_of;
 use ringwal_replication::wire::Hello;
 use tokio::sync::oneshot;
 
@@ -93,27 +96,30 @@ impl Cluster {
         });
     }
 
-    /// Frames of another node.
+    /// What another node holds of a stream, and frames of a range of it.
     pub async fn fetch(
         self: &Arc<Self>,
         me: usize,
         from: NodeId,
         stream: StreamId,
         range: Range<u64>,
-    ) -> Result<Vec<Bytes>, String> {
+    ) -> Result<(Held, Vec<Bytes>), String> {
         let (answer, answered) = oneshot::channel();
         let (cluster, other) = (self.clone(), (from.get() - 1) as usize);
         self.links.send(me, other, Class::Request, move || {
             let Some(up) = cluster.up(other) else { return };
-            let mut frames = up.place.lock().shard().frames(stream, range.start);
+            let mut state = up.place.lock();
+            let held = state.held(stream);
+            let mut frames = state.shard().frames(stream, range.start);
             let mut taken = Vec::new();
             while frames.offset() < range.end {
                 let batch = frames.next_batch(FETCH_BYTES).expect("the disk is sound");
                 if batch.is_empty() {
                     break;
                 }
-                taken.extend(batch.iter().map(|frame| Bytes::copy_from_slice(&frame.bytes)));
+                taken.extend(batch.iter().filter_map(|frame| until(&frame.bytes, range.end)));
             }
+            let taken = (held, taken);
             cluster.links.send(other, me, Class::Reply, move || drop(answer.send(taken)));
         });
         match NodeRuntime::timeout(FETCH_LIMIT, answered).await {
@@ -135,6 +141,16 @@ impl Cluster {
             }));
         });
     }
+}
+
+/// The records of a frame below an offset, as a frame.
+fn until(frame: &[u8], end: u64) -> Option<Bytes> {
+    let frame = VerifiedFrame::verify(frame).expect("the disk is sound");
+    let (stream, epoch) = (frame.header.stream.get(), frame.header.epoch.get());
+    let base = frame.header.base_offset.get();
+    let count = end.checked_sub(base).filter(|count| *count > 0)?;
+    let records: Vec<&[u8]> = frame.records().take(count as usize).collect();
+    Some(frame_of(StreamId::new(stream), epoch, base, &records, usize::MAX))
 }
 
 /// Where a reply goes. Nobody is told when it is lost, for a while.

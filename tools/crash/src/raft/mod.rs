@@ -17,6 +17,8 @@ mod oracle;
 mod place;
 mod replica;
 mod runtime;
+#[cfg(test)]
+mod tests;
 mod trouble;
 mod world;
 

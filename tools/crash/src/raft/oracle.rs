@@ -41,6 +41,7 @@ counts! {
     executed_local "commands executed, Ack::Local"
     executed_quorum "commands executed, Ack::Quorum"
     executed_again "commands that had been executed before"
+    refused "commands refused because of their session"
     unknown "commands whose outcome is unknown"
     not_done "commands that are certainly not done"
     reads "linearizable reads"
@@ -66,6 +67,7 @@ counts! {
     switched_off "fast path switched off"
     switched_on "fast path switched on"
     crashed_switching "crashes while the fast path is switched"
+    lost_leaders "leaders that die while the fast path is switched off, and stay away"
     transfers "leadership given away"
     lost_messages "messages lost"
 }

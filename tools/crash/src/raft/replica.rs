@@ -13,16 +13,18 @@ use ringwal_engine::{
     Append, AppendBatch, AppendError, Change, EpochStart, EpochTable, ReadError, Record, StreamId,
 };
 use ringwal_raft_fallback::Progress;
-use ringwal_raft_fallback::raft::{Held, Journal};
+use ringwal_raft_fallback::raft::{Held as HeldByRaft, Journal};
 use ringwal_raft_fallback::simulating::{
     AddError, Applied, Base, Begun, Holding, Led, LedError, METADATA_STREAM, OutcomeError, Replica,
     Standing,
 };
 use ringwal_replication::config::Member;
 use ringwal_replication::driven::BeginError;
+use ringwal_replication::history::{Held, Parting, part};
 use ringwal_replication::node_id::{NodeId, RunId};
 use ringwal_replication::promise::{Fact, Promise, is_replicated};
 use ringwal_replication::simulating::{Begins, Cut, cuts, frame_of};
+use ringwal_replication::wire::History;
 use tokio::sync::oneshot;
 
 use super::leading::Leading;
@@ -127,7 +129,7 @@ impl Led for SimLed {
 }
 
 fn standing(state: &State) -> Standing {
-    let holding = |(stream, held): (StreamId, ringwal_replication::history::Held)| Holding {
+    let holding = |(stream, held): (StreamId, Held)| Holding {
         stream,
         trimmed: held.trimmed,
         end: held.end,
@@ -403,12 +405,17 @@ impl Replica for SimReplica {
             state.changes
         };
         for (stream, range) in wanted {
-            let frames =
+            let (theirs, frames) =
                 place.cluster.fetch(place.number, from.node, stream, range.clone()).await?;
             let header = |frame: &Bytes| {
                 ringwal_engine::format::FrameHeader::verify(frame).expect("just read").0
             };
             let end = frames.last().map_or(range.start, |frame| header(frame).end_offset());
+            let Held { trimmed, epochs, .. } = theirs;
+            let history = History { stream, trimmed, epochs };
+            if part(&place.lock().held(stream), &history) != Parting::Nowhere {
+                return Err(format!("node {} has another history of stream {stream}", from.node));
+            }
             if end < range.end {
                 return Err(format!("node {} has stream {stream} up to {end} only", from.node));
             }
@@ -592,10 +599,10 @@ impl Journal for SimJournal {
         state.shard().skip_to(stream, before)
     }
 
-    fn held(&self, stream: StreamId) -> Held {
+    fn held(&self, stream: StreamId) -> HeldByRaft {
         let held = self.0.lock().held(stream);
         let epoch = held.epochs.last().epoch;
-        Held { trimmed: held.trimmed, end: held.end, epoch }
+        HeldByRaft { trimmed: held.trimmed, end: held.end, epoch }
     }
 
     async fn read(

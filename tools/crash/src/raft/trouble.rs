@@ -141,11 +141,7 @@ impl World {
             },
         );
         self.tell(|| format!("the fast path is switched: {is_fast}"));
-        for node in 0..self.nodes() {
-            if let Some(node) = self.cluster.node(node) {
-                node.set_fast_path(is_fast);
-            }
-        }
+        self.set_fast_path(is_fast);
         if self.random.chance(350) {
             self.pass_ms(0, 15).await;
             if let Some(leader) = self.leader() {
@@ -156,12 +152,42 @@ impl World {
             }
         } else if self.random.chance(500) {
             self.pass_ms(1, 60).await;
-            self.is_fast = !is_fast;
-            for node in 0..self.nodes() {
-                if let Some(node) = self.cluster.node(node) {
-                    node.set_fast_path(!is_fast);
-                }
+            self.set_fast_path(!is_fast);
+        }
+    }
+
+    /// Says on every node that is up whether the fast path may be used.
+    fn set_fast_path(&mut self, is_fast: bool) {
+        self.is_fast = is_fast;
+        for node in 0..self.nodes() {
+            if let Some(node) = self.cluster.node(node) {
+                node.set_fast_path(is_fast);
             }
+        }
+    }
+
+    /// A leader dies while its fast path is switched off, with records that its followers may lack, and stays
+    /// away: a majority is enough for everything that has an answer.
+    pub async fn lose_leader(&mut self) {
+        self.cluster.links.set_quality(0, 0);
+        self.cluster.links.heal();
+        for node in 0..self.nodes() {
+            if let Some(up) = self.cluster.up(node) {
+                up.place.run.go_on();
+            }
+            self.restart(node);
+        }
+        self.set_fast_path(true);
+        self.pass_ms(1800, 2500).await;
+        let Some(leader) = self.leader() else { return };
+        let Some(up) = self.cluster.up(leader) else { return };
+        up.place.break_sessions();
+        self.pass_ms(5, 30).await;
+        self.set_fast_path(false);
+        self.pass_ms(3, 25).await;
+        if self.crash(leader, true) {
+            self.count(|counts| &mut counts.lost_leaders);
+            self.lost = Some(leader);
         }
     }
 

@@ -43,6 +43,8 @@ pub struct World {
     runs: u64,
     pub is_fast: bool,
     entries_per_base: u64,
+    /// It stays down until a majority has come to work again without it.
+    pub lost: Option<usize>,
 }
 
 /// Runs a seed.
@@ -74,6 +76,7 @@ impl World {
             entries_per_base: random.pick(&[8, 40, 2000]),
             random,
             runs: 0,
+            lost: None,
         }
     }
 
@@ -110,6 +113,9 @@ impl World {
             })
             .collect();
         self.make_trouble().await;
+        if self.random.chance(500) {
+            self.lose_leader().await;
+        }
         self.heal().await;
         clients.iter().for_each(Client::stop);
         self.come_to_rest().await;
@@ -206,7 +212,9 @@ impl World {
             if let Some(up) = self.cluster.up(number) {
                 up.place.run.go_on();
             }
-            self.restart(number);
+            if self.lost != Some(number) {
+                self.restart(number);
+            }
         }
         let began_ns = true_ns();
         let mut client = Client::last(self.cluster.clone());
@@ -214,6 +222,9 @@ impl World {
             self.pass(Duration::from_millis(20)).await;
             let waited = Duration::from_nanos(true_ns() - began_ns);
             assert!(waited < HEALED_WITHIN, "no command succeeds: {}", self.who_is_where());
+        }
+        if let Some(lost) = self.lost.take() {
+            self.restart(lost);
         }
     }
 

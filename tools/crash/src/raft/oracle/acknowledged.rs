@@ -7,10 +7,21 @@ use std::collections::BTreeMap;
 use ringwal_raft_fallback::State;
 use ringwal_raft_fallback::command::Record;
 use ringwal_raft_fallback::simulating::Applied;
+use ringwal_raft_fallback::state::Rejection;
 use ringwal_replication::Ack;
 
 use super::{Oracle, key};
 use crate::raft::runtime::true_ns;
+
+/// Whether it was not executed because of its session.
+fn is_refused(applied: &Applied) -> bool {
+    matches!(
+        applied.outcome,
+        Err(Rejection::SessionAhead { .. }
+            | Rejection::SessionExpired { .. }
+            | Rejection::SequenceForgotten { .. })
+    )
+}
 
 /// A command of a client. Times are true ones.
 #[derive(Clone, Debug)]
@@ -73,7 +84,7 @@ impl Oracle {
             let record = Record::decode(bytes).expect("a client's");
             let session = record.session;
             let applied = state.apply(offset, *epoch, record).expect("it was applied before");
-            if let Some(session) = session.filter(|_| !applied.is_retry) {
+            if let Some(session) = session.filter(|_| !applied.is_retry && !is_refused(&applied)) {
                 let before = executed.insert(key(&session), applied);
                 assert!(
                     before.is_none(),
@@ -90,6 +101,10 @@ impl Oracle {
                 Outcome::Unknown => {}
                 Outcome::NotDone => {
                     assert!(there.is_none(), "{asked:?} is done: {there:?}");
+                }
+                Outcome::Executed { applied, .. } if is_refused(applied) => {
+                    assert!(there.is_none(), "{asked:?} is refused and done: {there:?}");
+                    self.counts.refused += 1;
                 }
                 Outcome::Executed { applied, durable } => {
                     let place = (applied.epoch, applied.offset);
