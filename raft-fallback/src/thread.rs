@@ -10,7 +10,7 @@ use ringwal_replication::requests::{Asked, Replies};
 use ringwal_replication::{Ack, Requests};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::control::Order;
+use crate::control::{Order, RaftHandle};
 use crate::lease::LeaseKeeper;
 use crate::metadata::Progress;
 use crate::node::{Operator, StartError};
@@ -71,6 +71,7 @@ pub(crate) struct Started {
     pub(crate) executor: Executor<NodeReplica, NodePeers>,
     pub(crate) orders: mpsc::Sender<Order>,
     pub(crate) lease: Arc<LeaseKeeper>,
+    pub(crate) raft: RaftHandle<TokioRuntime, NodeReplica, NodePeers>,
 }
 
 /// Runs until it is told to close.
@@ -87,7 +88,8 @@ pub(crate) fn run(setup: Setup) {
         match wire(parts).await {
             Err(error) => drop(started.send(Err(error))),
             Ok(Wired { executor, orders, lease, raft, answering, serving }) => {
-                let begun = Started { executor, orders, lease };
+                let begun = Started { executor, orders, lease, raft };
+                let raft = begun.raft.clone();
                 let _ = started.send(Ok(begun));
                 let work = turn(&mut tasks, Arc::new(answering), Arc::new(serving), operator);
                 tokio::select! {

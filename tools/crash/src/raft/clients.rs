@@ -88,19 +88,15 @@ impl Client {
 
     /// A command that no other one is the same as.
     fn command(&mut self) -> Command {
-        let key = Bytes::from(format!("key-{}", self.random.below(4)));
+        let key = format!("key-{}", self.random.below(4)).into_bytes();
         let topic = TopicName::new(&format!("topic-{}", self.random.below(3))).expect("a name");
         match self.random.below(12) {
             0..6 => {
                 let length = self.random.pick(&[8, 40, 300]) as usize;
                 let value = crate::random::payload(self.number, self.random.next(), length);
-                Command::PutKey {
-                    key: key.to_vec().into(),
-                    value: value.into(),
-                    expected: Expected::Any,
-                }
+                Command::PutKey { key, value, expected: Expected::Any }
             }
-            6 => Command::DeleteKey { key: key.to_vec().into(), expected: Expected::Any },
+            6 => Command::DeleteKey { key, expected: Expected::Any },
             7 | 8 => Command::CreateTopic {
                 name: topic,
                 partitions: 2,
