@@ -33,6 +33,8 @@ use crate::watch;
 /// How long it is waited at most for something to change, before it is tried again.
 const AGAIN: Duration = Duration::from_millis(20);
 
+/// How long one answer of the leader is waited for.
+const FORWARD_LIMIT: Duration = Duration::from_secs(3);
 /// How long another node is asked who leads.
 const ASK_LIMIT: Duration = Duration::from_millis(500);
 
@@ -192,6 +194,8 @@ impl<N: Replica, P: Peers> Executor<N, P> {
             return Err(Unanswered::NotDone(format!("node {to}, which leads, is not known here")));
         };
         add(&self.counters.forwarded);
+        // An answer may be lost without a word: then it is asked again, with the same session and number.
+        let limit = limit.min(FORWARD_LIMIT);
         let limit_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
         let ask = Ask::Execute { ack, limit_ms, record };
         match self.peers.ask(&member, ask, limit).await {
