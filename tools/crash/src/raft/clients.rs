@@ -94,11 +94,7 @@ impl Client {
             0..6 => {
                 let length = self.random.pick(&[8, 40, 300]) as usize;
                 let value = crate::random::payload(self.number, self.random.next(), length);
-                Command::PutKey {
-                    key: key.to_vec(),
-                    value,
-                    expected: Expected::Any,
-                }
+                Command::PutKey { key: key.to_vec(), value, expected: Expected::Any }
             }
             6 => Command::DeleteKey { key: key.to_vec(), expected: Expected::Any },
             7 | 8 => Command::CreateTopic {
