@@ -69,6 +69,8 @@ pub enum Command {
     Member(MemberArgs),
     /// Switch the fast path of every member on or off, or show where it is on
     FastPath(FastPathArgs),
+    /// Let one node go on alone when a majority is gone for good: loses what only the others have
+    RecoverMajority(MajorityArgs),
     /// Draw the page of a results folder again
     Report(ReportArgs),
     /// Compare two results folders: differences with their uncertainty; exits 5 on a regression

@@ -37,6 +37,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Some(Command::BenchPeer(args)) => bench::peer(&args),
         Some(Command::BenchNode(args)) => bench::node(&args),
         Some(Command::Follow(args)) => follow::run(&args),
+        Some(Command::RecoverMajority(args)) => cluster::recover_majority(&args),
         Some(Command::Node(args)) => cluster::node(&args),
         Some(Command::Cluster(args)) => cluster::local(&args),
         Some(Command::Topic(args)) => cluster::topic(&args),

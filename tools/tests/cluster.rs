@@ -488,3 +488,24 @@ fn a_node_with_a_blank_disk_comes_back_as_a_learner() {
     assert_eq!(cluster.run_at(lost, &["key", "get", "color"])["value"], "blue");
     cluster.stop();
 }
+
+#[test]
+fn one_node_goes_on_alone_when_the_others_are_given_up() {
+    let mut cluster = Cluster::start();
+    cluster.run(&["key", "put", "color", "blue", "--ack", "quorum"]);
+    cluster.wait_until_equal(&[1, 2, 3]);
+    assert_eq!(cluster.process.take().unwrap().end(Signal::TERM), Some(0));
+    let left = ["recover-majority", "--config", "node-2.toml", "--directory", "node-2"];
+    assert_error(&cluster.try_run(&left), 2, &["--accept-data-loss", "would be lost"]);
+    let given_up = cluster.run(&[&left[..], &["--accept-data-loss"]].concat());
+    assert_eq!((&given_up["given_up"], &given_up["node"]), (&serde_json::json!([1, 3]), &2.into()));
+    cluster.start_node(2, &[]);
+    cluster.run(&["key", "put", "color", "green"]);
+    assert_eq!(cluster.run_at(2, &["key", "get", "color"])["value"], "green");
+    assert_error(&cluster.try_run(&left), 2, &["--accept-data-loss"]);
+    let again = [&left[..], &["--accept-data-loss"]].concat();
+    assert_error(&cluster.try_run(&again), 1, &["another process"]);
+    let node = cluster.nodes.remove(&2).unwrap();
+    assert_eq!(node.end(Signal::TERM), Some(0));
+    assert_error(&cluster.try_run(&again), 2, &["only voter already"]);
+}

@@ -179,8 +179,11 @@ fn take_epoch_start(from: &mut Taker) -> Result<Payload, Malformed> {
 pub(super) fn take_membership(from: &mut Taker) -> Result<Membership, Malformed> {
     let mut configs = Vec::new();
     for _ in 0..from.count(4)? {
-        let ids: BTreeSet<u64> =
-            (0..from.count(8)?).map(|_| from.u64()).collect::<Result<_, _>>()?;
+        let count = from.count(8)?;
+        let ids: BTreeSet<u64> = (0..count).map(|_| from.u64()).collect::<Result<_, _>>()?;
+        if ids.len() < count {
+            return Err(Malformed::Membership("a voter is named twice".to_owned()));
+        }
         configs.push(ids);
     }
     let mut nodes = BTreeMap::new();
@@ -189,7 +192,9 @@ pub(super) fn take_membership(from: &mut Taker) -> Result<Membership, Malformed>
         let length = from.u32()? as usize;
         let address = String::from_utf8(from.bytes(length)?.to_vec())
             .map_err(|error| Malformed::Membership(error.to_string()))?;
-        nodes.insert(id, RaftNode { address, engine });
+        if nodes.insert(id, RaftNode { address, engine }).is_some() {
+            return Err(Malformed::Membership(format!("node {id} is named twice")));
+        }
     }
     if configs.is_empty() && nodes.is_empty() {
         return Ok(Membership::default());

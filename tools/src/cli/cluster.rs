@@ -89,6 +89,31 @@ pub struct NodeArgs {
     pub parent: Option<u32>,
 }
 
+/// Flags of `ringwal recover-majority`.
+#[derive(Debug, Args)]
+pub struct MajorityArgs {
+    /// The configuration of the node that is left
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+
+    /// Its directory; nothing else may use it meanwhile
+    #[arg(long, value_name = "DIR")]
+    pub directory: PathBuf,
+
+    /// What only the other nodes have is lost, also what was acknowledged, and they never come back
+    #[arg(long)]
+    pub accept_data_loss: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// What is logged on standard error: off, error, warn, info, debug, trace [default: RUST_LOG
+    /// where that is one of these, else warn]
+    #[arg(long, value_name = "LEVEL", value_parser = logging::level)]
+    pub log: Option<LevelFilter>,
+}
+
 /// Flags of `ringwal cluster`.
 #[derive(Debug, Args)]
 pub struct ClusterArgs {
