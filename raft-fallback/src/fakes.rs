@@ -181,6 +181,10 @@ impl Replica for FakeReplica {
         self.unfit.clone()
     }
 
+    fn has_failed(&self) -> bool {
+        self.unfit.as_ref().is_some_and(|why| why.contains("failed"))
+    }
+
     fn boottime_ns(&self) -> u64 {
         self.now_ns
     }

@@ -145,6 +145,11 @@ pub trait Replica: Clone + Send + Sync + 'static {
     /// Why it must not vote, promise or lead, if so: its engine has failed, or a repair is not over.
     fn unfit(&self) -> Option<String>;
 
+    /// Whether its engine has failed: then it does nothing of Raft any more.
+    fn has_failed(&self) -> bool {
+        false
+    }
+
     /// Nanoseconds on CLOCK_BOOTTIME.
     fn boottime_ns(&self) -> u64;
 

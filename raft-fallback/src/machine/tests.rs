@@ -259,7 +259,7 @@ async fn offsets_of_a_returning_leader_are_used_again_for_other_commands() {
 
 /// The leader is dead, and who is ahead in another epoch is no source.
 #[tokio::test]
-async fn what_is_lacking_below_an_extend_comes_from_who_has_begun_the_same_epoch() {
+async fn what_is_lacking_below_an_extend_comes_from_who_has_begun_its_epoch() {
     let place = Place::new();
     let mut source = place.start(2);
     assert_eq!(source.apply(3, 1, their_start(3, 0)).await, Effect::Done);
@@ -294,7 +294,7 @@ async fn what_is_lacking_below_an_extend_comes_from_who_has_begun_the_same_epoch
     assert_eq!(node.apply(3, 1, their_start(3, 0)).await, Effect::Done);
     assert_eq!(node.apply(3, 3, extend(3, 3, &["d"])).await, Effect::Done);
     assert_eq!(node.records(), records(&[(3, &["a", "b", "c", "d"])]));
-    assert_eq!(*asked.lock().unwrap(), 4, "only who has begun epoch 3");
+    assert_eq!(*asked.lock().unwrap(), 3, "only who has begun epoch 3, or a later one");
     node.close();
     source.close();
 }
@@ -330,7 +330,20 @@ async fn a_base_past_an_epoch_start_cuts_what_parts_and_counts_when_the_records_
     let divergent: Vec<_> = divergent.iter().map(|key| put(key)).collect();
     engine.stream(METADATA_STREAM).append_batch(&divergent).unwrap().wait().unwrap();
     engine.close().unwrap();
-    let mut node = place.start(1);
+    let about = About {
+        node: NodeId::new(2),
+        engine: leader.replica.engine(),
+        run: leader.replica.run(),
+        is_initialized: true,
+        begun: leader.replica.begun(),
+        leader: None,
+        applied: 7,
+    };
+    let peers = FakePeers::new(move |to, ask| {
+        assert_eq!((to.get(), ask), (2, Ask::About), "who has begun as much is asked");
+        Ok(Answer::About(about.clone()))
+    });
+    let mut node = place.start_asking(1, peers);
     assert_eq!(node.apply(1, 1, their_start(1, 0)).await, Effect::Done);
     assert_eq!(node.records().len(), 7);
     // Nobody who has the records is reached.

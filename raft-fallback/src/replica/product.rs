@@ -97,6 +97,10 @@ impl Replica for NodeReplica {
         Some(format!("it was repaired and not everything is back: {lacking}"))
     }
 
+    fn has_failed(&self) -> bool {
+        self.engine().poisoned().is_some()
+    }
+
     fn boottime_ns(&self) -> u64 {
         boottime_ns()
     }

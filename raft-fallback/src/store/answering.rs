@@ -261,7 +261,8 @@ impl<N: Replica> Voting for Fitness<N> {
                 let now = self.replica.boottime_ns();
                 (now < self.votes_from_ns).then(|| "it has just started".to_owned())
             }
-            // What a repair has taken away comes back by following; who has failed answers nothing by itself.
+            // What a repair has taken away comes back by following.
+            Duty::Append | Duty::Snapshot if self.replica.has_failed() => self.replica.unfit(),
             Duty::Append | Duty::Snapshot => None,
         }
     }

@@ -44,6 +44,12 @@ fn a_node_whose_engine_has_failed_does_none_of_its_duties() {
     assert_eq!(refused(&fitness), ALL);
 }
 
+#[test]
+fn a_node_that_is_being_repaired_follows_and_does_not_vote() {
+    let fitness = fitness(|node| node.unfit = Some("it was repaired".into()), false, 0);
+    assert_eq!(refused(&fitness), [Duty::Vote, Duty::Transfer]);
+}
+
 /// Appends name the disk that they are for, so there is nothing to refuse here.
 #[test]
 fn a_blank_disk_with_an_old_identity_gives_no_vote() {
