@@ -162,7 +162,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Proposer<R, N, P> {
     }
 
     /// The next entry is applied, or is not: those whose records are in it learn where they are. An error
-    /// ends the leadership: what was proposed behind it hangs above a hole, and counts for nothing.
+    /// ends the leadership. Nothing is proposed behind one that is not applied: it would hang above a hole.
     pub(super) async fn next_done(&mut self) -> Result<(), String> {
         let Some(Outcome { first, proposals, effect }) = self.in_flight.next().await else {
             return Ok(());
