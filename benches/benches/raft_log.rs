@@ -81,7 +81,7 @@ async fn run(raft: &Raft<Types, Machine>, clients: usize, commands: usize) {
                 for _ in 0..commands / clients {
                     let records = vec![Bytes::from_static(&[7; 128])];
                     let began = Instant::now();
-                    let payload = Payload::Extend { epoch: 1, base: 0, records };
+                    let payload = Payload::Extend { epoch: 1, base: 0, continues: false, records };
                     raft.client_write(payload).await.expect("it leads");
                     times.push(began.elapsed());
                 }
@@ -115,7 +115,7 @@ async fn measure(directory: &std::path::Path) {
     raft.initialize(members).await.expect("it is blank");
     let led = raft.wait(Some(Duration::from_secs(5)));
     led.metrics(|metrics| metrics.current_leader == Some(1), "leads").await.expect("it is alone");
-    let first = Payload::Extend { epoch: 1, base: 0, records: Vec::new() };
+    let first = Payload::Extend { epoch: 1, base: 0, continues: false, records: Vec::new() };
     while raft.client_write(first.clone()).await.is_err() {
         tokio::task::yield_now().await;
     }

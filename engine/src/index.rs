@@ -6,6 +6,7 @@
 //! not grow with the journal.
 
 mod location;
+mod recent;
 mod segment;
 mod spans;
 
@@ -19,6 +20,7 @@ use crate::error::Poisoned;
 use crate::format::{EngineId, FooterHeader, RunRecord};
 use crate::stream::{EpochStart, EpochTable, StreamId};
 pub(crate) use location::{LocatedFrames, Location, NoLocation};
+use recent::Recent;
 use segment::{Entries, Frames};
 pub(crate) use segment::{Entry, SealedIndex, SegmentIndex};
 pub(crate) use spans::Span;
@@ -36,6 +38,8 @@ pub(crate) struct Index {
     skipped: Vec<StreamId>,
     /// Of each stream that tails wait on: tail, and whom to wake.
     waiting: HashMap<StreamId, Vec<(u64, Waker)>>,
+    /// For those that wait, when they come.
+    pub(crate) recent: Recent,
     /// A sealed segment with fewer live bytes than this is worth moving.
     pub(crate) straggler_bytes: u64,
     /// There may be such a segment that the mover has not looked at.
@@ -98,14 +102,15 @@ impl Index {
         self.note_dead(generation);
     }
 
-    /// Adds a durable frame of an unsealed segment. `batch_offset` is where its batch starts.
+    /// Adds a durable frame of an unsealed segment. `batch_offset` is where its batch starts. Returns where the
+    /// frame is.
     pub(crate) fn add_frame(
         &mut self,
         generation: u64,
         batch_offset: u64,
         frame: &SealedFrame,
         moved: bool,
-    ) {
+    ) -> u32 {
         let end = frame.base + u64::from(frame.count);
         let segment = self.segments.get_mut(&generation).expect("the segment was added");
         segment.frame_bytes += frame.length as u64;
@@ -133,6 +138,7 @@ impl Index {
             stream.end = stream.end.max(end);
         }
         self.place(frame.stream, frame.epoch, frame.base, end, generation);
+        position
     }
 
     /// Makes `generation` the holder of the part of `base..end` that counts.

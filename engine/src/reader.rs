@@ -47,6 +47,8 @@ pub(crate) struct Reader {
     /// Frames that follow, of the span being read.
     entries: VecDeque<Entry>,
     location: Option<Location>,
+    /// Those of them that had just become durable: byte in the segment, and the frame.
+    recent: Vec<(u32, Bytes)>,
     chunk: Option<Chunk>,
     /// Length of the last frame.
     frame_bytes: usize,
@@ -145,6 +147,7 @@ impl Reader {
             frame: None,
             entries: VecDeque::new(),
             location: None,
+            recent: Vec::new(),
             chunk: None,
             frame_bytes: 0,
             read_ahead: READ_AHEAD,
@@ -272,7 +275,10 @@ impl Reader {
             return Err(self.corrupt(&location, 0, "its index does not lead to the record"));
         }
         let cuts = self.shared.cuts();
-        let mut frame = self.read_frame(&location, entry)?;
+        let mut frame = match self.recent_frame(&location, entry)? {
+            Some(frame) => frame,
+            None => self.read_frame(&location, entry)?,
+        };
         self.frame_bytes = frame.bytes.len();
         // A cut since it was located may have left only its beginning.
         frame.end = frame.end.min(self.check_still_there(&location)?);
@@ -282,7 +288,15 @@ impl Reader {
     }
 
     fn locate(&mut self) -> Result<bool, Broken> {
-        let located = self.shared.index().locate(self.stream, self.next, self.read_ahead.entries);
+        let index = self.shared.index();
+        let located = index.locate(self.stream, self.next, self.read_ahead.entries);
+        self.recent = match &located {
+            Ok((location, LocatedFrames::Entries(entries))) => {
+                index.recent.of(location.generation, entries)
+            }
+            _ => Vec::new(),
+        };
+        drop(index);
         let (location, frames) = match located {
             Ok(location) => location,
             Err(NoLocation::Beyond) => return Ok(false),
@@ -352,6 +366,18 @@ impl Reader {
         let seed = SegmentSeed::new(&self.shared.engine_id, location.number, location.generation);
         FooterHeader::verify(&block, seed, self.shared.segment_bytes)
             .map_err(|error| self.damaged(location, offset, error))
+    }
+
+    /// The frame of `entry`, if it has just become durable.
+    fn recent_frame(&self, location: &Location, entry: Entry) -> Result<Option<ReadFrame>, Broken> {
+        let mut recent = self.recent.iter();
+        let Some((_, bytes)) = recent.find(|(position, _)| *position == entry.position) else {
+            return Ok(None);
+        };
+        match VerifiedFrame::verify(bytes) {
+            Ok(frame) => self.take_frame(location, entry, frame.header, bytes).map(Some),
+            Err(error) => Err(self.damaged(location, u64::from(entry.position), error)),
+        }
     }
 
     /// The frame of `entry`, from the chunk at hand when it is in there. That chunk may have been

@@ -277,7 +277,12 @@ impl ShardLoop {
                 }
             }
             for frame in &batch.frames {
-                index.add_frame(batch.generation, durable.offset, frame, batch.moved);
+                let (generation, moved) = (batch.generation, batch.moved);
+                let position = index.add_frame(generation, durable.offset, frame, moved);
+                if !moved {
+                    let bytes = &batch.buffer[frame.position..frame.position + frame.length];
+                    index.recent.note(frame.stream, generation, position, bytes);
+                }
             }
             wakers.append(&mut index.take_waiting(&batch.frames));
         }

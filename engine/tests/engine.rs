@@ -152,6 +152,33 @@ fn a_full_queue_pushes_back_and_loses_nothing() {
     });
 }
 
+/// What just became durable comes from memory to who waits for it: nothing else could, of emptied files.
+#[test]
+fn who_waits_at_the_end_of_a_stream_has_its_next_record_without_the_device() {
+    everywhere(|options, directory| {
+        let engine = options.open(directory).unwrap();
+        let stream = engine.stream(StreamId::new(7));
+        let mut tail = stream.tail(0);
+        assert!(tail.next_timeout(Duration::from_millis(1)).unwrap().is_none());
+        for payload in ["one", "two"] {
+            stream.append(payload).unwrap().wait().unwrap();
+        }
+        for shard in std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+            for file in std::fs::read_dir(shard).into_iter().flatten().map(Result::unwrap) {
+                if file.file_name().to_string_lossy().starts_with("segment-") {
+                    let file = std::fs::File::options().write(true).open(file.path()).unwrap();
+                    file.set_len(0).unwrap();
+                }
+            }
+        }
+        assert_eq!(tail.next_blocking().unwrap().payload(), b"one");
+        assert_eq!(tail.next_blocking().unwrap().payload(), b"two");
+        drop(tail);
+        let mut late = stream.read(..).unwrap();
+        assert!(late.next().unwrap().is_err(), "nobody waits: it has to ask the device");
+    });
+}
+
 #[test]
 fn a_tail_sees_every_record_once_and_in_order() {
     everywhere(|options, directory| {

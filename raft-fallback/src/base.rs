@@ -8,6 +8,7 @@
 //!     entry of the membership: 0, or 1 and term u64, index u64; its bytes as in the log (length u32, bytes)
 //!     epoch that has begun: epoch u64 (0: none), leader u64, run 16
 //!     starts of that epoch: count u32, (stream u64, start u64)
+//!     the last Extend of the epoch that started last: epoch u64, end u64 (both 0: none)
 //!     streams: count u32, (stream u64, committed u64, epochs: count u32, (epoch u64, start u64))
 //! ```
 //!
@@ -49,6 +50,15 @@ pub struct StreamBase {
     pub epochs: Vec<EpochStart>,
 }
 
+/// The last `Extend` of an epoch: those that go on where it ends count.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub struct Chain {
+    /// Which epoch.
+    pub epoch: u64,
+    /// Where it ends.
+    pub end: u64,
+}
+
 /// See the module.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Base {
@@ -60,6 +70,8 @@ pub struct Base {
     pub begun: Option<Promise>,
     /// Where that starts.
     pub starts: Vec<(StreamId, u64)>,
+    /// The last `Extend` of the epoch that started last.
+    pub chain: Option<Chain>,
     /// All replicated streams.
     pub streams: Vec<StreamBase>,
 }
@@ -120,6 +132,9 @@ impl Base {
             bytes.put_u64(stream.get());
             bytes.put_u64(*start);
         }
+        let (epoch, end) = self.chain.map_or((0, 0), |chain| (chain.epoch, chain.end));
+        bytes.put_u64(epoch);
+        bytes.put_u64(end);
         bytes.put_count(self.streams.len());
         for StreamBase { stream, committed, epochs } in &self.streams {
             bytes.put_u64(stream.get());
@@ -183,6 +198,8 @@ impl Base {
         for _ in 0..count {
             starts.push((StreamId::new(reader.u64("a stream")?), reader.u64("a start")?));
         }
+        let (epoch, end) = (reader.u64("an epoch")?, reader.u64("an end")?);
+        let chain = (epoch > 0).then_some(Chain { epoch, end });
         let count = reader.count(STREAMS_MAX, 20, "streams")?;
         let mut streams = Vec::with_capacity(count);
         for _ in 0..count {
@@ -199,7 +216,7 @@ impl Base {
             return Err(malformed(format!("{} bytes are left behind its end", reader.0.len())));
         }
         let membership = StoredMembership::new(of_membership, membership);
-        Ok(Self { last, membership, begun, starts, streams })
+        Ok(Self { last, membership, begun, starts, chain, streams })
     }
 
     /// Writes it aside, makes it durable, and puts it in the place of the one before. Waits for the disk.
@@ -269,6 +286,7 @@ mod tests {
             membership: StoredMembership::new(Some(log_id(2, 5)), membership),
             begun: Some(Promise { epoch: 4, leader, run: RunId::new([7; 16]) }),
             starts: vec![(StreamId::new(0), 70)],
+            chain: Some(Chain { epoch: 4, end: 75 }),
             streams: vec![StreamBase { stream: StreamId::new(0), committed: 80, epochs }],
         }
     }

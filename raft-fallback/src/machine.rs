@@ -3,7 +3,7 @@
 //! | entry | effect |
 //! | --- | --- |
 //! | `EpochStart` | counts when its epoch is the term of its entry and greater than what has begun: cuts by I-17, then this node leads or follows in it |
-//! | `Extend` | counts when its epoch is the term of its entry and the one that has begun: what is lacking below its base is fetched, what is lacking of its records is added; nothing is cut |
+//! | `Extend` | counts when its epoch is the term of its entry and the one that has begun, and, if it says that it goes on where the one before ends, when that one has counted: what is lacking below its base is fetched, what is lacking of its records is added; nothing is cut |
 //! | membership | whose majorities count |
 //!
 //! Nothing of it is kept: after a restart the log is applied again from its beginning, or from the
@@ -28,14 +28,17 @@ use ringwal_replication::config::Member;
 use ringwal_replication::node_id::NodeId;
 use ringwal_replication::promise::Promise;
 
-use crate::base::{Base, StreamBase};
-use crate::raft::{Effect, LogId, Payload, StoredMembership, Types};
+use crate::base::{Base, Chain, StreamBase};
+use crate::raft::{Effect, Entry, LogId, Payload, StoredMembership, Types};
 use crate::replica::{AddError, Begun, METADATA_STREAM, Replica};
 use crate::store::peers::Peers;
 use crate::store::wire::{Answer, Ask};
 
 /// Between two attempts to bring what is missing below an `Extend`.
 const AGAIN: Duration = Duration::from_millis(50);
+/// Entries that are applied together, and their records.
+const TOGETHER_MAX: usize = 64;
+const RECORDS_MAX: usize = 16 << 10;
 /// How long a node is asked how far it is.
 const ASK_LIMIT: Duration = Duration::from_secs(2);
 
@@ -75,6 +78,8 @@ pub(crate) struct Machine<R, N: Replica, P> {
     starts: Vec<(StreamId, u64)>,
     /// End of what entries have added to the metadata stream: it is committed.
     extended: u64,
+    /// Where the last `Extend` of the epoch that started last ends, as the entries alone say.
+    chain: Option<Chain>,
     runtime: std::marker::PhantomData<fn() -> R>,
 }
 
@@ -91,16 +96,19 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
         let (applied, see_applied) = watch::channel(AppliedLog { last, membership });
         let extended = base.as_ref().map_or(0, committed_of);
         let starts = base.as_ref().map(|base| base.starts.clone()).unwrap_or_default();
+        let chain = base.as_ref().and_then(|base| base.chain);
         let (led, see_led) = watch::channel(None);
         let runtime = std::marker::PhantomData;
-        let machine = Self { replica, peers, applied, led, starts, extended, runtime };
+        let machine = Self { replica, peers, applied, led, starts, extended, chain, runtime };
         (machine, Watched { applied: see_applied, led: see_led })
     }
 
+    /// What an entry does; entries that only go on where it ends may have been joined to it.
     async fn effect(&mut self, log_id: LogId, payload: Payload) -> io::Result<Effect> {
         let term = log_id.leader_id.term;
         match payload {
             Payload::EpochStart { epoch, leader, run, starts } if epoch == term => {
+                self.chain = None;
                 let promise = Promise { epoch, leader, run };
                 let begun = self.replica.begin(promise, starts.clone()).await;
                 let begun = begun.map_err(|why| failed(log_id, &why))?;
@@ -116,7 +124,14 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
                 self.led.send_replace(led);
                 Ok(Effect::Done)
             }
-            Payload::Extend { epoch, base, records } if epoch == term => {
+            // openraft may have refused an entry and taken those behind it: they hang above a hole.
+            Payload::Extend { epoch, base, continues: true, .. }
+                if self.chain != Some(Chain { epoch, end: base }) =>
+            {
+                Ok(Effect::Nothing)
+            }
+            Payload::Extend { epoch, base, records, .. } if epoch == term => {
+                self.chain = Some(Chain { epoch, end: base + records.len() as u64 });
                 self.extend(epoch, base, records).await.map_err(|why| failed(log_id, &why))
             }
             // Proposed late, in a term of the same node that is not its epoch.
@@ -207,6 +222,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
             membership: (*applied.membership).clone(),
             begun,
             starts: self.starts.clone(),
+            chain: self.chain,
             streams: self.replica.epochs().into_iter().map(stream).collect(),
         })
     }
@@ -251,6 +267,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
         self.replica.save_base(base.clone()).await?;
         self.starts.clone_from(&base.starts);
         self.extended = committed_of(&base);
+        self.chain = base.chain;
         self.applied.send_modify(|applied| {
             applied.last = Some(base.last);
             applied.membership = Arc::new(base.membership.clone());
@@ -270,6 +287,28 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
             }
         });
     }
+}
+
+/// Joins an entry to the one before it, if it goes on where that ends and counts exactly when that does.
+fn join(payload: &mut Payload, log_id: LogId, next: &Entry) -> bool {
+    let Payload::Extend { epoch, base, records, .. } = payload else { return false };
+    let EntryPayload::Normal(Payload::Extend {
+        epoch: next_epoch,
+        base: next_base,
+        continues: true,
+        records: more,
+    }) = &next.payload
+    else {
+        return false;
+    };
+    let is_joined = next_epoch == epoch
+        && next.log_id.leader_id == log_id.leader_id
+        && *next_base == *base + records.len() as u64
+        && records.len() + more.len() <= RECORDS_MAX;
+    if is_joined {
+        records.extend_from_slice(more);
+    }
+    is_joined
 }
 
 /// What a base says to be committed of the metadata stream.
@@ -311,23 +350,38 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> RaftStateMachine<Types<R>> for Machi
         Ok((applied.last, (*applied.membership).clone()))
     }
 
-    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    async fn apply<S>(&mut self, entries: S) -> io::Result<()>
     where
         S: Stream<Item = io::Result<EntryResponder<Types<R>>>> + Unpin + OptionalSend,
     {
-        while let Some(entry) = entries.next().await {
-            let (entry, responder) = entry?;
-            let log_id = entry.log_id;
-            let (effect, membership) = match entry.payload {
-                EntryPayload::Blank => (Effect::Done, None),
-                EntryPayload::Membership(membership) => {
-                    (Effect::Done, Some(StoredMembership::new(Some(log_id), membership)))
+        // What is there already; entries that go on where others end become durable together with them.
+        let mut ready = entries.ready_chunks(TOGETHER_MAX);
+        while let Some(chunk) = ready.next().await {
+            let mut chunk = chunk.into_iter().peekable();
+            while let Some(entry) = chunk.next() {
+                let (entry, responder) = entry?;
+                let mut applied = vec![(entry.log_id, responder)];
+                let (effect, membership) = match entry.payload {
+                    EntryPayload::Blank => (Effect::Done, None),
+                    EntryPayload::Membership(membership) => {
+                        let stored = StoredMembership::new(Some(entry.log_id), membership);
+                        (Effect::Done, Some(stored))
+                    }
+                    EntryPayload::Normal(mut payload) => {
+                        while let Some(Ok((next, _))) = chunk.peek()
+                            && join(&mut payload, entry.log_id, next)
+                            && let Some(Ok((next, responder))) = chunk.next()
+                        {
+                            applied.push((next.log_id, responder));
+                        }
+                        (self.effect(entry.log_id, payload).await?, None)
+                    }
+                };
+                let last = applied.last().map_or(entry.log_id, |(log_id, _)| *log_id);
+                self.note(last, membership);
+                for responder in applied.into_iter().filter_map(|(_, responder)| responder) {
+                    responder.send(effect);
                 }
-                EntryPayload::Normal(payload) => (self.effect(log_id, payload).await?, None),
-            };
-            self.note(log_id, membership);
-            if let Some(responder) = responder {
-                responder.send(effect);
             }
         }
         Ok(())

@@ -117,7 +117,10 @@ impl Tail {
             if let Some(cause) = &index.poisoned {
                 return Poll::Ready(Err(ReadError::Poisoned(cause.clone())));
             }
-            self.registered = true;
+            if !self.registered {
+                index.recent.follow(self.reader.stream);
+                self.registered = true;
+            }
             let replaced = index.wait_for(self.reader.stream, self.id, context.waker());
             drop(index);
             drop(replaced);
@@ -132,7 +135,10 @@ impl Tail {
 impl Drop for Tail {
     fn drop(&mut self) {
         if self.registered {
-            let waker = self.reader.shared.index().stop_waiting(self.reader.stream, self.id);
+            let mut index = self.reader.shared.index();
+            index.recent.leave(self.reader.stream);
+            let waker = index.stop_waiting(self.reader.stream, self.id);
+            drop(index);
             // Other people's code, and the lock has been given back.
             drop(waker);
         }

@@ -267,12 +267,13 @@ impl Work {
         }
         let bytes: usize = done.iter().map(|record| record.payload().len()).sum();
         self.due.bytes_since += bytes as u64;
-        if self.position.epoch != before {
-            self.publish_history();
-        }
+        // The outcomes first: what history says of progress is believed of them.
         let epochs = done.iter().map(Durable::epoch);
         let applied = epochs.zip(self.applied.iter().copied());
         self.shared.outcomes.applied(applied, self.applier.progress());
+        if self.position.epoch != before {
+            self.publish_history();
+        }
         self.shared.latencies.add(began.elapsed());
         if let Err(error) = outcome {
             tracing::error!(%error, "the metadata stream is applied no further");

@@ -2,9 +2,9 @@
 //! after the fast path was closed, carries everything behind the committed watermark as well, so that a
 //! committed entry never hangs above a hole.
 //!
-//! One entry is proposed at a time. openraft may refuse one and take the next in the same term (while a majority
-//! does not answer, or while it hands the leadership over): that one would hang above a hole, and whoever
-//! applies it would wait for ever for what nobody has.
+//! Some are under way at a time. openraft may refuse one and take the next in the same term (while a majority
+//! does not answer, or while it hands the leadership over): that one hangs above a hole. So each but the first
+//! says that it goes on where the one before ends, and does nothing on any node when that one has done nothing.
 
 use std::collections::VecDeque;
 
@@ -22,7 +22,7 @@ use crate::replica::{Led as _, METADATA_STREAM, Replica};
 use crate::store::peers::Peers;
 
 /// Entries that are proposed and not applied.
-const IN_FLIGHT_MAX: usize = 1;
+const IN_FLIGHT_MAX: usize = 3;
 /// An entry's header, and the length before each record.
 const ENTRY_HEADER_BYTES: usize = 128;
 const RECORD_HEADER_BYTES: usize = 4;
@@ -38,6 +38,8 @@ where
     entry_bytes_max: usize,
     /// Where the next entry goes on; none while the fast path is open, or nothing was proposed yet.
     next: Option<u64>,
+    /// The next entry goes on where one before it ends.
+    continues: bool,
     in_flight: FuturesOrdered<BoxFuture<'static, Outcome>>,
 }
 
@@ -50,7 +52,8 @@ struct Outcome {
 
 impl<R: AsyncRuntime, N: Replica, P: Peers> Proposer<R, N, P> {
     pub(super) fn new(raft: RaftHandle<R, N, P>, epoch: u64, entry_bytes_max: usize) -> Self {
-        Self { raft, epoch, entry_bytes_max, next: None, in_flight: FuturesOrdered::new() }
+        let in_flight = FuturesOrdered::new();
+        Self { raft, epoch, entry_bytes_max, next: None, continues: false, in_flight }
     }
 
     /// Whether nothing is under way.
@@ -65,7 +68,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Proposer<R, N, P> {
     /// The stream goes on without it: what is proposed next looks where it is.
     pub(super) fn reset(&mut self) {
         assert!(self.is_empty(), "what is proposed was waited for");
-        self.next = None;
+        (self.next, self.continues) = (None, false);
     }
 
     /// Proposes records, behind the tail of the stream that a majority may lack.
@@ -139,17 +142,14 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Proposer<R, N, P> {
         while !self.has_room() {
             self.next_done().await?;
         }
-        // openraft may refuse an entry and take the next one in the same term, above a hole. So the next one
-        // waits for the one before.
-        while !self.in_flight.is_empty() {
-            self.next_done().await?;
-        }
-        let payload = Payload::Extend { epoch: self.epoch, base, records };
+        let continues = self.continues && !mutants::is(Mutant::ExtendAboveHole);
+        let payload = Payload::Extend { epoch: self.epoch, base, continues, records };
         let (responder, written) = OneshotResponder::<Types<R>, _>::new_pair();
         let given = self.raft.client_write_ff(payload, Some(responder)).await;
         if let Err(error) = given {
             return Err(error.to_string());
         }
+        self.continues = true;
         self.in_flight.push_back(Box::pin(async move {
             let effect = match written.await {
                 Ok(Ok(written)) => Ok(written.data),
@@ -162,7 +162,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Proposer<R, N, P> {
     }
 
     /// The next entry is applied, or is not: those whose records are in it learn where they are. An error
-    /// ends the leadership. Nothing is proposed behind one that is not applied: it would hang above a hole.
+    /// ends the leadership: of what is proposed behind it nothing counts.
     pub(super) async fn next_done(&mut self) -> Result<(), String> {
         let Some(Outcome { first, proposals, effect }) = self.in_flight.next().await else {
             return Ok(());
@@ -172,7 +172,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Proposer<R, N, P> {
             let _ = proposal.placed.send(match &effect {
                 Ok(Effect::Done) => Ok(Placed { epoch, offset, is_committed: true }),
                 Ok(Effect::Nothing) => {
-                    Err(NotPlaced::NotDone("another epoch had begun before its entry".to_owned()))
+                    Err(NotPlaced::NotDone("its entry does not count: an entry before it was lost, or another epoch had begun".to_owned()))
                 }
                 Err(why) => Err(NotPlaced::Unknown(why.clone())),
             });
@@ -180,7 +180,8 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Proposer<R, N, P> {
         match effect {
             Ok(Effect::Done) => Ok(()),
             Ok(Effect::Nothing) => {
-                Err("an entry was of another epoch than the present one".to_owned())
+                Err("an entry did not count: another epoch has begun, or one before it was lost"
+                    .to_owned())
             }
             Err(why) => Err(why),
         }

@@ -136,7 +136,18 @@ fn their_start(epoch: u64, start: u64) -> Payload {
 }
 
 fn extend(epoch: u64, base: u64, keys: &[&str]) -> Payload {
-    Payload::Extend { epoch, base, records: keys.iter().map(|key| put(key)).collect() }
+    Payload::Extend {
+        epoch,
+        base,
+        continues: false,
+        records: keys.iter().map(|key| put(key)).collect(),
+    }
+}
+
+/// One that goes on where the one before ends.
+fn extend_on(epoch: u64, base: u64, keys: &[&str]) -> Payload {
+    let records = keys.iter().map(|key| put(key)).collect();
+    Payload::Extend { epoch, base, continues: true, records }
 }
 
 fn records(of: &[(u64, &[&str])]) -> Vec<(u64, Bytes)> {
@@ -190,6 +201,57 @@ async fn an_extend_that_is_applied_late_or_again_takes_nothing_from_the_fast_pat
     node.wait_applied(6);
     assert_eq!(node.keys(), ["a", "b", "c", "d", "e", "f"]);
     node.close();
+}
+
+/// Raft refused the entry with "c" and took the one behind it.
+#[tokio::test]
+async fn what_goes_on_from_an_entry_that_is_not_there_does_nothing() {
+    let place = Place::new();
+    let mut node = place.start(1);
+    let own = node.own_start(1, 0);
+    assert_eq!(node.apply(1, 1, own.clone()).await, Effect::Done);
+    assert_eq!(node.apply(1, 2, extend_on(1, 0, &["nothing before"])).await, Effect::Nothing);
+    assert_eq!(node.apply(1, 3, extend(1, 0, &["a"])).await, Effect::Done);
+    assert_eq!(node.apply(1, 4, extend_on(1, 1, &["b"])).await, Effect::Done);
+    assert_eq!(node.apply(1, 5, extend_on(1, 3, &["d"])).await, Effect::Nothing);
+    assert_eq!(node.apply(1, 6, extend_on(1, 4, &["e"])).await, Effect::Nothing);
+    let held = records(&[(1, &["a", "b"])]);
+    assert_eq!(node.records(), held);
+    // The fast path has added something since: what went on from "b" before that is not known any more.
+    let led = node.led().unwrap();
+    assert_eq!(node.append(&led, &put("fast")).await, 2);
+    assert_eq!(node.apply(1, 7, extend(1, 2, &["fast"])).await, Effect::Done);
+    assert_eq!(node.apply(1, 8, extend_on(1, 2, &["again"])).await, Effect::Nothing);
+    assert_eq!(node.apply(2, 9, their_start(2, 3)).await, Effect::Done);
+    assert_eq!(node.apply(2, 10, extend_on(2, 3, &["of no one"])).await, Effect::Nothing);
+    assert_eq!(node.records(), records(&[(1, &["a", "b", "fast"])]));
+    // A base says where the next one goes on.
+    assert_eq!(node.apply(2, 11, extend(2, 3, &["x"])).await, Effect::Done);
+    let chain = node.machine.make_base().and_then(|base| base.chain);
+    assert_eq!(chain, Some(Chain { epoch: 2, end: 4 }));
+    drop(led);
+    node.close();
+}
+
+#[test]
+fn only_what_counts_exactly_when_the_entry_before_does_is_joined_to_it() {
+    let entry = |term, index, payload| Entry {
+        log_id: log_id(term, index),
+        payload: EntryPayload::Normal(payload),
+    };
+    let joined = |next: Entry| {
+        let mut first = extend(1, 4, &["a", "b"]);
+        let is_joined = join(&mut first, log_id(1, 1), &next);
+        let expected: &[&str] = if is_joined { &["a", "b", "c"] } else { &["a", "b"] };
+        assert_eq!(first, extend(1, 4, expected));
+        is_joined
+    };
+    assert!(joined(entry(1, 2, extend_on(1, 6, &["c"]))));
+    assert!(!joined(entry(1, 2, extend(1, 6, &["c"]))), "it counts by itself");
+    assert!(!joined(entry(1, 2, extend_on(1, 7, &["c"]))), "above a hole");
+    assert!(!joined(entry(1, 2, extend_on(2, 6, &["c"]))), "another epoch");
+    assert!(!joined(entry(2, 2, extend_on(1, 6, &["c"]))), "another term");
+    assert!(!joined(entry(1, 2, their_start(1, 6))));
 }
 
 #[tokio::test]
@@ -430,7 +492,7 @@ async fn an_extend_with_a_command_that_is_not_known_is_durable_and_stops_the_sta
     let mut unknown = put("unknown").to_vec();
     unknown[4] = 99;
     let records = vec![put("a"), unknown.into(), put("b")];
-    let extend = Payload::Extend { epoch: 1, base: 0, records };
+    let extend = Payload::Extend { epoch: 1, base: 0, continues: false, records };
     assert_eq!(node.apply(1, 2, extend).await, Effect::Done);
     assert_eq!(node.replica.metadata_end(), 3);
     assert!(node.replica.outcome(1, 0).await.is_ok());

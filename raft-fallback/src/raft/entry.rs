@@ -8,7 +8,7 @@
 //!     kind 0 blank:       nothing
 //!     kind 1 membership:  count u32, of each config count u32 and ids u64; count u32, of each node
 //!                         id u64, engine 16 bytes, length u32, address
-//!     kind 2 extend:      epoch u64, base u64, count u32, of each record length u32, bytes
+//!     kind 2 extend:      epoch u64, base u64, goes on u8 (0, 1), count u32, of each record length u32, bytes
 //!     kind 3 epoch start: epoch u64, leader u64, run 16 bytes, count u32, of each stream id u64, start u64
 //! ```
 //!
@@ -80,9 +80,10 @@ pub fn encode(
     match &entry.payload {
         EntryPayload::Blank => {}
         EntryPayload::Membership(membership) => put_membership(into, membership),
-        EntryPayload::Normal(Payload::Extend { epoch, base, records }) => {
+        EntryPayload::Normal(Payload::Extend { epoch, base, continues, records }) => {
             into.put_u64_le(*epoch);
             into.put_u64_le(*base);
+            into.push(u8::from(*continues));
             put_length(into, records.len());
             for record in records {
                 put_length(into, record.len());
@@ -160,12 +161,19 @@ pub fn decode(bytes: Bytes) -> Result<(Entry, Option<LogId>), Malformed> {
 
 fn take_extend(from: &mut Taker) -> Result<Payload, Malformed> {
     let (epoch, base) = (from.u64()?, from.u64()?);
+    let continues = match from.u8()? {
+        0 => false,
+        1 => true,
+        value => {
+            return Err(Malformed::Unknown { what: "whether it goes on", value: value.into() });
+        }
+    };
     let record = |from: &mut Taker| {
         let length = from.u32()? as usize;
         from.bytes(length)
     };
     let records = (0..from.count(4)?).map(|_| record(from)).collect::<Result<_, _>>()?;
-    Ok(Payload::Extend { epoch, base, records })
+    Ok(Payload::Extend { epoch, base, continues, records })
 }
 
 fn take_epoch_start(from: &mut Taker) -> Result<Payload, Malformed> {

@@ -16,6 +16,9 @@ pub enum Payload {
         epoch: u64,
         /// Offset of the first record.
         base: u64,
+        /// It goes on where the `Extend` before it ends, and does nothing when that one has done nothing, or
+        /// is not there. Else everything from the committed watermark on begins here, or with it.
+        continues: bool,
         /// The records, one after the other.
         records: Vec<Bytes>,
     },
@@ -35,7 +38,7 @@ pub enum Payload {
 impl fmt::Display for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Extend { epoch, base, records } => {
+            Self::Extend { epoch, base, records, .. } => {
                 let end = base + records.len() as u64;
                 write!(f, "extend the metadata stream with {base}..{end} in epoch {epoch}")
             }

@@ -235,7 +235,7 @@ impl Cluster {
         let deadline = Instant::now() + LONG.unwrap();
         loop {
             let records = vec![Bytes::from(record.clone())];
-            let payload = Payload::Extend { epoch: 1, base: 0, records };
+            let payload = Payload::Extend { epoch: 1, base: 0, continues: false, records };
             match self.raft(through).client_write(payload).await {
                 Ok(written) => return written.log_id.index,
                 Err(error) => assert!(Instant::now() < deadline, "{error}"),

@@ -175,7 +175,12 @@ async fn a_leader_that_hears_no_answer_makes_room_for_another() {
     let pending = cluster.raft(leader).clone();
     left.iter().for_each(|id| cluster.hub.cut(*id, leader));
     let records = vec![bytes::Bytes::from_static(b"unknown")];
-    let payload = ringwal_raft_fallback::raft::Payload::Extend { epoch: 1, base: 0, records };
+    let payload = ringwal_raft_fallback::raft::Payload::Extend {
+        epoch: 1,
+        base: 0,
+        continues: false,
+        records,
+    };
     let waits = tokio::spawn(async move { pending.client_write(payload).await });
     let next = cluster.leader_of(left[0], &left).await;
     assert!(!cluster.lease_is_valid(leader));

@@ -107,7 +107,10 @@ async fn three_nodes_elect_and_write_over_the_port_and_lose_their_leader() {
         let deadline = Instant::now() + LONG.unwrap();
         loop {
             let records = vec![Bytes::from(vec![7; length])];
-            match raft.client_write(Payload::Extend { epoch: 1, base: 0, records }).await {
+            match raft
+                .client_write(Payload::Extend { epoch: 1, base: 0, continues: false, records })
+                .await
+            {
                 Ok(written) => return written.log_id.index,
                 Err(error) => assert!(Instant::now() < deadline, "{error}"),
             }

@@ -37,7 +37,8 @@ pub fn log_id(term: u64, index: u64) -> LogId {
 
 pub fn entry(term: u64, index: u64, bytes: usize) -> Entry {
     let record = Bytes::from(vec![(term ^ index) as u8; bytes]);
-    let payload = Payload::Extend { epoch: term, base: index, records: vec![record] };
+    let payload =
+        Payload::Extend { epoch: term, base: index, continues: false, records: vec![record] };
     Entry { log_id: log_id(term, index), payload: EntryPayload::Normal(payload) }
 }
 

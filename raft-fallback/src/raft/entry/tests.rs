@@ -14,8 +14,18 @@ fn all() -> Vec<Entry> {
         EntryPayload::Blank,
         EntryPayload::Membership(Membership::default()),
         EntryPayload::Membership(Membership::new(configs, nodes).unwrap()),
-        EntryPayload::Normal(Payload::Extend { epoch: 3, base: u64::MAX, records }),
-        EntryPayload::Normal(Payload::Extend { epoch: 0, base: 0, records: Vec::new() }),
+        EntryPayload::Normal(Payload::Extend {
+            epoch: 3,
+            base: u64::MAX,
+            continues: false,
+            records,
+        }),
+        EntryPayload::Normal(Payload::Extend {
+            epoch: 0,
+            base: 0,
+            continues: true,
+            records: Vec::new(),
+        }),
         EntryPayload::Normal(Payload::EpochStart {
             epoch: 3,
             leader: NodeId::new(9),
@@ -72,7 +82,8 @@ fn a_newer_version_and_an_unknown_kind_are_refused_by_name() {
 
 #[test]
 fn a_count_is_believed_only_as_far_as_there_are_bytes() {
-    let bomb = Payload::Extend { epoch: 0, base: 0, records: Vec::new() };
+    let records = Vec::new();
+    let bomb = Payload::Extend { epoch: 0, base: 0, continues: false, records };
     let mut bytes = Vec::new();
     encode(&entry(0, EntryPayload::Normal(bomb)), None, &mut bytes).unwrap();
     let at = bytes.len() - 4;
@@ -83,7 +94,10 @@ fn a_count_is_believed_only_as_far_as_there_are_bytes() {
 #[test]
 fn an_entry_that_is_too_long_is_not_written() {
     let records = vec![Bytes::from(vec![0; ENTRY_BYTES_MAX])];
-    let long = entry(0, EntryPayload::Normal(Payload::Extend { epoch: 1, base: 0, records }));
+    let long = entry(
+        0,
+        EntryPayload::Normal(Payload::Extend { epoch: 1, base: 0, continues: false, records }),
+    );
     let mut bytes = vec![1, 2];
     assert!(matches!(encode(&long, None, &mut bytes), Err(Malformed::TooLong { .. })));
     assert_eq!(bytes, [1, 2]);

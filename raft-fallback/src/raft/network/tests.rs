@@ -68,7 +68,8 @@ async fn setup() -> Setup {
 
 fn entry(index: u64, length: usize) -> Entry {
     let records = vec![Bytes::from(vec![1; length])];
-    let payload = EntryPayload::Normal(Payload::Extend { epoch: 1, base: 0, records });
+    let payload =
+        EntryPayload::Normal(Payload::Extend { epoch: 1, base: 0, continues: false, records });
     Entry { log_id: log_id(3, index), payload }
 }
 

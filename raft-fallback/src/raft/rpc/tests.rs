@@ -19,7 +19,8 @@ fn granted() -> Vote {
 
 fn entry(index: u64, length: usize) -> Entry {
     let records = vec![Bytes::from(vec![index as u8; length])];
-    let payload = EntryPayload::Normal(Payload::Extend { epoch: 4, base: 9, records });
+    let payload =
+        EntryPayload::Normal(Payload::Extend { epoch: 4, base: 9, continues: false, records });
     Entry { log_id: log_id(4, index), payload }
 }
 
@@ -220,7 +221,7 @@ fn pieces(whole: &Append, bytes_max: usize) -> Vec<(usize, Append)> {
 
 #[test]
 fn long_appends_go_in_pieces_of_which_each_names_what_is_before_it() {
-    let longest = ENTRY_BYTES_MAX - 60;
+    let longest = ENTRY_BYTES_MAX - 61;
     let whole = append(10, &[longest, 1, longest, longest, 2, 3]);
     let pieces = pieces(&whole, APPEND_BYTES_MAX);
     let counts: Vec<usize> = pieces.iter().map(|(_, piece)| piece.entries.len()).collect();
