@@ -39,13 +39,11 @@ pub enum Mutant {
     SwitchOnEarly,
     /// A command that is tried again executes again.
     SessionIgnored,
-    /// What is proposed behind an entry that Raft refused counts.
-    ExtendAboveHole,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 18] = [
+    pub const ALL: [Mutant; 17] = [
         Mutant::NoFsync,
         Mutant::ReceiptBeforeFsync,
         Mutant::NoDirectorySync,
@@ -63,7 +61,6 @@ impl Mutant {
         Mutant::ExtendWithoutTail,
         Mutant::SwitchOnEarly,
         Mutant::SessionIgnored,
-        Mutant::ExtendAboveHole,
     ];
 
     /// Whether it is one of replication, which a cluster shows and a single node does not.
@@ -96,7 +93,6 @@ impl Mutant {
             Mutant::ExtendWithoutTail => "extend-without-tail",
             Mutant::SwitchOnEarly => "switch-on-early",
             Mutant::SessionIgnored => "session-ignored",
-            Mutant::ExtendAboveHole => "extend-above-hole",
         }
     }
 }

@@ -74,8 +74,10 @@ pub(crate) struct Machine<R, N: Replica, P> {
     peers: P,
     applied: watch::Sender<AppliedLog>,
     led: watch::Sender<Option<N::Led>>,
-    /// Where the epoch starts that has begun last, as its entry or the base said.
+    /// Where an epoch starts, as its entry or the base said: of those that have been applied, the last that has begun.
     starts: Vec<(StreamId, u64)>,
+    /// Which one; 0 for none. While the log is applied again it is less than what has begun, durably.
+    started: u64,
     /// End of what entries have added to the metadata stream: it is committed.
     extended: u64,
     /// Where the last `Extend` of the epoch that started last ends, as the entries alone say.
@@ -96,10 +98,12 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
         let (applied, see_applied) = watch::channel(AppliedLog { last, membership });
         let extended = base.as_ref().map_or(0, committed_of);
         let starts = base.as_ref().map(|base| base.starts.clone()).unwrap_or_default();
+        let started = base.as_ref().map_or(0, begun_epoch);
         let chain = base.as_ref().and_then(|base| base.chain);
         let (led, see_led) = watch::channel(None);
         let runtime = std::marker::PhantomData;
-        let machine = Self { replica, peers, applied, led, starts, extended, chain, runtime };
+        let machine =
+            Self { replica, peers, applied, led, starts, started, extended, chain, runtime };
         (machine, Watched { applied: see_applied, led: see_led })
     }
 
@@ -114,7 +118,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
                 let begun = begun.map_err(|why| failed(log_id, &why))?;
                 // Also of one that had begun before this run: its entry is applied again.
                 if self.replica.begun().is_some_and(|begun| begun.epoch == epoch) {
-                    self.starts = starts;
+                    (self.starts, self.started) = (starts, epoch);
                 }
                 let led = match begun {
                     Begun::Before => return Ok(Effect::Nothing),
@@ -186,8 +190,12 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
         false
     }
 
-    /// Whether this node holds everything from before the present epoch: only then its tables say all.
+    /// Whether this node holds everything from before the present epoch, and has applied its start: only then
+    /// its tables say all, and where that epoch starts.
     fn has_starts(&self) -> bool {
+        if self.replica.begun().map_or(0, |begun| begun.epoch) != self.started {
+            return false;
+        }
         let streams = self.replica.standing().streams;
         let ends: BTreeMap<StreamId, u64> =
             streams.iter().map(|held| (held.stream, held.end)).collect();
@@ -266,6 +274,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Machine<R, N, P> {
         }
         self.replica.save_base(base.clone()).await?;
         self.starts.clone_from(&base.starts);
+        self.started = begun_epoch(&base);
         self.extended = committed_of(&base);
         self.chain = base.chain;
         self.applied.send_modify(|applied| {
@@ -315,6 +324,11 @@ fn join(payload: &mut Payload, log_id: LogId, next: &Entry) -> bool {
 fn committed_of(base: &Base) -> u64 {
     let of = base.streams.iter().find(|of| of.stream == METADATA_STREAM);
     of.map_or(0, |of| of.committed)
+}
+
+/// The epoch that had begun last; 0 for none.
+fn begun_epoch(base: &Base) -> u64 {
+    base.begun.map_or(0, |begun| begun.epoch)
 }
 
 fn failed(log_id: LogId, why: &str) -> io::Error {

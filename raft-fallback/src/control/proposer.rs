@@ -142,7 +142,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Proposer<R, N, P> {
         while !self.has_room() {
             self.next_done().await?;
         }
-        let continues = self.continues && !mutants::is(Mutant::ExtendAboveHole);
+        let continues = self.continues;
         let payload = Payload::Extend { epoch: self.epoch, base, continues, records };
         let (responder, written) = OneshotResponder::<Types<R>, _>::new_pair();
         let given = self.raft.client_write_ff(payload, Some(responder)).await;

@@ -233,6 +233,33 @@ async fn what_goes_on_from_an_entry_that_is_not_there_does_nothing() {
     node.close();
 }
 
+/// After a restart an epoch has begun whose start is not applied again yet: where it starts is not known.
+#[tokio::test]
+async fn no_base_is_made_before_the_start_of_the_present_epoch_is_applied_again() {
+    let place = Place::new();
+    let mut node = place.start(1);
+    let entries = [
+        (1, node.own_start(1, 0)),
+        (1, extend(1, 0, &["a", "b"])),
+        (2, their_start(2, 2)),
+        (2, extend(2, 2, &["c"])),
+    ];
+    for ((term, payload), index) in entries.clone().into_iter().zip(1..) {
+        assert_eq!(node.apply(term, index, payload).await, Effect::Done);
+    }
+    node.close();
+    let mut node = place.start(1);
+    for ((term, payload), index) in entries.into_iter().zip(1..) {
+        node.apply(term, index, payload).await;
+        let builder = node.machine.try_create_snapshot_builder(false).await;
+        let epochs =
+            builder.and_then(|builder| builder.base).map(|base| base.streams[0].epochs.clone());
+        let both = vec![EpochStart { epoch: 1, start: 0 }, EpochStart { epoch: 2, start: 2 }];
+        assert_eq!(epochs, (index >= 3).then_some(both), "after entry {index}");
+    }
+    node.close();
+}
+
 #[test]
 fn only_what_counts_exactly_when_the_entry_before_does_is_joined_to_it() {
     let entry = |term, index, payload| Entry {
