@@ -154,12 +154,16 @@ impl<N: Replica, P: Peers> Executor<N, P> {
     async fn execute_by_raft(&self, record: Bytes) -> Result<Answered, Unanswered> {
         add(&self.counters.raft);
         let (place, placed) = oneshot::channel();
+        let proposed = Instant::now();
         let proposal = Proposal { record, placed: place };
         if self.proposals.send(proposal).await.is_err() {
             return Err(Unanswered::NotDone("the node is closing".to_owned()));
         }
         match placed.await {
-            Ok(Ok(placed)) => self.outcome(placed, Ack::Local).await,
+            Ok(Ok(placed)) => {
+                self.counters.proposed.add(proposed.elapsed());
+                self.outcome(placed, Ack::Local).await
+            }
             Ok(Err(NotPlaced::NotDone(why))) => Err(Unanswered::NotDone(why)),
             Ok(Err(NotPlaced::Unknown(why))) => Err(Unanswered::Unknown(why)),
             Err(_) => Err(Unanswered::Unknown("the leadership ended first".to_owned())),

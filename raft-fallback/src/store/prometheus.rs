@@ -138,6 +138,11 @@ impl Page {
                 &latencies.durable,
             ),
             (
+                "stage_proposed_seconds",
+                "Through Raft: from being proposed to its entry being applied.",
+                &latencies.proposed,
+            ),
+            (
                 "stage_outcome_seconds",
                 "From having its place to applied and known.",
                 &latencies.outcome,

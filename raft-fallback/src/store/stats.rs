@@ -85,6 +85,7 @@ pub(crate) struct Counters {
     pub(crate) other_fast: Latencies,
     pub(crate) other_fallback: Latencies,
     pub(crate) durable: Latencies,
+    pub(crate) proposed: Latencies,
     pub(crate) outcome: Latencies,
 }
 
@@ -114,6 +115,7 @@ impl Counters {
             other_fast: self.other_fast.stats(),
             other_fallback: self.other_fallback.stats(),
             durable: self.durable.stats(),
+            proposed: self.proposed.stats(),
             outcome: self.outcome.stats(),
             apply,
         }
@@ -157,6 +159,8 @@ pub struct StoreLatencies {
     pub other_fallback: LatencyStats,
     /// Of the fast path: from the engine's queue to durable here, with the lease held.
     pub durable: LatencyStats,
+    /// Through Raft: from being proposed to its entry being applied on this node, which leads.
+    pub proposed: LatencyStats,
     /// Of each record that has its place here: until it is applied and its outcome known.
     pub outcome: LatencyStats,
     /// Of each batch of records that was applied here, whoever led: from being read to everybody who waits

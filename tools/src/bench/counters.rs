@@ -2,6 +2,7 @@
 
 use hdrhistogram::Histogram;
 use ringwal_engine::ShardStats;
+use ringwal_raft_fallback::{LatencyStats, StoreLatencies};
 use ringwal_replication::stats::StageTimes;
 
 use crate::report::new_histogram;
@@ -13,6 +14,10 @@ const STAGES: [&str; 4] = ["queue", "batch", "write and flush", "receipt"];
 /// durable` follow one another; `reported` and `committed` begin when the frame is sealed.
 const REPLICATION_STAGES: [&str; 5] =
     ["send", "network and queue", "follower durable", "reported", "committed"];
+
+/// Names of the stages of a metadata store: an entry of Raft, from being proposed to being applied, and a command
+/// that has its place, until its outcome is known.
+const STORE_STAGES: [&str; 2] = ["entry", "applied"];
 
 /// Counters of all shards together.
 #[derive(Debug, Clone)]
@@ -31,6 +36,7 @@ pub struct Counters {
     pub backpressure_ns: u64,
     stages: [Histogram<u64>; 4],
     replication: [Histogram<u64>; 5],
+    store: [Histogram<u64>; 2],
 }
 
 impl Default for Counters {
@@ -44,6 +50,7 @@ impl Default for Counters {
             backpressure_ns: 0,
             stages: std::array::from_fn(|_| new_histogram()),
             replication: std::array::from_fn(|_| new_histogram()),
+            store: std::array::from_fn(|_| new_histogram()),
         }
     }
 }
@@ -77,6 +84,17 @@ impl Counters {
         self
     }
 
+    /// With what a metadata store has timed.
+    pub fn with_store(mut self, times: &StoreLatencies) -> Counters {
+        let add = |(stage, times): (&mut Histogram<u64>, &LatencyStats)| {
+            for (value_ns, count) in times.values() {
+                stage.record_n(value_ns, count).expect("a growing histogram takes every value");
+            }
+        };
+        self.store.iter_mut().zip([&times.proposed, &times.outcome]).for_each(add);
+        self
+    }
+
     /// Adds what was counted from `before` to `after`.
     pub fn add_difference(&mut self, before: &Counters, after: &Counters) {
         self.batches += after.batches.saturating_sub(before.batches);
@@ -85,10 +103,12 @@ impl Counters {
         self.rotations += after.rotations.saturating_sub(before.rotations);
         self.written_bytes += after.written_bytes.saturating_sub(before.written_bytes);
         self.backpressure_ns += after.backpressure_ns.saturating_sub(before.backpressure_ns);
-        let all =
-            |c: &'_ Counters| c.stages.iter().chain(&c.replication).cloned().collect::<Vec<_>>();
+        let all = |c: &'_ Counters| {
+            let all = c.stages.iter().chain(&c.replication).chain(&c.store);
+            all.cloned().collect::<Vec<_>>()
+        };
         let pairs = all(before).into_iter().zip(all(after));
-        let sums = self.stages.iter_mut().chain(&mut self.replication);
+        let sums = self.stages.iter_mut().chain(&mut self.replication).chain(&mut self.store);
         for (sum, (before, mut difference)) in sums.zip(pairs) {
             // Both come from the same growing counts, so there is nothing that cannot be taken off.
             if difference.subtract(&before).is_ok() {
@@ -106,7 +126,8 @@ impl Counters {
     pub fn stages(self) -> impl Iterator<Item = (&'static str, Histogram<u64>)> {
         let own = STAGES.into_iter().zip(self.stages);
         let replication = REPLICATION_STAGES.into_iter().zip(self.replication);
-        own.chain(replication).filter(|(_, histogram)| !histogram.is_empty())
+        let store = STORE_STAGES.into_iter().zip(self.store);
+        own.chain(replication).chain(store).filter(|(_, histogram)| !histogram.is_empty())
     }
 }
 

@@ -58,7 +58,7 @@ fn least(name: &str, figure: f64, bound: f64, unit: &str) -> Target {
     Target { name, figure, unit, at_least: Some(bound), met: figure >= bound, ..Target::default() }
 }
 
-/// A line for each target, and one for the flushes of each node.
+/// A line for each target, and one for each run that has stages: those, and the flushes of each node.
 pub fn lines(report: &Report) -> Vec<String> {
     let of_target = |target: &Target| {
         let value = |value: f64| match target.unit.as_str() {
@@ -74,24 +74,32 @@ pub fn lines(report: &Report) -> Vec<String> {
         let met = if target.met { "met" } else { "not met" };
         format!("{}: {} ({bound}): {met}", target.name, value(target.figure))
     };
-    let flushes = report.runs.iter().filter_map(flushes);
-    report.targets.iter().map(of_target).chain(flushes).collect()
+    let ways = report.runs.iter().filter_map(way);
+    report.targets.iter().map(of_target).chain(ways).collect()
 }
 
-fn flushes(run: &Run) -> Option<String> {
+/// Where a command's time goes, and what it costs each node.
+fn way(run: &Run) -> Option<String> {
     let mut counts = Vec::new();
     for node in 1.. {
         let Some(count) = run.extra.get(&format!("node_{node}_flushes")) else { break };
         counts.push(format!("{:.2}", count / run.records.max(1) as f64));
     }
-    let per_command = counts.join(" / ");
-    (!counts.is_empty())
-        .then(|| format!("{}, flushes of each node per command: {per_command}", run.name))
+    if counts.is_empty() {
+        return None;
+    }
+    // Through Raft a command waits for two writes, of the log and of the stream, on more than one node.
+    let is_shown = |name: &str| run.ack == "local" || ["entry", "applied"].contains(&name);
+    let stages = run.stages.iter().filter(|stage| is_shown(&stage.name));
+    let stages: Vec<String> =
+        stages.map(|stage| format!("{} {}", stage.name, human::duration(stage.p50_ns))).collect();
+    let (stages, flushes) = (stages.join(" → "), counts.join(" / "));
+    Some(format!("{}, p50: {stages}; flushes of each node per command: {flushes}", run.name))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::model::Latency;
+    use super::super::model::{Latency, Stage};
     use super::*;
 
     #[test]
@@ -106,6 +114,10 @@ mod tests {
         let mut fast = run("replicated-create-idle", 130_000, 7_000.0);
         fast.extra =
             [("node_1_flushes".to_owned(), 10.0), ("node_2_flushes".to_owned(), 5.0)].into();
+        fast.ack = "local".to_owned();
+        let stage =
+            |name: &str, p50_ns| Stage { name: name.to_owned(), p50_ns, ..Stage::default() };
+        fast.stages = vec![stage("write and flush", 100_000), stage("applied", 12_000)];
         let mut report = Report {
             runs: vec![
                 fast,
@@ -124,7 +136,7 @@ mod tests {
                 "fail-over to the first fast answer, median: 1.60 s (at most 1.50 s): not met",
                 "visible on every follower after the answer, p99: 1.00 ms (at most 5.00 ms): met",
                 "latency, one client, p50, Raft / fast path: 3.00× (claimed before: 5 to 25×): not met",
-                "replicated-create-idle, flushes of each node per command: 1.00 / 0.50",
+                "replicated-create-idle, p50: write and flush 100 µs → applied 12 µs; flushes of each node per command: 1.00 / 0.50",
             ]
         );
     }

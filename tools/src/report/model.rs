@@ -284,7 +284,8 @@ pub struct Latency {
 #[serde(default)]
 pub struct Stage {
     /// "queue", "batch", "write and flush", "receipt"; with followers also "send", "network and
-    /// queue", "follower durable", "reported", "committed", all of samples.
+    /// queue", "follower durable", "reported", "committed", all of samples; of a metadata store also "entry" (of
+    /// Raft, until it is applied) and "applied" (from there, or from its receipt, to the outcome).
     pub name: String,
     /// Records (or batches) seen.
     pub count: u64,

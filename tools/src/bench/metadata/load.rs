@@ -135,7 +135,11 @@ impl<'a> Load<'a> {
     /// What is counted in the window: of this node all, of the others what makes them durable.
     fn count(&self, part: &Part<'_>, window: Window, run: &str) -> Result<Counters> {
         let look = || -> Result<(Counters, Vec<(u64, u64)>)> {
-            let here = || Ok(Counters::of(&self.cluster.node.engine().stats().shards));
+            let here = || {
+                let node = &self.cluster.node;
+                let counters = Counters::of(&node.engine().stats().shards);
+                Ok(counters.with_store(&node.store.status().latencies))
+            };
             let (answers, here) = self.cluster.ask_all("counts", here)?;
             let pair = |answer: &String| {
                 let (batches, flushes) = answer.split_once(' ')?;
