@@ -182,6 +182,44 @@ fn a_leader_that_is_restarted_within_the_election_timeout_opens_no_epoch_of_its_
     assert_eq!(all_keys(cluster.any()), [b"after".to_vec(), b"before".to_vec()]);
 }
 
+/// Nor does its leader go on in the term that it has given away.
+#[test]
+fn a_transfer_that_is_not_taken_says_who_leads_and_the_fast_path_comes_back_in_a_later_epoch() {
+    let cluster = Cluster::networked(3);
+    for (limit, number) in [(LONG, 0), (SHORT, 1)] {
+        let leader = fast(&cluster);
+        let store = cluster.nodes[&leader].clone();
+        put(&store, &format!("before {number}"), Ack::Quorum).unwrap();
+        converge(&cluster);
+        let before = store.status();
+        let to = NodeId::new(leader % 3 + 1);
+        cluster.network().isolate(to.get());
+        let given = store.transfer_leader(Some(to), limit).wait();
+        let after = store.status();
+        match given {
+            Err(ChangeError::OtherElected { asked, leader }) => {
+                assert!(asked == to && leader != to, "{leader} instead of {asked}");
+            }
+            // Nobody was elected in time.
+            Err(ChangeError::Unknown(_)) if limit == SHORT => {}
+            given => panic!("{given:?}"),
+        }
+        let leads = matches!(after.mode, Mode::Fast | Mode::Raft(_));
+        assert!(!leads || after.term > before.term, "{after:?}");
+        // Without the one that is away.
+        let epoch = |store: &MetadataStore| store.status().begun.map_or(0, |begun| begun.epoch);
+        let rest = others(&cluster, to.get());
+        let is_open = |store: &MetadataStore| {
+            store.status().mode == Mode::Fast && Some(epoch(store)) > before.begun.map(|b| b.epoch)
+        };
+        until("the fast path", || rest.iter().any(is_open));
+        put(&store, &format!("after {number}"), Ack::Local).unwrap();
+        cluster.network().heal();
+        assert_same(&cluster);
+    }
+    assert_eq!(all_keys(cluster.any()).len(), 4);
+}
+
 /// The one with the least id, which founds clusters, loses its disk.
 #[test]
 fn a_blank_disk_with_an_old_identity_counts_for_nothing_until_it_is_admitted_again() {
@@ -190,8 +228,7 @@ fn a_blank_disk_with_an_old_identity_counts_for_nothing_until_it_is_admitted_aga
     put(&cluster.nodes[&leader], "before", Ack::Quorum).unwrap();
     converge(&cluster);
     if leader == 1 {
-        let to = Some(NodeId::new(2));
-        cluster.nodes[&1].transfer_leader(to, LONG).wait().unwrap();
+        cluster.nodes[&1].transfer_leader(None, LONG).wait().unwrap();
         until("the transfer", || fast(&cluster) != 1);
         leader = fast(&cluster);
     }
