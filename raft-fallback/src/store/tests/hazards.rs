@@ -382,3 +382,89 @@ fn what_is_no_command_or_of_nobody_is_refused_before_it_is_durable() {
     assert!(matches!(answer, Answer::Refused(_)), "{answer:?}");
     assert_eq!(cluster.nodes[&leader].wal().unwrap().end(), end);
 }
+
+/// A command whose outcome somebody has been told.
+struct Told {
+    key: String,
+    outcome: Result<Executed, ExecuteError>,
+}
+
+/// Puts keys until it is stopped, one after the other.
+fn put_until(store: &MetadataStore, what: &str, ack: Ack, stop: &AtomicBool) -> Vec<Told> {
+    let mut told = Vec::new();
+    while !stop.load(Ordering::SeqCst) {
+        let key = format!("{what} {}", told.len());
+        let outcome = put_within(store, &key, ack, LONG / 6);
+        told.push(Told { key, outcome });
+    }
+    told
+}
+
+/// Its device fails under commands of callers everywhere.
+#[test]
+fn a_leader_whose_engine_fails_steps_down_and_forwards_and_nothing_committed_is_lost() {
+    let mut cluster = Cluster::new(3);
+    let failed = fast(&cluster);
+    let store = cluster.nodes[&failed].clone();
+    let rest = others(&cluster, failed);
+    put(&store, "before", Ack::Quorum).unwrap();
+    let before = store.status().begun.expect("it leads");
+    let stop = AtomicBool::new(false);
+    let (told, next) = std::thread::scope(|scope| {
+        let stop = &stop;
+        let mut writers = Vec::new();
+        for (name, store) in [("leader", &store), ("follower", &rest[0]), ("other", &rest[1])] {
+            for (level, ack) in [("local", Ack::Local), ("quorum", Ack::Quorum)] {
+                let what = format!("{name} {level}");
+                writers.push(scope.spawn(move || put_until(store, &what, ack, stop)));
+            }
+        }
+        until("commands are executed", || all_keys(&store).len() > 60);
+        cluster.failing[&failed].store(true, Ordering::SeqCst);
+        until("it says why it is unfit", || store.status().unfit.is_some());
+        let leads = |store: &&MetadataStore| store.status().mode == Mode::Fast;
+        until("another leader", || rest.iter().any(|store| leads(&store)));
+        let next = rest.iter().find(leads).and_then(|store| store.status().begun);
+        // Callers of every node, of the one that has failed too, go on.
+        let executed = put(&store, "forwarded", Ack::Quorum).unwrap();
+        assert!(executed.epoch > before.epoch, "{executed:?}");
+        let count = all_keys(&rest[0]).len();
+        until("commands go on", || all_keys(&rest[0]).len() > count + 60);
+        stop.store(true, Ordering::SeqCst);
+        let told = writers.into_iter().flat_map(|writer| writer.join().unwrap());
+        (told.collect::<Vec<_>>(), next)
+    });
+    let next = next.expect("it has begun an epoch");
+    assert!(next.epoch > before.epoch && next.leader.get() != failed, "{next:?}");
+    let status = store.status();
+    assert!(status.unfit.as_ref().is_some_and(|why| why.contains("failed")), "{status:?}");
+    assert!(!matches!(status.mode, Mode::Fast | Mode::Raft(_)), "{status:?}");
+    // All that was said is so, on both that are left.
+    let last = rest[0].linearize(LONG).wait().unwrap();
+    let applied = |store: &MetadataStore| store.metadata().progress().end >= last.end;
+    until("both have it all", || rest.iter().all(applied));
+    let mut executed = 0;
+    for Told { key, outcome } in &told {
+        for store in &rest {
+            let is_there = has(store, key);
+            match outcome {
+                Ok(done) if done.durable == Ack::Quorum || done.epoch > before.epoch => {
+                    assert!(is_there, "{key}: {done:?} is lost");
+                }
+                // On one device only, which has failed: said so, and it may be lost.
+                Ok(_) | Err(ExecuteError::Unknown { .. }) => {}
+                Err(ExecuteError::NotDone { .. }) => assert!(!is_there, "{key} is done"),
+                Err(error) => panic!("{key}: {error}"),
+            }
+        }
+        executed += u64::from(outcome.is_ok());
+    }
+    assert!(
+        executed > 60 && rest.iter().all(|store| has(store, "before") && has(store, "forwarded"))
+    );
+    // With a sound device it comes back, and is as the others.
+    drop(store);
+    cluster.stop(failed);
+    cluster.start(failed);
+    assert_same(&cluster);
+}
