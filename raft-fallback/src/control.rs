@@ -206,7 +206,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
             // One that has ended by itself is no good to anybody, and must not begin again in its term: what
             // it had proposed may still be applied.
             let mut attempt = 0;
-            while self.elected_in() == Some(term) && self.raft.is_initialized().await.is_ok() {
+            while self.elected_in() == Some(term) && self.runs() {
                 self.give_up(term, attempt).await;
                 attempt += 1;
             }
@@ -276,6 +276,11 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
             tracing::info!(term, %error, "the leadership is not given away");
         }
         R::sleep(GIVE_UP).await;
+    }
+
+    /// Whether Raft runs here.
+    fn runs(&self) -> bool {
+        self.raft.metrics().borrow_watched().running_state.is_ok()
     }
 
     fn set_leads(&self, leads: Option<Leads>) {

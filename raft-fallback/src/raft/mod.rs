@@ -12,6 +12,7 @@
 //! A message: openraft → `network.rs` → `rpc.rs` (bytes) → [`Transport`] → the other node's `serve.rs` → its
 //! openraft. `network.rs` tells the leader's lease ([`crate::lease`]) what is sent and answered.
 
+mod away;
 mod cache;
 mod codec;
 mod completion;
