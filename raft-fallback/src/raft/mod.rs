@@ -35,4 +35,4 @@ pub use log_store::{LOG_STREAM, OpenError, RaftLog, RaftLogReader, STATE_STREAM}
 pub use network::{Network, Networking, Transport};
 pub use payload::Payload;
 pub use types::{Effect, Entry, LogId, Membership, RaftNode, StoredMembership, Types, Vote};
-pub(crate) use vote::stored_term;
+pub(crate) use vote::{LogFacts, stored_term};
