@@ -1,6 +1,8 @@
 //! Options: what can be chosen, its default, its bounds and what it costs. Parsed once; nothing
 //! here reads the environment.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use crate::disk::BLOCK_BYTES;
@@ -53,6 +55,7 @@ pub struct Options {
     pub(crate) lock_wait: Duration,
     pub(crate) read_only: bool,
     pub(crate) accept_loss_from: Option<(u16, crate::JournalEnd)>,
+    pub(crate) fails: Option<Arc<AtomicBool>>,
 }
 
 impl Default for Options {
@@ -77,6 +80,7 @@ impl Default for Options {
             lock_wait: Duration::from_secs(2),
             read_only: false,
             accept_loss_from: None,
+            fails: None,
         }
     }
 }
@@ -104,6 +108,13 @@ impl Options {
     /// Which way to talk to the device. Default [`Io::Uring`].
     pub fn io(mut self, io: Io) -> Self {
         self.io = io;
+        self
+    }
+
+    /// For tests: the device fails once this is true.
+    #[doc(hidden)]
+    pub fn fails(mut self, fails: Arc<AtomicBool>) -> Self {
+        self.fails = Some(fails);
         self
     }
 

@@ -11,6 +11,7 @@ use crate::config::{Io, Options};
 use crate::directory::Directory;
 use crate::disk::Disk;
 use crate::disk::blocking::{BlockingDisk, BlockingOptions};
+use crate::disk::failing::FailingDisk;
 use crate::disk::uring::{UringDisk, UringOptions};
 use crate::engine::end_readers;
 use crate::error::{OpenError, Poisoned};
@@ -119,7 +120,10 @@ pub(crate) fn open(
     clock: Clock,
 ) -> Result<Opened, OpenError> {
     let path = directory.shard_path(shard);
-    let disk = open_disk(directory, shard, options)?;
+    let mut disk = open_disk(directory, shard, options)?;
+    if let Some(fails) = &options.fails {
+        disk = Box::new(FailingDisk::new(disk, fails.clone()));
+    }
     open_shard(disk, &path, shard, &directory.identity(), options, clock)
 }
 

@@ -13,6 +13,7 @@ mod members;
 mod proposer;
 mod recover;
 pub(crate) mod serve;
+pub(crate) mod transfer;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -101,6 +102,14 @@ pub enum ChangeError {
     /// It cannot be done now; nothing has changed.
     #[error("not done: {0}")]
     NotNow(String),
+    /// The leadership is given away, and somebody else has it than was to have it.
+    #[error("node {leader} was elected, and not node {asked}; ask node {leader} to give it on")]
+    OtherElected {
+        /// Who was to lead.
+        asked: NodeId,
+        /// Who does now.
+        leader: NodeId,
+    },
     /// It may be done, or come to be.
     #[error("not known to be done: {0}; look at the status")]
     Unknown(String),
@@ -156,8 +165,8 @@ pub(crate) struct Control<R: AsyncRuntime, N: Replica, P: Peers> {
     pub(crate) orders: mpsc::Receiver<Order>,
     /// Longest entry of the log.
     pub(crate) entry_bytes_max: usize,
-    /// Who asked for a transfer that is under way.
-    pub(crate) transferring: Option<Done>,
+    /// A transfer that is under way.
+    pub(crate) transferring: Option<transfer::Transfer>,
 }
 
 /// Where the streams end that a new epoch begins with.
@@ -189,14 +198,15 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
             let closed = if is_fit { Reason::NotLeader } else { Reason::Poisoned };
             self.shared.gate.close(closed).await;
             self.set_leads(None);
-            if let Some(done) = self.transferring.take() {
-                let _ = done.send(Ok(()));
+            if let Some(transfer) = self.transferring.take() {
+                let seen = self.shared.seen.subscribe();
+                drop(R::spawn(transfer.tell::<R>(self.replica.id(), seen)));
             }
             tracing::info!(term, why, "leading no more");
             // One that has ended by itself is no good to anybody, and must not begin again in its term: what
             // it had proposed may still be applied.
             let mut attempt = 0;
-            while self.elected_in() == Some(term) && self.raft.is_initialized().await.is_ok() {
+            while self.elected_in() == Some(term) && self.runs() {
                 self.give_up(term, attempt).await;
                 attempt += 1;
             }
@@ -266,6 +276,11 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
             tracing::info!(term, %error, "the leadership is not given away");
         }
         R::sleep(GIVE_UP).await;
+    }
+
+    /// Whether Raft runs here.
+    fn runs(&self) -> bool {
+        self.raft.metrics().borrow_watched().running_state.is_ok()
     }
 
     fn set_leads(&self, leads: Option<Leads>) {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -82,12 +83,14 @@ type Queued = (Bytes, oneshot::Sender<Result<u64, LedError>>);
 pub(crate) struct FakeLed {
     pub(crate) epoch: u64,
     pub(crate) committed: watch::Sender<u64>,
+    pub(crate) has_lease: Arc<AtomicBool>,
     queue: Arc<Mutex<Vec<Queued>>>,
 }
 
 impl FakeLed {
     pub(crate) fn new(epoch: u64) -> Self {
-        Self { epoch, committed: watch::Sender::new(0), queue: Arc::default() }
+        let has_lease = Arc::new(AtomicBool::new(true));
+        Self { epoch, committed: watch::Sender::new(0), has_lease, queue: Arc::default() }
     }
 
     /// What was appended last.
@@ -108,6 +111,10 @@ impl Led for FakeLed {
     }
 
     fn lease_until(&self, _: u64) {}
+
+    fn holds_lease(&self) -> bool {
+        self.has_lease.load(Ordering::SeqCst)
+    }
 
     async fn append(&self, record: &[u8]) -> Result<Self::Pending, LedError> {
         let (receipt, given) = oneshot::channel();

@@ -115,6 +115,8 @@ mod control;
 #[cfg(test)]
 mod fakes;
 mod founding;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod lease;
 pub mod limits;
 mod machine;

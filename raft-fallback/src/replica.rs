@@ -106,6 +106,9 @@ pub trait Led: Clone + Send + Sync + 'static {
     /// Until when on CLOCK_BOOTTIME, in nanoseconds, the fast path may answer (I-13).
     fn lease_until(&self, boottime_ns: u64);
 
+    /// Whether it and its lease last now (I-13).
+    fn holds_lease(&self) -> bool;
+
     /// Waits until a record is durable here, with the lease held: its offset.
     type Pending: Future<Output = Result<u64, LedError>> + Send + 'static;
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::AsyncRuntime;
+use openraft::type_config::TypeConfigExt as _;
+use openraft::{AsyncRuntime, Instant as _};
 use ringwal_replication::Ack;
 use ringwal_replication::config::Member;
 use ringwal_replication::node_id::NodeId;
@@ -16,9 +17,10 @@ use crate::metadata::{Metadata, Progress};
 use crate::raft::config::RaftTimes;
 use crate::raft::rpc::Reply;
 use crate::raft::serve::Served;
-use crate::raft::{Journal, Transport};
+use crate::raft::{Journal, Transport, Types};
 use crate::store::executing::{Answered, Origin, Unanswered};
 use crate::store::fast::Gate;
+use crate::store::reading;
 use crate::store::stats::Counters;
 use crate::store::wire::{Answer, Ask};
 use crate::wiring::{self, Parts, Wired, wire};
@@ -128,7 +130,7 @@ impl<R: AsyncRuntime, N: Replica, T: Transport> Simulated<R, N, T> {
         }
     }
 
-    /// A linearizable read.
+    /// A linearizable read, as the product's.
     ///
     /// # Errors
     /// When it is not confirmed in time.
@@ -137,7 +139,11 @@ impl<R: AsyncRuntime, N: Replica, T: Transport> Simulated<R, N, T> {
         limit: Duration,
         look: impl FnMut(&State) -> V,
     ) -> Result<(Progress, V), String> {
-        let read = wiring::read(&self.wired.answering, limit, look).await;
+        let answering = &self.wired.answering;
+        let deadline = Types::<R>::now() + limit;
+        let left = || deadline.saturating_duration_since(Types::<R>::now());
+        let confirm = || wiring::see(answering, left());
+        let read = reading::read(&answering.metadata, confirm, look).await;
         read.map_err(|error| format!("{error:?}"))
     }
 

@@ -13,6 +13,7 @@ pub(crate) mod fast;
 mod partitions;
 pub(crate) mod peers;
 mod prometheus;
+pub(crate) mod reading;
 pub(crate) mod sessions;
 pub(crate) mod stats;
 mod status;
@@ -369,20 +370,9 @@ impl MetadataStore {
     ) -> Reading<V> {
         let store = self.clone();
         Reading(Box::pin(async move {
-            let mut kept: Option<(Progress, V)> = None;
-            loop {
-                let told = store.linearize(limit).await?;
-                let is_committed =
-                    |(of, _): &mut (Progress, V)| of.epoch == told.epoch && of.end <= told.end;
-                if let Some(seen) = kept.take_if(is_committed) {
-                    return Ok(seen);
-                }
-                // The state may be ahead of what is committed: then the leader is asked once more.
-                kept = Some(store.metadata().read(&look));
-                if let Some(seen) = kept.take_if(is_committed) {
-                    return Ok(seen);
-                }
-            }
+            let deadline = Instant::now() + limit;
+            let left = || deadline.saturating_duration_since(Instant::now());
+            reading::read(store.metadata(), || store.linearize(left()), look).await
         }))
     }
 
@@ -419,7 +409,9 @@ impl MetadataStore {
     }
 
     /// Gives the leadership to another voter, or to whichever is furthest. What is in flight has its
-    /// outcome before anybody is told. To be asked of the leader.
+    /// outcome before anybody is told. To be asked of the leader. Done when it is elected, before it has an
+    /// epoch. In any case this node's term is over: if somebody else is elected than was named, that is
+    /// [`ChangeError::OtherElected`].
     ///
     /// The outcome's errors are [`ChangeError`]s.
     pub fn transfer_leader(&self, to: Option<NodeId>, limit: Duration) -> Changing {

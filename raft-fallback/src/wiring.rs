@@ -22,7 +22,6 @@ use crate::raft::config::{RaftTimes, raft_config};
 use crate::raft::serve::Serving;
 use crate::raft::{Journal, Networking, RaftLog, Transport, Types};
 use crate::replica::{Led as _, METADATA_STREAM, Replica};
-use crate::state::State;
 use crate::store::answering::{Answering, Fitness};
 use crate::store::executing::{Executor, Unanswered};
 use crate::store::peers::{NodePeers, Peers as _};
@@ -45,8 +44,6 @@ const ORDERS_MAX: usize = 16;
 const LOOK: Duration = Duration::from_millis(200);
 /// Between two attempts to learn up to where to read.
 const AGAIN: Duration = Duration::from_millis(20);
-/// Between two looks at a state that is behind.
-const BEHIND: Duration = Duration::from_millis(1);
 
 /// What a node is made of.
 pub(crate) struct Parts<N: Replica, T, J> {
@@ -254,39 +251,5 @@ pub(crate) async fn see<R: AsyncRuntime, N: Replica, T: Transport>(
         Ok(Ok(_)) => Ok(told),
         Ok(Err(error)) => Err(Unanswered::NotDone(error.to_string())),
         Err(_) => Err(Unanswered::NotDone(format!("this node is behind after {limit:?}"))),
-    }
-}
-
-/// A linearizable read on any node: what `look` sees of this node's state is committed, and has everything
-/// that was answered anywhere before this was called. The state may be ahead of what is committed, so the
-/// leader is asked once more when it was.
-pub(crate) async fn read<R: AsyncRuntime, N: Replica, T: Transport, V>(
-    answering: &WiredAnswering<R, N, T>,
-    limit: Duration,
-    mut look: impl FnMut(&State) -> V,
-) -> Result<(Progress, V), Unanswered> {
-    let deadline = Types::<R>::now() + limit;
-    let mut seen: Option<(Progress, V)> = None;
-    loop {
-        let left = deadline.saturating_duration_since(Types::<R>::now());
-        let told = read_end(answering, left).await?;
-        let is_committed =
-            |(of, _): &mut (Progress, V)| of.epoch == told.epoch && of.end <= told.end;
-        if let Some(seen) = seen.take_if(is_committed) {
-            return Ok(seen);
-        }
-        // In the same epoch both have the same records, as far as both have them.
-        let is_there = |at: Progress| at.epoch >= told.epoch && at.end >= told.end;
-        while !is_there(answering.metadata.progress()) {
-            if Types::<R>::now() >= deadline {
-                return Err(Unanswered::NotDone(format!("this node is behind after {limit:?}")));
-            }
-            R::sleep(BEHIND).await;
-        }
-        let mut looked = answering.metadata.read(&mut look);
-        if is_committed(&mut looked) {
-            return Ok(looked);
-        }
-        seen = Some(looked);
     }
 }

@@ -222,6 +222,19 @@ pub enum ExtendError {
         /// What has begun.
         begun: Option<Promise>,
     },
+    /// Other bytes are held there, in the same epoch: of two histories one is wrong (I-17). Nothing was done.
+    #[error(
+        "stream {stream} holds another record than the entry's at offset {offset}, both of epoch {epoch} \
+         (I-17): nothing was added; compare the nodes with `ringwal dump`, and keep this one's directory"
+    )]
+    Differs {
+        /// Which stream.
+        stream: StreamId,
+        /// Epoch of the records.
+        epoch: u64,
+        /// Where the first one is that is another.
+        offset: u64,
+    },
     /// The engine does not take them, or has something else there.
     #[error("the records are not added: {0}")]
     Failed(String),

@@ -619,6 +619,11 @@ impl Leadership {
         }
     }
 
+    /// Whether the epoch and its lease last: for whoever answers later than the receipt came.
+    pub fn holds_lease(&self) -> bool {
+        self.term.ended().is_none() && self.term.has_lease()
+    }
+
     /// From now on there is no lease: before leadership is given away.
     pub fn revoke_lease(&self) {
         self.lease_until(0);

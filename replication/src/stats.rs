@@ -41,6 +41,7 @@ pub(crate) struct Counters {
     pub(crate) too_many: Counter,
     pub(crate) bad_hellos: Counter,
     pub(crate) violations: Counter,
+    pub(crate) differences: Counter,
     pub(crate) lagged: Counter,
     pub(crate) sessions_ended: Counter,
     pub(crate) frames_received: Counter,
@@ -103,6 +104,8 @@ pub struct NodeStats {
     pub left: Vec<(&'static str, u64)>,
     /// Sessions that ended because the other side did what it must not.
     pub violations: u64,
+    /// Entries of the embedder's log whose records are others than those that are held here, in the same epoch.
+    pub differences: u64,
     /// Times that the engine handed over less than it sealed.
     pub lagged: u64,
     /// Sessions that ended.
@@ -470,6 +473,7 @@ impl Counters {
             bad_hellos: self.bad_hellos.get(),
             refused: refused.collect(),
             violations: self.violations.get(),
+            differences: self.differences.get(),
             lagged: self.lagged.get(),
             sessions_ended: self.sessions_ended.get(),
             frames_received: self.frames_received.get(),

@@ -474,6 +474,7 @@ impl Replica {
                 self.finish_begin(promise, may_be_promised, leads, begun);
             }
             Outcome::Held(held) => self.finish_hold(held),
+            Outcome::Compared { number, other } => self.extending.handle_compared(number, other),
             Outcome::Saved(facts, saved) => {
                 self.is_saving = false;
                 match saved {

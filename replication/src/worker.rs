@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use ringwal_engine::mutants::{self, Mutant};
 use ringwal_engine::{
@@ -41,6 +42,8 @@ pub(crate) enum Job {
     Read(ReadRequest),
     /// Close this node's epoch, wait for what is in flight, and make a promise durable.
     Promise { promise: Promise, facts: Facts },
+    /// Look whether records that are held in an epoch already are these.
+    Compare(Box<Compare>),
     /// Begin an epoch: promise it, keep and cut what is not of it, and make it durable that it has
     /// begun.
     Begin(Box<Begin>),
@@ -60,6 +63,17 @@ pub(crate) enum Job {
     Cut { stream: StreamId, from: u64, end: u64, epoch: u64, reason: Reason },
     /// Keep what is held as an orphan, then begin a stream anew.
     BeginAnew { anew: BeginAnew, epochs: EpochTable, reason: Reason },
+}
+
+/// Records that are to be held already.
+#[derive(Debug)]
+pub(crate) struct Compare {
+    /// Who asks.
+    pub(crate) number: u64,
+    pub(crate) stream: StreamId,
+    pub(crate) epoch: u64,
+    pub(crate) base: u64,
+    pub(crate) records: Vec<Bytes>,
 }
 
 /// A stream whose leader has trimmed what is missing here.
@@ -108,6 +122,11 @@ pub(crate) enum Outcome {
         begun: Result<BTreeMap<StreamId, Held>, BeginError>,
     },
     Held(Result<BTreeMap<StreamId, Held>, String>),
+    /// Who asked, and the first offset at which something else is held.
+    Compared {
+        number: u64,
+        other: Option<u64>,
+    },
     Saved(Facts, Result<(), String>),
     Trimmed {
         stream: StreamId,
@@ -222,6 +241,9 @@ impl Work {
                 let held = self.promise(promise, facts).map_err(|error| error.to_string());
                 Outcome::Promised(promise, held)
             }
+            Job::Compare(compare) => {
+                Outcome::Compared { number: compare.number, other: self.compare(&compare) }
+            }
             Job::Begin(begin) => {
                 let (promise, leads, mut may_be_promised) = (begin.promise, begin.leads, false);
                 let begun = self.begin(*begin, &mut may_be_promised);
@@ -288,6 +310,26 @@ impl Work {
         }
         failed.iter().for_each(|(_, error)| self.mender.note(error));
         piece.into()
+    }
+
+    /// By I-17 the same epoch and offset are the same bytes. What cannot be read, or is of another epoch, says
+    /// nothing here.
+    fn compare(&self, compare: &Compare) -> Option<u64> {
+        let Compare { stream, epoch, base, records, .. } = compare;
+        let held = self.engine.stream(*stream).read(*base..*base + records.len() as u64).ok()?;
+        for (held, record) in held.zip(records) {
+            match held {
+                Ok(held) if held.epoch() == *epoch && held.payload() != record => {
+                    return Some(held.offset());
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    self.mender.note(&error);
+                    return None;
+                }
+            }
+        }
+        None
     }
 
     fn fetch(&mut self, session: u64, wanted: Wanted, bytes_max: usize) -> Fetched {

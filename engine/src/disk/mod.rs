@@ -6,6 +6,7 @@
 
 pub mod blocking;
 pub mod buffer;
+pub(crate) mod failing;
 mod files;
 pub(crate) mod lock;
 pub mod sim;

@@ -10,10 +10,10 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use openraft::AsyncRuntime;
 use ringwal_engine::mutants::{self, Mutant};
-use ringwal_replication::node_id::NodeId;
 
 use super::members::check_starts;
 use super::proposer::Proposer;
+use super::transfer::Transfer;
 use super::{ChangeError, Control, Done, Leads, NotPlaced, Order, Placed, Proposal, Starts};
 use crate::machine::{engines_of, members_of, voters_of};
 use crate::replica::{Led, LedError, METADATA_STREAM, Replica};
@@ -110,22 +110,16 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                 }
                 order = self.orders.recv() => match order {
                     None => return "the store is closed".to_owned(),
-                    Some(Order::Transfer { to, limit, done }) => {
-                        let Some(to) = self.successor(to) else {
+                    Some(Order::Transfer { to: named, limit, done }) => {
+                        let Some(to) = self.successor(named) else {
                             let why = "there is no other voter with that id".to_owned();
                             let _ = done.send(Err(ChangeError::NotNow(why)));
                             continue;
                         };
                         self.shared.gate.close(Reason::Transferring).await;
                         let was_fast = mode == Some(Leads::Fast);
-                        let transfer = self.begin_transfer(&led, &mut proposer, was_fast, to, limit, done,
-                        );
-                        if let Err(why) = transfer.await {
-                            return why;
-                        }
-                        // It was not taken, and nothing is in flight.
-                        proposer.reset();
-                        mode = None;
+                        let transfer = Transfer::new(term, to, named.is_some(), limit, done);
+                        return self.transfer(&led, &mut proposer, was_fast, transfer).await;
                     }
                     Some(Order::Change { done, .. }) if changing.is_some() => {
                         let why = "another change of the membership is under way".to_owned();
@@ -193,59 +187,6 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
             let _ = placed.send(outcome);
         };
         drop(R::spawn(append));
-    }
-
-    /// Everything in flight has its outcome and the lease is gone, before anybody else is told to lead.
-    async fn begin_transfer(
-        &mut self,
-        led: &N::Led,
-        proposer: &mut Proposer<R, N, P>,
-        was_fast: bool,
-        to: NodeId,
-        limit: Duration,
-        done: Done,
-    ) -> Result<(), String> {
-        let term = led.epoch();
-        // While Raft extends the stream, nothing else may: not even a record that does nothing.
-        if was_fast && let Err(error) = led.drained().await {
-            tracing::info!(%error, "closing the fast path");
-        }
-        while !proposer.is_empty() {
-            proposer.next_done().await?;
-        }
-        self.lease.end(term);
-        led.lease_until(0);
-        self.transferring = Some(done);
-        tracing::info!(term, %to, "giving the leadership to another node");
-        let asked = self.raft.trigger().transfer_leader(to.get()).await;
-        // When it is taken, this task ends where it waits.
-        let limit = if asked.is_ok() { limit } else { Duration::ZERO };
-        R::sleep(limit).await;
-        if let Some(done) = self.transferring.take() {
-            let why = format!("node {to} has not taken the leadership within {limit:?}");
-            let _ = done.send(Err(ChangeError::Unknown(why)));
-        }
-        Ok(())
-    }
-
-    /// Who is to lead instead: the voter that is named, or whose log is furthest.
-    fn successor(&self, to: Option<NodeId>) -> Option<NodeId> {
-        let me = self.replica.id();
-        let voters: Vec<NodeId> = self.membership().voter_ids().map(NodeId::new).collect();
-        match to {
-            Some(to) => Some(to).filter(|to| *to != me && voters.contains(to)),
-            None => self.furthest(&voters),
-        }
-    }
-
-    /// The voter whose log is furthest, as far as this leader knows.
-    fn furthest(&self, voters: &[NodeId]) -> Option<NodeId> {
-        use openraft::async_runtime::WatchReceiver as _;
-        let me = self.replica.id();
-        let metrics = self.raft.data_metrics().borrow_watched().clone();
-        let replication = metrics.replication.unwrap_or_default();
-        let others = voters.iter().filter(|node| **node != me);
-        others.max_by_key(|node| replication.get(&node.get()).cloned().flatten()).copied()
     }
 }
 

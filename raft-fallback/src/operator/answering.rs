@@ -134,6 +134,9 @@ async fn change(
         Ok(Err(ChangeError::NotLeader(leader))) => {
             Err(Failed::NotLeader { leader: place(store, leader) })
         }
+        Ok(Err(error @ ChangeError::OtherElected { .. })) => {
+            Err(Failed::NotDone { why: error.to_string() })
+        }
         Ok(Err(ChangeError::NotNow(why))) => Err(Failed::NotDone { why }),
         Ok(Err(ChangeError::Unknown(why))) => Err(Failed::Unknown { why }),
         Err(_) => {

@@ -12,6 +12,7 @@
 //! A message: openraft → `network.rs` → `rpc.rs` (bytes) → [`Transport`] → the other node's `serve.rs` → its
 //! openraft. `network.rs` tells the leader's lease ([`crate::lease`]) what is sent and answered.
 
+mod away;
 mod cache;
 mod codec;
 mod completion;
@@ -34,4 +35,4 @@ pub use log_store::{LOG_STREAM, OpenError, RaftLog, RaftLogReader, STATE_STREAM}
 pub use network::{Network, Networking, Transport};
 pub use payload::Payload;
 pub use types::{Effect, Entry, LogId, Membership, RaftNode, StoredMembership, Types, Vote};
-pub(crate) use vote::stored_term;
+pub(crate) use vote::{LogFacts, stored_term};

@@ -6,7 +6,6 @@
 //! is no success nothing more is sent, and openraft begins again where it is told.
 
 use std::future::Future;
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,12 +22,14 @@ use openraft::raft::{
     StreamAppendResult, TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse,
     VoteRequest, VoteResponse,
 };
+use openraft::type_config::TypeConfigExt as _;
 use openraft::{AsyncRuntime, OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 use ringwal_replication::Requests;
 use ringwal_replication::config::Member;
 use ringwal_replication::node_id::NodeId;
 use ringwal_replication::requests::RequestError;
 
+use super::away::Away;
 use super::rpc::{
     self, APPEND_BYTES_MAX, Append, Appended, Ask, Candidacy, Chunk, Refusal, Reply, Request,
     SNAPSHOT_BYTES_MAX, SNAPSHOT_CHUNK_BYTES, Snapshot, SnapshotTaken, Transfer, Transferred,
@@ -71,17 +72,19 @@ impl Transport for Requests {
 }
 
 /// Makes the connections of a node to the others: what `Raft::new` asks for.
-pub struct Networking<T, R> {
+pub struct Networking<T, R: AsyncRuntime> {
     me: NodeId,
     transport: Arc<T>,
     lease: Arc<LeaseKeeper>,
-    runtime: PhantomData<fn() -> R>,
+    away: Arc<Away<InstantOf<R>>>,
 }
 
-impl<T, R> Networking<T, R> {
+type InstantOf<R> = <R as AsyncRuntime>::Instant;
+
+impl<T, R: AsyncRuntime> Networking<T, R> {
     /// Of node `me`, whose lease is told of every Append.
     pub fn new(me: NodeId, transport: Arc<T>, lease: Arc<LeaseKeeper>) -> Self {
-        Self { me, transport, lease, runtime: PhantomData }
+        Self { me, transport, lease, away: Arc::default() }
     }
 }
 
@@ -95,19 +98,19 @@ impl<T: Transport, R: AsyncRuntime> RaftNetworkFactory<Types<R>> for Networking<
             engine: node.engine,
             transport: self.transport.clone(),
             lease: self.lease.clone(),
-            runtime: PhantomData,
+            away: self.away.clone(),
         }
     }
 }
 
 /// What openraft sends to one node with the engine that the membership names.
-pub struct Network<T, R> {
+pub struct Network<T, R: AsyncRuntime> {
     me: u64,
     to: Member,
     engine: [u8; 16],
     transport: Arc<T>,
     lease: Arc<LeaseKeeper>,
-    runtime: PhantomData<fn() -> R>,
+    away: Arc<Away<InstantOf<R>>>,
 }
 
 /// A piece of an Append, as bytes.
@@ -208,6 +211,7 @@ impl<T: Transport, R: AsyncRuntime> Network<T, R> {
     ) -> Result<Reply, RPCError<Types<R>>> {
         let reply = self.transport.ask(&self.to, bytes, limit).await;
         let (id, target) = (self.me, self.to.node.get());
+        self.note_reply(&reply);
         let reply = reply.map_err(|error| match error {
             RequestError::Late { .. } => {
                 RPCError::Timeout(Timeout { action, id, target, timeout: limit })
@@ -221,6 +225,23 @@ impl<T: Transport, R: AsyncRuntime> Network<T, R> {
             Ok(Reply::Refused(refusal)) => Err(self.refused(&refusal)),
             Ok(reply) => Ok(reply),
             Err(error) => Err(unreachable(format!("the reply of node {target}: {error}"))),
+        }
+    }
+
+    /// Says when a node goes and comes back.
+    fn note_reply(&self, reply: &Result<Bytes, RequestError>) {
+        let (Member { node, address }, now) = (&self.to, Types::<R>::now());
+        match reply {
+            Ok(_) => {
+                if let Some(silence) = self.away.handle_answered(node.get(), now) {
+                    tracing::warn!(%node, address, ?silence, "a node answers Raft again");
+                }
+            }
+            Err(error) => {
+                if let Some(silence) = self.away.handle_failed(node.get(), now) {
+                    tracing::warn!(%node, address, ?silence, %error, "a node does not answer Raft");
+                }
+            }
         }
     }
 

@@ -17,16 +17,16 @@ const VERSION: u8 = 1;
 
 /// See the module.
 #[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
-pub(super) struct LogFacts {
-    pub(super) vote: Option<Vote>,
+pub(crate) struct LogFacts {
+    pub(crate) vote: Option<Vote>,
     /// The last entry that is not in the log any more. Kept here because it is not in the log.
-    pub(super) purged: Option<LogId>,
+    pub(crate) purged: Option<LogId>,
     /// What is known to be committed; more may be.
-    pub(super) committed: Option<LogId>,
+    pub(crate) committed: Option<LogId>,
 }
 
 impl LogFacts {
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let kind = self.vote.map_or(0, |vote| 1 + u8::from(vote.committed));
         let mut bytes = vec![VERSION, kind, 0, 0];
         bytes.put_u64_le(self.vote.map_or(0, |vote| vote.leader_id.term));
@@ -36,7 +36,7 @@ impl LogFacts {
         bytes
     }
 
-    pub(super) fn decode(bytes: Bytes) -> Result<Self, Malformed> {
+    pub(crate) fn decode(bytes: Bytes) -> Result<Self, Malformed> {
         let mut from = Taker::new(bytes);
         let found = from.u8()?;
         if found != VERSION {

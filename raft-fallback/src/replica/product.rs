@@ -327,6 +327,10 @@ impl Led for NodeLed {
         self.leadership.lease_until(boottime_ns);
     }
 
+    fn holds_lease(&self) -> bool {
+        self.leadership.holds_lease()
+    }
+
     async fn append(&self, record: &[u8]) -> Result<PendingOffset, LedError> {
         let pending = self.leadership.append_async(METADATA_STREAM, record, Ack::Local).await;
         pending.map(PendingOffset).map_err(|error| LedError::NotTaken(error.to_string()))

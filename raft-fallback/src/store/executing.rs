@@ -135,23 +135,37 @@ impl<N: Replica, P: Peers> Executor<N, P> {
         if is_committed {
             return Ok(Answered { applied, durable: Ack::Quorum });
         }
-        if ack == Ack::Quorum {
+        match ack {
+            Ack::Local => self.check_lease(epoch)?,
             // Of a command that was executed before, its first record is the older one.
-            self.committed(epoch, applied.offset.max(offset) + 1).await?;
+            Ack::Quorum => self.committed(epoch, applied.offset.max(offset) + 1).await?,
         }
         Ok(Answered { applied, durable: ack })
+    }
+
+    /// The last look at the lease (I-13): applying may have taken longer than it lasts, and then somebody else
+    /// may lead, without this record.
+    fn check_lease(&self, epoch: u64) -> Result<(), Unanswered> {
+        let led = self.led.borrow();
+        match led.as_ref().filter(|led| led.epoch() == epoch) {
+            Some(led) if led.holds_lease() => Ok(()),
+            Some(_) => {
+                let why = "the lease has lapsed before the record was applied";
+                Err(Unanswered::Unknown(why.to_owned()))
+            }
+            None => Err(epoch_ended()),
+        }
     }
 
     /// Waits until a majority has the metadata stream up to there, in the epoch that this node leads in.
     async fn committed(&self, epoch: u64, end: u64) -> Result<(), Unanswered> {
         let led = self.led.borrow().clone().filter(|led| led.epoch() == epoch);
-        let Some(led) = led else {
-            return Err(Unanswered::Unknown("the epoch ended first".to_owned()));
-        };
+        let led = led.ok_or_else(epoch_ended)?;
         led.committed(end).await.map_err(|error| Unanswered::Unknown(error.to_string()))
     }
 
-    async fn execute_by_raft(&self, record: Bytes) -> Result<Answered, Unanswered> {
+    /// Where the fast path was opened meanwhile, it came through that.
+    async fn execute_by_raft(&self, record: Bytes, ack: Ack) -> Result<Answered, Unanswered> {
         add(&self.counters.raft);
         let (place, placed) = oneshot::channel();
         let proposed = Instant::now();
@@ -162,7 +176,7 @@ impl<N: Replica, P: Peers> Executor<N, P> {
         match placed.await {
             Ok(Ok(placed)) => {
                 self.counters.proposed.add(proposed.elapsed());
-                self.outcome(placed, Ack::Local).await
+                self.outcome(placed, ack).await
             }
             Ok(Err(NotPlaced::NotDone(why))) => Err(Unanswered::NotDone(why)),
             Ok(Err(NotPlaced::Unknown(why))) => Err(Unanswered::Unknown(why)),
@@ -175,14 +189,7 @@ impl<N: Replica, P: Peers> Executor<N, P> {
         if let Some(outcome) = self.execute_fast(&record, ack).await {
             return outcome;
         }
-        let answered = self.execute_by_raft(record).await?;
-        // It came through the fast path, if that was opened meanwhile.
-        if ack == Ack::Quorum && answered.durable == Ack::Local {
-            let term = self.shared.seen.borrow().term;
-            self.committed(term, answered.applied.offset + 1).await?;
-            return Ok(Answered { durable: ack, ..answered });
-        }
-        Ok(answered)
+        self.execute_by_raft(record, ack).await
     }
 
     async fn forward(
@@ -307,6 +314,10 @@ impl<N: Replica, P: Peers> Executor<N, P> {
             let _ = R::timeout(AGAIN, seen.changed()).await;
         }
     }
+}
+
+fn epoch_ended() -> Unanswered {
+    Unanswered::Unknown("the epoch ended first".to_owned())
 }
 
 /// Whether it was rejected for its session: what another attempt did is not known then.

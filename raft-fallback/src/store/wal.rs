@@ -74,9 +74,11 @@ impl MetadataWal {
         self.stream().end()
     }
 
-    /// Appends a command when the fast path is open here, and waits until it is durable on this node with
-    /// the lease held: its offset. It carries no session, so appending it again executes it again; the
-    /// store is what retries and forwards.
+    /// Appends a command when the fast path is open here, and waits until it is *durable* on this node with
+    /// the lease held: its offset. Durable is not applied: what comes of it, a rejection too, is known when
+    /// [`Metadata::wait_applied`](crate::Metadata::wait_applied) says so, and to whoever looks at the state then. It
+    /// carries no session, so appending it again executes it again; the store is what answers with an outcome,
+    /// retries and forwards.
     ///
     /// # Errors
     /// See [`WalError`].

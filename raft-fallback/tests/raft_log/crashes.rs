@@ -20,10 +20,10 @@ use crate::simulated::{SimJournal, blank_disk, pause};
 type Log = RaftLog<SimJournal, TokioRuntime>;
 
 /// Xorshift.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

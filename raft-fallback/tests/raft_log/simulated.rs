@@ -48,6 +48,11 @@ impl SimJournal {
         self.shard().run_once(Some(TURN)).unwrap_or(0)
     }
 
+    /// Gives a record to the shard, if it takes one now.
+    pub fn try_append(&self, stream: StreamId, record: &[u8]) -> bool {
+        self.shard().append(stream, record).is_ok()
+    }
+
     /// The process is gone.
     pub fn abandon(self) {
         let shard = Arc::into_inner(self.0).expect("nobody else has it any more");

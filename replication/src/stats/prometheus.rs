@@ -87,6 +87,11 @@ impl Page {
             ("hellos_bad_total", "Connections without a sound hello in time.", stats.bad_hellos),
             ("violations_total", "Sessions ended by what a peer must not do.", stats.violations),
             (
+                "differences_total",
+                "Entries whose records are others than those held in the same epoch.",
+                stats.differences,
+            ),
+            (
                 "lagged_total",
                 "Times that the engine handed over less than it sealed.",
                 stats.lagged,

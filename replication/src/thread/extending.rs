@@ -1,6 +1,7 @@
 //! Records of entries of the embedder's log: what of them is not here is added. Through the follower's
 //! core while a leader is followed, so that its cursors stay right; otherwise straight to the engine.
-//! Nothing is added while the node changes its part.
+//! Nothing is added while the node changes its part. What of them is here before is compared first, by the
+//! thread that waits for disks: other bytes in the same epoch are two histories, of which one must be wrong.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use crate::fetch::from::FetchFrom;
 use crate::follower::Refused;
 use crate::framing::frame_of;
 use crate::promise::is_replicated;
+use crate::worker::{Compare, Job};
 
 /// Extensions that wait.
 const WAITING_MAX: usize = 256;
@@ -31,6 +33,8 @@ pub(super) struct Extending {
     /// Of streams that have such frames: where the next one begins; `None` when one was refused, so
     /// that those behind it will be.
     given: BTreeMap<StreamId, Option<u64>>,
+    /// Comparisons that were asked for.
+    comparisons: u64,
     /// Since when nobody is followed, while that is so: its leader is about to dial, maybe.
     idle_since: Instant,
 }
@@ -41,11 +45,23 @@ pub(crate) struct Extend {
     way: Way<(), ExtendError>,
     /// Since when something before it has been lacking.
     lacking: Option<Instant>,
+    compared: Compared,
+}
+
+/// Whether what is held of an extension is what it says.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+enum Compared {
+    No,
+    /// The comparison with this number is under way.
+    Asked(u64),
+    Same,
+    /// From this offset on it is not.
+    Other(u64),
 }
 
 impl Extend {
     pub(crate) fn new(extension: Extension, way: Way<(), ExtendError>) -> Self {
-        Self { extension, way, lacking: None }
+        Self { extension, way, lacking: None, compared: Compared::No }
     }
 
     pub(crate) fn finish(self, outcome: Result<(), ExtendError>) {
@@ -72,6 +88,7 @@ impl Default for Extending {
             waiting: VecDeque::new(),
             appends: Appends::default(),
             given: BTreeMap::new(),
+            comparisons: 0,
             idle_since: Instant::now(),
         }
     }
@@ -98,6 +115,48 @@ impl Extending {
     pub(super) fn end(&mut self) {
         self.interrupt();
         self.waiting.drain(..).for_each(|extend| extend.finish(Err(ExtendError::Closed)));
+    }
+
+    /// A comparison has come to an end.
+    pub(super) fn handle_compared(&mut self, number: u64, other: Option<u64>) {
+        let asked = Compared::Asked(number);
+        if let Some(extend) = self.waiting.iter_mut().find(|extend| extend.compared == asked) {
+            extend.compared = other.map_or(Compared::Same, Compared::Other);
+        }
+    }
+
+    /// Has what is held of an extension compared, once. Something else is said, counted and logged.
+    fn compare(&mut self, context: &mut Context, extend: &mut Extend) -> Option<Step> {
+        let Extension { epoch, stream, base, ref records, .. } = extend.extension;
+        match extend.compared {
+            Compared::Same => None,
+            Compared::Asked(_) => Some(Step::Waits),
+            Compared::Other(offset) => {
+                context.counters.differences.add(1);
+                let error = ExtendError::Differs { stream, epoch, offset };
+                tracing::error!(%error, "an entry is not added");
+                Some(Step::Refused(error))
+            }
+            Compared::No => {
+                let handle = context.engine.stream(stream);
+                let held = base.max(handle.trimmed())..handle.end().min(extend.extension.end());
+                if held.is_empty() {
+                    extend.compared = Compared::Same;
+                    return None;
+                }
+                if context.worker.has_room() {
+                    self.comparisons += 1;
+                    let number = self.comparisons;
+                    let records =
+                        &records[(held.start - base) as usize..(held.end - base) as usize];
+                    let (base, records) = (held.start, records.to_vec());
+                    let compare = Compare { number, stream, epoch, base, records };
+                    context.worker.give(Job::Compare(Box::new(compare)));
+                    extend.compared = Compared::Asked(number);
+                }
+                Some(Step::Waits)
+            }
+        }
     }
 
     /// What the engine has done with frames that it was given.
@@ -219,6 +278,10 @@ impl Replica {
         if !is_replicated(extension.stream) {
             return failed(format!("stream {} is a node's own (1 to 3)", extension.stream));
         }
+        if let Some(step) = self.extending.compare(&mut self.context, extend) {
+            return step;
+        }
+        let extension = &extend.extension;
         let Part::Following(following) = &mut self.part else {
             return self.extending.give(&self.context, extension, &self.part);
         };

@@ -74,6 +74,46 @@ fn records_of_an_older_epoch_are_not_taken_for_those_of_an_extension() {
     stop(node);
 }
 
+/// In the same epoch: by offset and epoch alone they would be taken for those that are here.
+#[test]
+fn other_records_in_the_same_epoch_are_said_loudly_and_nothing_is_changed() {
+    let cluster = Cluster::new(2);
+    let node = cluster.start(1);
+    follow(&node, of_nobody_here(1), &[]);
+    node.extend(extension(1, 0, 0..5)).wait().expect("it is added");
+    let mut other = extension(1, 2, 2..8);
+    other.records[1] = bytes::Bytes::from_static(b"another history");
+    let differs = node.extend(other.clone()).wait();
+    assert!(
+        matches!(differs, Err(ExtendError::Differs { stream: STREAM, epoch: 1, offset: 3 })),
+        "{differs:?}"
+    );
+    assert_eq!(contents(&node, STREAM), expected(1, 5));
+    wait_until("it is counted", || node.stats().differences == 1);
+    assert_eq!(node.stats().committed.get(&STREAM), Some(&5), "nor is more committed");
+    // What is the same is still taken, and what is trimmed says nothing.
+    node.engine().stream(STREAM).trim(4).expect("a prefix");
+    node.extend(Extension { base: 2, ..other }).wait().expect("it is trimmed there");
+    assert_eq!(node.engine().stream(STREAM).end(), 8);
+    stop(node);
+    // With a session.
+    let (leader, follower) = (cluster.start(1), cluster.start(2));
+    let leadership = lead(&leader, 2);
+    follow(&follower, of(&leader, 2), &[(STREAM, 8)]);
+    let pending = leadership.append(STREAM, record(8), Ack::Quorum).expect("it leads");
+    assert_eq!(pending.wait().expect("a majority").receipt.offset(), 8);
+    for node in [&follower, &leader] {
+        let differs = node.extend(extension(2, 8, 9..12)).wait();
+        let is_said = matches!(differs, Err(ExtendError::Differs { epoch: 2, offset: 8, .. }));
+        assert!(is_said, "{differs:?}");
+        assert_eq!(node.engine().stream(STREAM).end(), 9);
+        wait_until("it is counted", || node.stats().differences == 1);
+        node.extend(extension(2, 8, 8..11)).wait().expect("the same, and two more");
+    }
+    stop(leader);
+    stop(follower);
+}
+
 #[test]
 fn a_leader_extends_and_those_who_wait_for_a_majority_learn_it() {
     let cluster = Cluster::new(3);

@@ -1,6 +1,7 @@
 //! Commands whose leader, receipts and answers get lost at each place where that may be.
 
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 
 use openraft_rt_tokio::TokioRuntime;
 
@@ -212,6 +213,54 @@ async fn what_had_no_receipt_stays_unknown_when_nobody_answers_later() {
     receipt.send(Err(LedError::Unknown("the lease has lapsed".into()))).expect("it waits");
     let outcome = asked.await.unwrap();
     assert!(matches!(outcome, Err(Unanswered::Unknown(_))), "{outcome:?}");
+}
+
+/// The receipt came with the lease held, and the applier was slow: somebody else may lead, without the record.
+#[tokio::test]
+async fn a_lease_that_lapses_while_the_record_is_applied_gives_no_plain_answer() {
+    let (here, led) = Here::fast(FakePeers::none(), 1).await;
+    let fast = |ack| {
+        let executor = here.executor.clone();
+        tokio::spawn(async move { executor.execute_fast(&put("key"), ack).await.unwrap() })
+    };
+    // With the lease held it is answered.
+    let asked = fast(Ack::Local);
+    settle().await;
+    led.take().expect("it is in the queue").1.send(Ok(3)).expect("it waits");
+    here.executor.replica.applies(applied(1, 3));
+    let answered = asked.await.unwrap().unwrap();
+    assert_eq!(answered, Answered { applied: applied(1, 3), durable: Ack::Local });
+    let asked = fast(Ack::Local);
+    settle().await;
+    led.take().expect("it is in the queue").1.send(Ok(4)).expect("it waits");
+    settle().await;
+    led.has_lease.store(false, Ordering::SeqCst);
+    here.executor.replica.applies(applied(1, 4));
+    let outcome = asked.await.unwrap();
+    assert!(matches!(outcome, Err(Unanswered::Unknown(_))), "{outcome:?}");
+    // What a majority has stays, whoever leads.
+    led.committed.send_replace(6);
+    let asked = fast(Ack::Quorum);
+    settle().await;
+    led.take().expect("it is in the queue").1.send(Ok(5)).expect("it waits");
+    here.executor.replica.applies(applied(1, 5));
+    assert_eq!(asked.await.unwrap().unwrap().durable, Ack::Quorum);
+}
+
+/// It is asked of the next leader, as the same command.
+#[tokio::test]
+async fn what_was_applied_behind_the_lease_is_asked_of_the_next_leader() {
+    let (peers, got) = leader(State::default(), 0);
+    let (here, led) = Here::fast(peers, 1).await;
+    let asked = here.execute(Ack::Local, LONG, Origin::Here);
+    settle().await;
+    let (record, receipt) = led.take().expect("it is in the queue");
+    receipt.send(Ok(0)).expect("it waits");
+    settle().await;
+    here.is_deposed().await;
+    here.executor.replica.applies(applied(1, 0));
+    assert_eq!(asked.await.unwrap().unwrap().applied, applied(2, 0));
+    assert_eq!(*got.lock().unwrap(), [record]);
 }
 
 #[tokio::test]

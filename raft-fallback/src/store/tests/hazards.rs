@@ -182,6 +182,44 @@ fn a_leader_that_is_restarted_within_the_election_timeout_opens_no_epoch_of_its_
     assert_eq!(all_keys(cluster.any()), [b"after".to_vec(), b"before".to_vec()]);
 }
 
+/// Nor does its leader go on in the term that it has given away.
+#[test]
+fn a_transfer_that_is_not_taken_says_who_leads_and_the_fast_path_comes_back_in_a_later_epoch() {
+    let cluster = Cluster::networked(3);
+    for (limit, number) in [(LONG, 0), (SHORT, 1)] {
+        let leader = fast(&cluster);
+        let store = cluster.nodes[&leader].clone();
+        put(&store, &format!("before {number}"), Ack::Quorum).unwrap();
+        converge(&cluster);
+        let before = store.status();
+        let to = NodeId::new(leader % 3 + 1);
+        cluster.network().isolate(to.get());
+        let given = store.transfer_leader(Some(to), limit).wait();
+        let after = store.status();
+        match given {
+            Err(ChangeError::OtherElected { asked, leader }) => {
+                assert!(asked == to && leader != to, "{leader} instead of {asked}");
+            }
+            // Nobody was elected in time.
+            Err(ChangeError::Unknown(_)) if limit == SHORT => {}
+            given => panic!("{given:?}"),
+        }
+        let leads = matches!(after.mode, Mode::Fast | Mode::Raft(_));
+        assert!(!leads || after.term > before.term, "{after:?}");
+        // Without the one that is away.
+        let epoch = |store: &MetadataStore| store.status().begun.map_or(0, |begun| begun.epoch);
+        let rest = others(&cluster, to.get());
+        let is_open = |store: &MetadataStore| {
+            store.status().mode == Mode::Fast && Some(epoch(store)) > before.begun.map(|b| b.epoch)
+        };
+        until("the fast path", || rest.iter().any(is_open));
+        put(&store, &format!("after {number}"), Ack::Local).unwrap();
+        cluster.network().heal();
+        assert_same(&cluster);
+    }
+    assert_eq!(all_keys(cluster.any()).len(), 4);
+}
+
 /// The one with the least id, which founds clusters, loses its disk.
 #[test]
 fn a_blank_disk_with_an_old_identity_counts_for_nothing_until_it_is_admitted_again() {
@@ -190,8 +228,7 @@ fn a_blank_disk_with_an_old_identity_counts_for_nothing_until_it_is_admitted_aga
     put(&cluster.nodes[&leader], "before", Ack::Quorum).unwrap();
     converge(&cluster);
     if leader == 1 {
-        let to = Some(NodeId::new(2));
-        cluster.nodes[&1].transfer_leader(to, LONG).wait().unwrap();
+        cluster.nodes[&1].transfer_leader(None, LONG).wait().unwrap();
         until("the transfer", || fast(&cluster) != 1);
         leader = fast(&cluster);
     }
@@ -344,4 +381,90 @@ fn what_is_no_command_or_of_nobody_is_refused_before_it_is_durable() {
     let answer = ask(Ask::Promise { promise, index: 0 });
     assert!(matches!(answer, Answer::Refused(_)), "{answer:?}");
     assert_eq!(cluster.nodes[&leader].wal().unwrap().end(), end);
+}
+
+/// A command whose outcome somebody has been told.
+struct Told {
+    key: String,
+    outcome: Result<Executed, ExecuteError>,
+}
+
+/// Puts keys until it is stopped, one after the other.
+fn put_until(store: &MetadataStore, what: &str, ack: Ack, stop: &AtomicBool) -> Vec<Told> {
+    let mut told = Vec::new();
+    while !stop.load(Ordering::SeqCst) {
+        let key = format!("{what} {}", told.len());
+        let outcome = put_within(store, &key, ack, LONG / 6);
+        told.push(Told { key, outcome });
+    }
+    told
+}
+
+/// Its device fails under commands of callers everywhere.
+#[test]
+fn a_leader_whose_engine_fails_steps_down_and_forwards_and_nothing_committed_is_lost() {
+    let mut cluster = Cluster::new(3);
+    let failed = fast(&cluster);
+    let store = cluster.nodes[&failed].clone();
+    let rest = others(&cluster, failed);
+    put(&store, "before", Ack::Quorum).unwrap();
+    let before = store.status().begun.expect("it leads");
+    let stop = AtomicBool::new(false);
+    let (told, next) = std::thread::scope(|scope| {
+        let stop = &stop;
+        let mut writers = Vec::new();
+        for (name, store) in [("leader", &store), ("follower", &rest[0]), ("other", &rest[1])] {
+            for (level, ack) in [("local", Ack::Local), ("quorum", Ack::Quorum)] {
+                let what = format!("{name} {level}");
+                writers.push(scope.spawn(move || put_until(store, &what, ack, stop)));
+            }
+        }
+        until("commands are executed", || all_keys(&store).len() > 60);
+        cluster.failing[&failed].store(true, Ordering::SeqCst);
+        until("it says why it is unfit", || store.status().unfit.is_some());
+        let leads = |store: &&MetadataStore| store.status().mode == Mode::Fast;
+        until("another leader", || rest.iter().any(|store| leads(&store)));
+        let next = rest.iter().find(leads).and_then(|store| store.status().begun);
+        // Callers of every node, of the one that has failed too, go on.
+        let executed = put(&store, "forwarded", Ack::Quorum).unwrap();
+        assert!(executed.epoch > before.epoch, "{executed:?}");
+        let count = all_keys(&rest[0]).len();
+        until("commands go on", || all_keys(&rest[0]).len() > count + 60);
+        stop.store(true, Ordering::SeqCst);
+        let told = writers.into_iter().flat_map(|writer| writer.join().unwrap());
+        (told.collect::<Vec<_>>(), next)
+    });
+    let next = next.expect("it has begun an epoch");
+    assert!(next.epoch > before.epoch && next.leader.get() != failed, "{next:?}");
+    let status = store.status();
+    assert!(status.unfit.as_ref().is_some_and(|why| why.contains("failed")), "{status:?}");
+    assert!(!matches!(status.mode, Mode::Fast | Mode::Raft(_)), "{status:?}");
+    // All that was said is so, on both that are left.
+    let last = rest[0].linearize(LONG).wait().unwrap();
+    let applied = |store: &MetadataStore| store.metadata().progress().end >= last.end;
+    until("both have it all", || rest.iter().all(applied));
+    let mut executed = 0;
+    for Told { key, outcome } in &told {
+        for store in &rest {
+            let is_there = has(store, key);
+            match outcome {
+                Ok(done) if done.durable == Ack::Quorum || done.epoch > before.epoch => {
+                    assert!(is_there, "{key}: {done:?} is lost");
+                }
+                // On one device only, which has failed: said so, and it may be lost.
+                Ok(_) | Err(ExecuteError::Unknown { .. }) => {}
+                Err(ExecuteError::NotDone { .. }) => assert!(!is_there, "{key} is done"),
+                Err(error) => panic!("{key}: {error}"),
+            }
+        }
+        executed += u64::from(outcome.is_ok());
+    }
+    assert!(
+        executed > 60 && rest.iter().all(|store| has(store, "before") && has(store, "forwarded"))
+    );
+    // With a sound device it comes back, and is as the others.
+    drop(store);
+    cluster.stop(failed);
+    cluster.start(failed);
+    assert_same(&cluster);
 }

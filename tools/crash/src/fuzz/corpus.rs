@@ -10,11 +10,12 @@ use ringwal_engine::format::{
     OrphanFrames, OrphanHeader, OrphanTrailer, SegmentHeader, verify_frames,
 };
 use ringwal_engine::{Append, Engine, Io, Options, Shard, StreamId};
+use ringwal_raft_fallback::fuzzing::Decoder;
 use zerocopy::IntoBytes;
 
 use super::disk::Image;
 use super::mutate::Life;
-use super::wire;
+use super::{raft, wire};
 use crate::archive::{Files, pack, unpack};
 
 const FOLDER: &str = "shard-00/";
@@ -47,6 +48,7 @@ pub enum Kind {
     Hello,
     Answer,
     Message,
+    Raft(Decoder),
 }
 
 /// A part of a file.
@@ -98,7 +100,7 @@ impl Corpus {
         }
         let life = Life { engine_id: [7; 16], ..Life::default() };
         let orphans = [orphan(1), orphan(4)].map(|bytes| (Kind::Orphan, bytes));
-        for (kind, bytes) in orphans.into_iter().chain(wire::seeds()?) {
+        for (kind, bytes) in orphans.into_iter().chain(wire::seeds()?).chain(raft::seeds()) {
             corpus.put(kind, Sample { bytes, life, offset: 0, segment_bytes: 0, footer: None });
         }
         Ok(corpus)

@@ -10,6 +10,7 @@ mod disk;
 mod leader;
 mod memory;
 mod mutate;
+mod raft;
 mod targets;
 mod wire;
 
@@ -221,6 +222,16 @@ mod tests {
             ("Items", 1000),
             ("Follower", 1000),
             ("Recovery", 10),
+            ("Raft(Request)", 100),
+            ("Raft(Reply)", 100),
+            ("Raft(Entry)", 100),
+            ("Raft(Facts)", 100),
+            ("Raft(StoreAsk)", 100),
+            ("Raft(StoreAnswer)", 100),
+            ("Raft(Question)", 20),
+            ("Raft(Base)", 100),
+            ("Raft(Snapshot)", 100),
+            ("Raft(Record)", 100),
         ];
         for (kind, least) in least {
             assert!(report.covered(&format!("{kind}: accepted")) > least, "{kind}");

@@ -10,11 +10,12 @@ use ringwal_engine::format::{
 };
 use ringwal_engine::offline::{self, OrphanState, RepairOptions};
 use ringwal_engine::{Clock, Engine, Io, Options, Shard, StreamId, fuzzing};
+use ringwal_raft_fallback::fuzzing::Decoder;
 
 use super::corpus::{Corpus, Directory, Kind, Sample, Spot};
 use super::disk::{Image, MemoryDisk};
 use super::mutate::{fix_batch, fix_block, fix_frame, fix_orphan, mutate, mutate_in_place};
-use super::{leader, wire};
+use super::{leader, raft, wire};
 use crate::random::Random;
 
 /// What is fed.
@@ -39,6 +40,8 @@ pub enum Target {
     Items,
     /// The core of a follower.
     Follower,
+    /// What the metadata store reads from disk and from other nodes.
+    Raft(Decoder),
     /// The recovery of a shard on a disk in memory, reading, writing on, and the recovery of that.
     Recovery,
     /// The offline tools and a read-only open on a real directory.
@@ -46,7 +49,7 @@ pub enum Target {
 }
 
 /// How often each target comes, against the others.
-const WEIGHTS: [(Target, u64); 19] = [
+const WEIGHTS: [(Target, u64); 29] = [
     (Target::EngineHeader, 200),
     (Target::AnchorHeader, 200),
     (Target::SegmentHeader, 300),
@@ -64,6 +67,16 @@ const WEIGHTS: [(Target, u64); 19] = [
     (Target::Message, 1600),
     (Target::Items, 600),
     (Target::Follower, 600),
+    (Target::Raft(Decoder::Request), 700),
+    (Target::Raft(Decoder::Reply), 200),
+    (Target::Raft(Decoder::Entry), 500),
+    (Target::Raft(Decoder::Facts), 100),
+    (Target::Raft(Decoder::StoreAsk), 400),
+    (Target::Raft(Decoder::StoreAnswer), 400),
+    (Target::Raft(Decoder::Question), 200),
+    (Target::Raft(Decoder::Base), 300),
+    (Target::Raft(Decoder::Snapshot), 400),
+    (Target::Raft(Decoder::Record), 500),
     (Target::Recovery, 300),
     (Target::Offline, 2),
 ];
@@ -74,6 +87,10 @@ const DECODER_BYTES: (usize, usize) = (16, 4 << 10);
 const WIRE_BYTES: (usize, usize) = (32, 16 << 10);
 /// The same of a receive buffer: twice its chunks, and the longest frame that it takes.
 const RECEIVED_BYTES: (usize, usize) = (64, 2 * (256 << 10) + 2 * wire::FRAME_BYTES_MAX);
+/// The same of the store: entries, members and items are longer in memory than as bytes, and all is read twice.
+const STORE_BYTES: (usize, usize) = (128, 64 << 10);
+/// The same of its snapshots: the longest chunk.
+const SNAPSHOT_BYTES: (usize, usize) = (128, 3 << 20);
 /// The same of a recovery: its reads, the pool's bookkeeping, histograms, prepared segments.
 const RECOVERY_BYTES: (usize, usize) = (24, 24 << 20);
 /// The same of the offline tools.
@@ -103,6 +120,8 @@ impl Target {
             Target::Offline => OFFLINE_BYTES,
             Target::Hello | Target::Answer | Target::Message => WIRE_BYTES,
             Target::Items | Target::Follower => RECEIVED_BYTES,
+            Target::Raft(Decoder::Snapshot) => SNAPSHOT_BYTES,
+            Target::Raft(_) => STORE_BYTES,
             _ => DECODER_BYTES,
         };
         each * length + beside
@@ -163,6 +182,7 @@ pub fn input(target: Target, corpus: &Corpus, random: &mut Random) -> Input {
         Target::Hello => Kind::Hello,
         Target::Answer => Kind::Answer,
         Target::Message => Kind::Message,
+        Target::Raft(decoder) => Kind::Raft(decoder),
         Target::Items => return Input::Items(wire::items(corpus, random), random.next()),
         Target::Follower => {
             let chance = random.next();
@@ -198,6 +218,7 @@ fn fix(kind: Kind, sample: &mut Sample) {
         Kind::Batch => fix_batch(bytes, place),
         Kind::Frame => drop(fix_frame(bytes)),
         Kind::Hello | Kind::Answer | Kind::Message => wire::fix(kind, bytes),
+        Kind::Raft(decoder) => raft::fix(decoder, bytes),
         Kind::Controls => {}
         Kind::Orphan => fix_orphan(bytes),
         Kind::Index => {
@@ -503,6 +524,7 @@ fn decode(target: Target, sample: &Sample) -> Outcome {
         Target::Hello => wire::hello(bytes),
         Target::Answer => wire::answer(bytes),
         Target::Message => wire::message(bytes),
+        Target::Raft(decoder) => raft::check(decoder, bytes),
         Target::Items | Target::Follower | Target::Recovery | Target::Offline => Ok(Refused),
     }
 }

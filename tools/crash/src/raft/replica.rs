@@ -86,6 +86,11 @@ impl Led for SimLed {
         self.with(|leading| leading.set_lease(boottime_ns));
     }
 
+    fn holds_lease(&self) -> bool {
+        let now_ns = self.place.run.now_ns();
+        self.with(|leading| leading.has_lease(now_ns)).unwrap_or(false)
+    }
+
     async fn append(&self, record: &[u8]) -> Result<SimPending, LedError> {
         let now_ns = || self.place.run.now_ns();
         let given = |state: &mut State| match &mut state.part {
