@@ -10,7 +10,7 @@ use ringwal_replication::Ack;
 use ringwal_replication::node_id::{NodeId, RunId};
 use ringwal_replication::promise::Promise;
 
-use crate::base::{Base, StreamBase};
+use crate::base::{Base, Chain, StreamBase};
 use crate::command::{BrokerId, Command, Expected, Record, TopicName, Watermark};
 use crate::limits::METADATA_VERSION;
 use crate::operator::Question;
@@ -154,7 +154,7 @@ fn entries() -> Vec<(Entry, Option<crate::raft::LogId>)> {
         EntryPayload::Membership(membership()),
         EntryPayload::Blank,
         EntryPayload::Normal(Payload::EpochStart { epoch, leader, run, starts }),
-        EntryPayload::Normal(Payload::Extend { epoch, base: 8, records }),
+        EntryPayload::Normal(Payload::Extend { epoch, base: 8, continues: true, records }),
     ];
     let entry = |(payload, index): (_, u64)| {
         let committed = index.checked_sub(2).map(|index| log_id(4, index));
@@ -283,6 +283,7 @@ fn questions() -> Vec<Vec<u8>> {
 fn base() -> Base {
     let epochs = vec![EpochStart { epoch: 2, start: 0 }, EpochStart { epoch: 5, start: 8 }];
     Base {
+        chain: Some(Chain { epoch: 4, end: 75 }),
         last: log_id(5, 20),
         membership: StoredMembership::new(Some(log_id(2, 8)), membership()),
         begun: Some(promise()),
