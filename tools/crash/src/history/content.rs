@@ -9,8 +9,8 @@ use super::Place;
 pub struct Look {
     /// Everything below this offset was seen.
     pub end: u64,
-    /// Epoch of the last record that was seen.
-    pub epoch: u64,
+    /// Epoch of the last record that was seen, if that is known: then it was one that is in the log.
+    pub epoch: Option<u64>,
     /// Which key.
     pub key: Vec<u8>,
     /// The record that had set it, if it was there.
@@ -19,7 +19,7 @@ pub struct Look {
 
 impl Look {
     fn last(&self) -> Option<Place> {
-        Some((self.epoch, self.end.checked_sub(1)?))
+        Some((self.epoch?, self.end.checked_sub(1)?))
     }
 }
 
@@ -49,7 +49,8 @@ impl Contents {
     /// The log has come to this state.
     pub fn compare(&mut self, state: &State) {
         while let Some(look) = self.looks.pop_if(|look| look.end <= state.end()) {
-            if (look.end, look.epoch) != (state.end(), state.epoch()) {
+            let is_another = look.epoch.is_some_and(|epoch| epoch != state.epoch());
+            if look.end != state.end() || is_another {
                 self.of_others.push(look);
                 continue;
             }

@@ -80,8 +80,8 @@ pub struct Read {
     pub answered_ns: u64,
     /// Where it ends.
     pub end: u64,
-    /// Epoch of the last record that it has seen.
-    pub epoch: u64,
+    /// Epoch of the last record that it has seen, if that is known.
+    pub epoch: Option<u64>,
 }
 
 /// A command that was executed, as the log says.

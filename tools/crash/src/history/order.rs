@@ -44,8 +44,9 @@ pub fn check<'a>(
         });
     }
     for read in reads {
-        let last = |last: u64| log.epochs.get(last as usize).copied().unwrap_or(u64::MAX);
-        if read.end.checked_sub(1).map_or(0, last) != read.epoch {
+        let last = |last: u64| log.epochs.get(last as usize).copied();
+        let epoch = read.end.checked_sub(1).map_or(Some(0), last);
+        if epoch.is_none_or(|epoch| read.epoch.is_some_and(|seen| seen != epoch)) {
             wrong.push(format!("{read:?} has seen what was not committed"));
             continue;
         }

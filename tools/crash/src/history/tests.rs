@@ -160,7 +160,7 @@ fn who_was_answered_before_another_asked_comes_before_it() {
 }
 
 fn read(asked_ns: u64, end: u64) -> Read {
-    let epoch = end.checked_sub(1).map_or(0, |last| EPOCHS[last as usize]);
+    let epoch = Some(end.checked_sub(1).map_or(0, |last| EPOCHS[last as usize]));
     Read { asked_ns, answered_ns: asked_ns + 2, end, epoch }
 }
 
@@ -179,7 +179,7 @@ fn reads_do_not_go_back_and_see_only_what_is_committed() {
     let none: [Asked; 0] = [];
     assert_eq!(order::check(&none, &[read(10, 2), read(20, 2)], &log()).len(), 0);
     refuses(&order::check(&none, &[read(10, 3), read(20, 2)], &log()), "not linearizable");
-    for (end, epoch) in [(2, 2), (5, 3)] {
+    for (end, epoch) in [(2, Some(2)), (5, Some(3)), (5, None)] {
         let of_another = Read { epoch, ..read(10, 0) };
         refuses(&order::check(&none, &[Read { end, ..of_another }], &log()), "not committed");
     }
@@ -189,7 +189,7 @@ fn reads_do_not_go_back_and_see_only_what_is_committed() {
 fn reads_have_seen_what_was_there() {
     let look = |end: u64, version| Look {
         end,
-        epoch: end.checked_sub(1).map_or(0, |last| EPOCHS[last as usize]),
+        epoch: Some(end.checked_sub(1).map_or(0, |last| EPOCHS[last as usize])),
         key: b"a".to_vec(),
         version,
     };
@@ -206,15 +206,16 @@ fn reads_have_seen_what_was_there() {
     ]);
     assert_eq!((sound.finish(|_| false), sound.compared), (0, 4));
     assert_eq!(sound.wrong.len(), 0);
-    for wrong in [look(0, Some((1, 0))), look(1, None), look(2, Some((1, 0)))] {
+    let of_any_epoch = Look { epoch: None, ..look(2, Some((1, 0))) };
+    for wrong in [of_any_epoch, look(0, Some((1, 0))), look(1, None), look(2, Some((1, 0)))] {
         refuses(&contents(vec![wrong]).wrong, "there");
     }
     // What has seen another history has to be of one that was cut.
-    let other = Look { epoch: 2, ..look(3, None) };
+    let other = Look { epoch: Some(2), ..look(3, None) };
     let beyond = Look { end: 9, ..look(4, None) };
     for look in [other, beyond] {
         let mut contents = contents(vec![look.clone()]);
-        assert_eq!(contents.finish(|place| place == (look.epoch, look.end - 1)), 1);
+        assert_eq!(contents.finish(|place| place == (look.epoch.unwrap(), look.end - 1)), 1);
         assert_eq!(contents.wrong.len(), 0);
         let mut contents = Contents::new(vec![look]);
         execute_with(|state| contents.compare(state));

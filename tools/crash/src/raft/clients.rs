@@ -182,7 +182,12 @@ impl Client {
         let read = SimRuntime::timeout(limit * 3, answered).await;
         self.cluster.oracle(|oracle| match read {
             Ok(Ok(Ok((end, epoch)))) => {
-                oracle.note_read(Read { asked_ns, answered_ns: true_ns(), end, epoch });
+                oracle.note_read(Read {
+                    asked_ns,
+                    answered_ns: true_ns(),
+                    end,
+                    epoch: Some(epoch),
+                });
             }
             _ => oracle.counts.reads_failed += 1,
         });

@@ -204,7 +204,8 @@ fn compare(held: &[Held]) -> Vec<String> {
 fn going_back(seen: &[Seen]) -> Vec<String> {
     let (mut wrong, mut last) = (Vec::new(), BTreeMap::new());
     for seen in seen {
-        let present = (seen.progress, seen.look.end);
+        let Some(progress) = seen.progress else { continue };
+        let present = (progress, seen.look.end);
         let before = last.insert(seen.client, present).unwrap_or_default();
         if present < before {
             wrong.push(format!("{seen:?} comes after {before:?}"));
@@ -245,12 +246,12 @@ fn self_check(history: &History, log: &Log, orphans: &Orphans) -> Vec<String> {
         }),
         ("a read that has not seen what was answered", |history, log| {
             let last = history.reads.iter_mut().max_by_key(|read| read.asked_ns)?;
-            (last.end, last.epoch) = (1, *log.epochs.first()?);
+            (last.end, last.epoch) = (1, Some(*log.epochs.first()?));
             Some(())
         }),
         ("a read of what comes later", |history, log| {
             let first = history.reads.iter_mut().min_by_key(|read| read.asked_ns)?;
-            (first.end, first.epoch) = (log.epochs.len() as u64, *log.epochs.last()?);
+            (first.end, first.epoch) = (log.epochs.len() as u64, Some(*log.epochs.last()?));
             Some(())
         }),
     ];
@@ -315,8 +316,8 @@ mod tests {
     fn what_a_node_shows_goes_back_only_with_a_greater_epoch() {
         let seen = |client, progress, end| Seen {
             client,
-            progress,
-            look: Look { end, epoch: 1, key: Vec::new(), version: None },
+            progress: Some(progress),
+            look: Look { end, epoch: Some(1), key: Vec::new(), version: None },
         };
         let fine = [seen(1, 1, 5), seen(2, 1, 4), seen(1, 1, 5), seen(1, 2, 3), seen(2, 1, 6)];
         assert_eq!(going_back(&fine), Vec::<String>::new());

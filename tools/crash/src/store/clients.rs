@@ -173,7 +173,7 @@ impl Client<'_> {
         };
         let answer = match seen {
             Ok((Progress { epoch: progress, .. }, (epoch, end, version))) => {
-                Answer::Saw { progress, epoch, end, version }
+                Answer::Saw { epochs: Some((progress, epoch)), end, version }
             }
             Err(_) => Answer::NotConfirmed,
         };

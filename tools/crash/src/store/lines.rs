@@ -81,10 +81,8 @@ pub enum Answer {
     Unknown,
     /// A read has seen this.
     Saw {
-        /// Epoch that the node was in.
-        progress: u64,
-        /// Epoch of the last record.
-        epoch: u64,
+        /// Epoch that the node was in, and epoch of the last record, if they were told.
+        epochs: Option<(u64, u64)>,
         /// Offset behind it.
         end: u64,
         /// The record that had set the key.

@@ -9,7 +9,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ringwal_raft_fallback::operator::{
-    Answer as Answered, Ask, CommandId, ExpectedKey, Failed, Question as Asking, VERSION, Write,
+    Answer as Answered, Ask, CommandId, ExpectedKey, Failed, Look, Question as Asking, VERSION,
+    Write,
 };
 use ringwal_replication::requests::Client as Connection;
 
@@ -70,7 +71,10 @@ impl Outside {
                 while !is_quiet.load(Ordering::Acquire) {
                     let pause = client.random.within(2..=20);
                     std::thread::sleep(Duration::from_millis(pause));
-                    client.execute();
+                    match client.random.below(4) {
+                        0 => client.read(),
+                        _ => client.execute(),
+                    }
                 }
             })
         };
@@ -135,6 +139,29 @@ impl Client {
         Some(*command)
     }
 
+    /// A linearizable read of any node.
+    fn read(&mut self) {
+        let (node, key) = (self.any_node(), self.any_key());
+        let number = self.questions.fetch_add(1, Ordering::AcqRel);
+        let what = What::Read { client: OUTSIDE as u64, key: key.clone(), is_linearizable: true };
+        self.say(Question { number, at_ns: now_ns(), what }.line());
+        let ask = Ask::Look { look: Look::Key { key: key.into() }, linearizable: true };
+        let answer = match self.attempt(node, ask, None) {
+            Attempt::Answered(Answered::Key { applied: end, epoch, offset, .. }) => {
+                Answer::Saw { epochs: None, end, version: Some((epoch, offset)) }
+            }
+            Attempt::Answered(Answered::NotFound { applied: end, .. }) => {
+                Answer::Saw { epochs: None, end, version: None }
+            }
+            _ => Answer::NotConfirmed,
+        };
+        self.say(Told { number, at_ns: now_ns(), answer }.line());
+    }
+
+    fn any_key(&mut self) -> String {
+        format!("key-{}", self.random.below(SHARED_KEYS))
+    }
+
     /// A command, until it has an outcome or the client has lost its patience.
     fn execute(&mut self) {
         let Some(command) = self.next_command() else { return };
@@ -187,7 +214,7 @@ impl Client {
     }
 
     fn write(&mut self) -> Write {
-        let key = format!("key-{}", self.random.below(SHARED_KEYS)).into();
+        let key = self.any_key().into();
         let name = format!("shared-{}", self.random.below(SHARED_TOPICS));
         let expected = self.random.pick(&[ExpectedKey::Any, ExpectedKey::Any, ExpectedKey::Absent]);
         match self.random.below(8) {

@@ -16,8 +16,8 @@ use crate::report::Report;
 pub struct Seen {
     /// Who has read.
     pub client: u64,
-    /// Epoch that the node was in.
-    pub progress: u64,
+    /// Epoch that the node was in, if it was told.
+    pub progress: Option<u64>,
     /// What was seen.
     pub look: Look,
 }
@@ -89,16 +89,17 @@ impl Record {
                     history.asked.push(Asked { key: *key, asked_ns, answered_ns, outcome });
                 }
                 What::Read { client, key, is_linearizable } => {
-                    let Some(Answer::Saw { progress, epoch, end, version }) = answer else {
+                    let Some(Answer::Saw { epochs, end, version }) = answer else {
                         continue;
                     };
-                    let (epoch, end) = (*epoch, *end);
+                    let (progress, epoch) = epochs.unzip();
+                    let end = *end;
                     if *is_linearizable {
                         history.reads.push(Read { asked_ns, answered_ns, end, epoch });
                     }
                     let key = key.as_bytes().to_vec();
                     let look = Look { end, epoch, key, version: *version };
-                    history.seen.push(Seen { client: *client, progress: *progress, look });
+                    history.seen.push(Seen { client: *client, progress, look });
                 }
             }
         }
