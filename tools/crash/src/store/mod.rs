@@ -165,7 +165,8 @@ fn disturb(
     let random = Random::new(seed);
     let deck: Vec<Turn> =
         Turn::ALL.into_iter().filter(|turn| is_possible(*turn, operator)).collect();
-    let mut turns = Turns { operator, report, random, progress_max: Default::default() };
+    let progress_max = Default::default();
+    let mut turns = Turns { operator, report, random, has_loss: false, progress_max };
     let deadline = Instant::now() + Duration::from_secs(arguments.seconds);
     let mut left = Vec::new();
     while Instant::now() < deadline {

@@ -13,6 +13,8 @@ use crate::report::Report;
 
 /// Commands go on within this while a majority can speak with each other.
 const CHANGE_LIMIT: Duration = Duration::from_secs(12);
+/// Where packets are lost, nothing is waited for longer than this.
+const LOSS_LIMIT: Duration = Duration::from_secs(2);
 /// After healing commands go on at every node within this.
 const PROGRESS_LIMIT: Duration = Duration::from_secs(20);
 /// Commands that are progress.
@@ -97,6 +99,8 @@ pub struct Turns<'a> {
     pub report: &'a mut Report,
     /// What everything random comes from.
     pub random: Random,
+    /// Packets are lost in this turn, beside what it does.
+    pub has_loss: bool,
     /// The longest times until commands of a majority go on beside a disturbance, and until all go on after it.
     pub progress_max: (Duration, Duration),
 }
@@ -131,12 +135,13 @@ impl Turns<'_> {
         let others = [follower, third];
         let is_on_its_own = matches!(
             turn,
-            Turn::KillLeader | Turn::KillFollower | Turn::KillAll | Turn::Switch | Turn::StopLeader
+            Turn::KillLeader | Turn::KillFollower | Turn::StopLeader | Turn::StopFollower
         );
-        if is_on_its_own && self.random.one_in(3) {
+        self.has_loss = is_on_its_own && self.random.one_in(3);
+        if self.has_loss {
             let node = self.random.below(NODES as u64) as usize;
-            self.operator.processes.topology.disturb(&[Disturbance::Loss(node)])?;
-            self.report.cover("kills, stops and switches with loss", 1);
+            self.network(&[Disturbance::Loss(node)])?;
+            self.report.cover("kills and stops with loss", 1);
         }
         match turn {
             Turn::KillLeader => {
@@ -222,8 +227,17 @@ impl Turns<'_> {
         self.operator.processes.topology.disturb(disturbances)
     }
 
-    /// Commands of clients of these nodes go on.
+    /// Commands of clients of these nodes go on. Between two that are left, and lose packets, they need not.
     fn go_on(&mut self, nodes: &[usize]) -> Result<()> {
+        if self.has_loss {
+            let gone_on = self.operator.wait_for_commands(nodes, PROGRESS, LOSS_LIMIT);
+            self.report.cover(
+                "disturbances with loss that nothing went on beside",
+                gone_on.is_err().into(),
+            );
+            // Whoever has ended by itself is missed later.
+            return Ok(());
+        }
         let begun = Instant::now();
         self.operator.wait_for_commands(nodes, PROGRESS, CHANGE_LIMIT)?;
         self.progress_max.0 = self.progress_max.0.max(begun.elapsed());
