@@ -85,6 +85,8 @@ impl Process {
     ) -> Result<Process> {
         let mut child = Command::new("/proc/self/exe")
             .args(arguments)
+            // It has the same known bug as this process, if any.
+            .args(std::env::args().skip_while(|argument| argument != "--mutant").take(2))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
