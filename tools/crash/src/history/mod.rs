@@ -3,11 +3,13 @@
 //!
 //! - [`acknowledged`]: what a majority had is there; what the leader alone had is there or was cut, and kept; what is
 //!   certainly not done is not there; and each command was executed once.
+//! - [`epochs`]: a leader that has been replaced answers nothing (I-13).
 //! - [`order`]: the order of what clients were told, against true time.
 //! - [`content`]: what reads have seen.
 
 pub mod acknowledged;
 pub mod content;
+pub mod epochs;
 pub mod order;
 #[cfg(test)]
 mod tests;

@@ -105,6 +105,17 @@ fn a_command_of_the_leader_alone_is_lost_only_with_its_epoch_and_kept() {
 }
 
 #[test]
+fn a_leader_that_has_been_replaced_answers_nothing() {
+    assert_eq!(epochs::check(&truth()), Vec::<String>::new());
+    // It was asked before, and answers when another one leads.
+    let mut late = executed(4, (1, 2), DoneShown::Created, Ack::Local);
+    (late.asked_ns, late.answered_ns) = (34, 99);
+    assert_eq!(epochs::check(truth().iter().chain([&late])), Vec::<String>::new());
+    late.asked_ns = 36;
+    refuses(&epochs::check(truth().iter().chain([&late])), "I-13");
+}
+
+#[test]
 fn what_is_certainly_not_done_is_not_there() {
     for outcome in [Outcome::NotDone, Outcome::Refused] {
         refuses(&check(&[asked(2, 20, 25, outcome.clone())], false), "is done");

@@ -13,7 +13,9 @@ use super::lines::content;
 use super::operator::Rest;
 use super::record::{History, Seen};
 use crate::history::content::Contents;
-use crate::history::{Asked, Key, Log, Origin, Outcome, Place, acknowledged, order, session_key};
+use crate::history::{
+    Asked, Key, Log, Origin, Outcome, Place, acknowledged, epochs, order, session_key,
+};
 use crate::nodes::directory;
 use crate::random::hash;
 use crate::report::Report;
@@ -145,6 +147,7 @@ fn origin_of(record: &Record, known: &BTreeSet<Key>) -> Origin {
 /// What is not as it was told.
 fn told(history: &History, log: &Log, orphans: &Orphans) -> (Vec<String>, u64) {
     let (mut wrong, lost) = acknowledged::check(&history.asked, log, |asked| orphans.has(asked));
+    wrong.extend(epochs::check(&history.asked));
     wrong.truncate(TOLD_MAX);
     wrong.extend(order::check(&history.asked, &history.reads, log));
     (wrong, lost)
