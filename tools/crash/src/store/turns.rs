@@ -19,7 +19,7 @@ const LOSS_LIMIT: Duration = Duration::from_secs(2);
 const PROGRESS_LIMIT: Duration = Duration::from_secs(20);
 /// Commands that are progress.
 const PROGRESS: u64 = 5;
-/// Attempts to have the frail node lead.
+/// Attempts to have another node lead.
 const TRANSFERS_MAX: usize = 8;
 
 /// What a turn does.
@@ -204,8 +204,13 @@ impl Turns<'_> {
             Turn::Switch => self.switch(leader)?,
             Turn::Transfer => {
                 // It may be refused; then it is asked of whoever leads.
-                if !self.transfer(leader, [0, follower as u64 + 1])? {
-                    return Ok(());
+                let (mut leader, mut attempts) = (leader, 1);
+                while !self.transfer(leader, [0, (leader as u64 + 1) % NODES as u64 + 1])? {
+                    if attempts == TRANSFERS_MAX {
+                        return Ok(());
+                    }
+                    attempts += 1;
+                    leader = self.operator.leader(CHANGE_LIMIT)?;
                 }
             }
             Turn::Poison => {
