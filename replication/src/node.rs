@@ -171,7 +171,10 @@ impl Node {
         let wake = Arc::new(Wake::default());
         let config = Arc::new(config);
         let mender = Mender::new(engine.clone(), config.clone(), tls.clone(), run);
-        let worker = Worker::start(engine.clone(), snapshots.clone(), mender.clone(), wake.clone());
+        let counters = Arc::new(Counters::default());
+        let (counts, wakes) = (counters.clone(), wake.clone());
+        let worker =
+            Worker::start(engine.clone(), snapshots.clone(), mender.clone(), counts, wakes);
         let worker = worker.map_err(system("start the worker's thread"))?;
         let (commands, to_do) = bounded(COMMANDS_MAX);
         let (asks, asked) = bounded(REQUESTS_MAX);
@@ -197,7 +200,7 @@ impl Node {
             asks: asked,
             facts,
             repairing,
-            counters: Arc::new(Counters::default()),
+            counters,
             picture: picture.clone(),
             begun: is_driven.then(|| begun.clone()),
         };

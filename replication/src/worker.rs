@@ -25,6 +25,7 @@ use crate::node_id::NodeId;
 use crate::orphans::{self, Reason};
 use crate::promise::{FACTS_STREAM, Fact, Promise, is_replicated};
 use crate::repair::Marker;
+use crate::stats::Counters;
 use crate::wake::Wake;
 use crate::wire::{Stop, Wanted};
 
@@ -161,6 +162,7 @@ impl Worker {
         engine: Engine,
         snapshots: Arc<Snapshots>,
         mender: Mender,
+        counters: Arc<Counters>,
         wake: Arc<Wake>,
     ) -> std::io::Result<Self> {
         let (jobs, to_do) = bounded::<Job>(JOBS_MAX);
@@ -168,7 +170,7 @@ impl Worker {
         let thread =
             std::thread::Builder::new().name("ringwal-worker".into()).spawn(move || {
                 let (walks, fetching) = (HashMap::new(), None);
-                let mut work = Work { engine, snapshots, mender, walks, fetching };
+                let mut work = Work { engine, snapshots, mender, counters, walks, fetching };
                 for job in to_do {
                     if done.send(work.outcome(job)).is_err() {
                         return;
@@ -224,6 +226,7 @@ struct Work {
     engine: Engine,
     snapshots: Arc<Snapshots>,
     mender: Mender,
+    counters: Arc<Counters>,
     /// By follower: its session, and what has been walked for it of each shard.
     walks: HashMap<usize, (u64, HashMap<u16, FrameWalk>)>,
     /// Where the last read ended for somebody who repairs.
@@ -404,6 +407,7 @@ impl Work {
             cut.map_err(|error| {
                 BeginError::Failed(format!("stream {stream} is not cut at {start}: {error}"))
             })?;
+            self.counters.records_cut.add(end - start);
         }
         let promised = facts.promise.filter(|promised| promised.epoch > promise.epoch);
         let promised = Some(promised.unwrap_or(promise));

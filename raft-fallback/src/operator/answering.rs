@@ -8,10 +8,11 @@ use ringwal_replication::config::Member;
 use ringwal_replication::node_id::NodeId;
 use tokio::time::timeout;
 
-use super::looking::look;
+use super::looking::look_at;
 use super::text::hex;
 use super::{
-    Answer, Ask, CommandId, Executed, Failed, MemberLine, Place, Question, Status, Write, rejected,
+    Answer, Ask, CommandId, Executed, Failed, Look, MemberLine, Place, Question, Status, Write,
+    rejected,
 };
 use crate::control::{ChangeError, MemberChange};
 use crate::store::{ExecuteError, MetadataStore, Mode};
@@ -41,10 +42,10 @@ async fn answer(store: &MetadataStore, json: &[u8]) -> Answer {
     let limit = Duration::from_millis(limit_ms).min(LIMIT_MAX);
     let answered = match ask {
         Ask::Status => Ok(Answer::Status(Box::new(status(store)))),
-        Ask::Look { look: at, linearizable } => {
-            let read = if linearizable { linearize(store, limit).await } else { Ok(()) };
-            read.map(|()| look(store.metadata(), at))
+        Ask::Look { look, linearizable: false } => {
+            store.metadata().read(|state| look_at(state, look)).1
         }
+        Ask::Look { look, linearizable: true } => linearizable(store, look, limit).await,
         Ask::Execute { write, quorum } => execute(store, write, quorum, command, limit).await,
         Ask::TransferLeader { to } => {
             let to = to.map(NodeId::new);
@@ -67,10 +68,16 @@ async fn answer(store: &MetadataStore, json: &[u8]) -> Answer {
     answered.unwrap_or_else(Answer::Failed)
 }
 
-async fn linearize(store: &MetadataStore, limit: Duration) -> Result<(), Failed> {
+/// Nothing is seen that is not committed: it could be gone later.
+async fn linearizable(
+    store: &MetadataStore,
+    look: Look,
+    limit: Duration,
+) -> Result<Answer, Failed> {
     let late = || Failed::NotDone { why: format!("not known to be up to date within {limit:?}") };
-    match timeout(limit, store.linearize(limit)).await {
-        Ok(Ok(_)) => Ok(()),
+    let reading = store.read(limit, move |state| look_at(state, look.clone()));
+    match timeout(limit, reading).await {
+        Ok(Ok((_, looked))) => looked,
         Ok(Err(error)) => Err(Failed::NotDone { why: error.to_string() }),
         Err(_) => Err(late()),
     }

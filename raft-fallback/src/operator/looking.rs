@@ -1,20 +1,14 @@
-//! Answers from the state as this node has it.
+//! Answers from a state.
 
 use super::{
     Answer, BrokerLine, Failed, KeyLine, Look, PAGE, PAGE_OF_BROKERS, PartitionLine, Text,
     TopicLine, TopicShown,
 };
 use crate::command::{BrokerId, TopicName};
-use crate::metadata::Metadata;
 use crate::state::{Broker, KeyValue, Partition, State, Topic, TopicId};
 
 /// Answers.
-pub(crate) fn look(metadata: &Metadata, look: Look) -> Answer {
-    let (_, answer) = metadata.read(|state| look_at(state, look));
-    answer.unwrap_or_else(Answer::Failed)
-}
-
-fn look_at(state: &State, look: Look) -> Result<Answer, Failed> {
+pub(crate) fn look_at(state: &State, look: Look) -> Result<Answer, Failed> {
     let applied = state.end();
     let not_found = |what: String| Ok(Answer::NotFound { applied, what });
     match look {

@@ -1,4 +1,4 @@
-use super::looking::look;
+use super::looking::look_at;
 use super::*;
 use crate::command::Record;
 use crate::metadata::{Applier, Entry};
@@ -22,6 +22,10 @@ fn inside(question: &Question) -> Bytes {
 
 fn reply(answer: &wire::Answer) -> Bytes {
     rpc::Reply::Store(answer.encode().into()).encode().into()
+}
+
+fn look(metadata: &Metadata, look: Look) -> Answer {
+    metadata.read(|state| look_at(state, look)).1.unwrap_or_else(Answer::Failed)
 }
 
 /// A store that has executed these.

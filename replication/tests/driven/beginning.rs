@@ -20,6 +20,7 @@ fn what_is_not_of_it_is_cut_and_kept() {
     // A stream that is not named starts at 0.
     assert_eq!(contents(&node, OTHER), []);
     assert_eq!(orphans(&cluster, 1), 2);
+    wait_until("what was cut is counted", || node.stats().records_cut == 6 + 3);
     for before in [begun, of_nobody_here(2), of(&node, 3)] {
         let again = node.begin(before, vec![(STREAM, 0)]).wait().expect("nothing is done");
         assert!(matches!(again, Begun::Before), "{again:?}");

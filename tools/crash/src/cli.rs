@@ -66,10 +66,17 @@ pub enum Command {
     BlockRole(crate::block::role::RoleArguments),
     /// Three nodes that replicate, as processes in network namespaces, which are cut off, slowed
     /// down, stopped and killed in turn.
-    Network(crate::network::NetworkArguments),
+    Network(crate::nodes::Disturbing),
     /// A node of `network`.
     #[command(hide = true)]
     NetworkNode(crate::network::NodeArguments),
+    /// Three nodes with a metadata store, as processes in network namespaces, which are cut off, stopped, killed,
+    /// poisoned and switched in turn under clients whose whole history is checked; then topics that are made
+    /// rapidly, and used at once.
+    Store(crate::nodes::Disturbing),
+    /// A node of `store`.
+    #[command(hide = true)]
+    StoreNode(crate::store::StoreNodeArguments),
 }
 
 /// See [`Command::Fuzz`].
@@ -127,6 +134,8 @@ impl Command {
             Command::BlockRole(_) => "block-role",
             Command::Network(_) => "network",
             Command::NetworkNode(_) => "network-node",
+            Command::Store(_) => "store",
+            Command::StoreNode(_) => "store-node",
         }
     }
 }

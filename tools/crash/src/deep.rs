@@ -10,7 +10,7 @@ use anyhow::Result;
 use crate::block::{faults, replay};
 use crate::cli::Request;
 use crate::report::Report;
-use crate::{cluster, fuzz, kill, network, raft, sim};
+use crate::{cluster, fuzz, kill, network, raft, sim, store};
 
 /// What a round is made of, in turn: name, how much of it (`None`: the whole table), and what runs it.
 const PARTS: &[(&str, Option<u64>, Part)] = &[
@@ -21,6 +21,7 @@ const PARTS: &[(&str, Option<u64>, Part)] = &[
     ("faults", None, |request, report| faults::run(request, &Default::default(), report)),
     ("kill", Some(500), kill::run),
     ("network", None, |request, report| network::run(request, &Default::default(), report)),
+    ("store", None, |request, report| store::run(request, &Default::default(), report)),
     ("fuzz", Some(10_000_000), |request, report| fuzz::run(request, None, report)),
 ];
 

@@ -9,13 +9,16 @@ mod cli;
 mod cluster;
 mod deep;
 mod fuzz;
+mod history;
 mod kill;
 mod mutants;
 mod network;
+mod nodes;
 mod raft;
 mod random;
 mod report;
 mod sim;
+mod store;
 
 use std::process::ExitCode;
 
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Command::KillChild(child) => return kill::run_child(child),
         Command::BlockRole(role) => return block::role::exit_code(role.play()),
         Command::NetworkNode(node) => return block::role::exit_code(node.run()),
+        Command::StoreNode(node) => return block::role::exit_code(node.run()),
         _ => {}
     }
     let request = arguments.request();
@@ -53,9 +57,11 @@ fn main() -> ExitCode {
         Command::Replay(replay) => block::replay::run(request, replay, &mut report),
         Command::Faults(faults) => block::faults::run(request, faults, &mut report),
         Command::Network(network) => network::run(request, network, &mut report),
-        Command::KillChild(_) | Command::BlockRole(_) | Command::NetworkNode(_) => {
-            unreachable!("played above")
-        }
+        Command::Store(store) => store::run(request, store, &mut report),
+        Command::KillChild(_)
+        | Command::BlockRole(_)
+        | Command::NetworkNode(_)
+        | Command::StoreNode(_) => unreachable!("played above"),
     };
     match outcome.and_then(|()| report.finish(arguments.json.as_deref())) {
         Ok(true) => ExitCode::SUCCESS,

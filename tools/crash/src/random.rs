@@ -43,6 +43,15 @@ impl Random {
         self.below(1000) < thousandths
     }
 
+    /// These, in any order.
+    pub fn shuffled<T: Copy>(&mut self, from: &[T]) -> Vec<T> {
+        let mut shuffled = from.to_vec();
+        for at in (1..shuffled.len()).rev() {
+            shuffled.swap(at, self.below(at as u64 + 1) as usize);
+        }
+        shuffled
+    }
+
     /// One of these.
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
@@ -54,6 +63,12 @@ pub fn mix(value: u64) -> u64 {
     let value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     value ^ (value >> 31)
+}
+
+/// A hash of bytes.
+pub fn hash(bytes: &[u8]) -> u64 {
+    let word = |chunk: &[u8]| chunk.iter().fold(0u64, |word, byte| (word << 8) | u64::from(*byte));
+    bytes.chunks(8).fold(bytes.len() as u64, |hash, chunk| mix(hash ^ word(chunk)))
 }
 
 /// The bytes of record `id`: its id, then noise. A record of no bytes has no id in it.

@@ -43,6 +43,8 @@ pub enum Step {
 pub enum Trouble {
     /// ENOSPC.
     NoSpace,
+    /// EIO.
+    Error,
     /// Only [`SHORT_BYTES`] are written: of one write, and then of its rest, so many times; of
     /// every write when there is no end to it.
     Short(u32),
@@ -167,11 +169,11 @@ impl State {
     }
 
     /// Whether this step fails now.
-    fn no_space(&mut self, step: Step) -> Result<(), Errno> {
+    fn fail(&mut self, step: Step) -> Result<(), Errno> {
         match self.trouble {
-            Some((at, Trouble::NoSpace)) if at == step => {
+            Some((at, trouble @ (Trouble::NoSpace | Trouble::Error))) if at == step => {
                 self.troubled += 1;
-                Err(Errno::ENOSPC)
+                Err(if matches!(trouble, Trouble::Error) { Errno::EIO } else { Errno::ENOSPC })
             }
             _ => Ok(()),
         }
@@ -200,7 +202,7 @@ impl State {
                 BLOCK => Step::HeaderCopy,
                 _ => Step::Batch,
             };
-            self.no_space(step)?;
+            self.fail(step)?;
             if let Some((at, Trouble::Short(left @ 1..))) = self.trouble
                 && at == step
                 && length > SHORT_BYTES
@@ -325,7 +327,7 @@ impl Filesystem for Served {
     ) {
         let mut state = self.files.state();
         let node = Node::File { bytes: Vec::new(), durable: Vec::new() };
-        let space = if is_segment_name(name) { state.no_space(Step::Create) } else { Ok(()) };
+        let space = if is_segment_name(name) { state.fail(Step::Create) } else { Ok(()) };
         match space.and_then(|()| state.make(parent.0, name, node)) {
             Ok(made) => {
                 let flags = FopenFlags::empty();
@@ -418,7 +420,7 @@ impl Filesystem for Served {
     ) {
         let mut state = self.files.state();
         let is_step = !datasync && state.is_segment(inode.0);
-        let space = if is_step { state.no_space(Step::Sync) } else { Ok(()) };
+        let space = if is_step { state.fail(Step::Sync) } else { Ok(()) };
         let outcome = space.and_then(|()| state.sync(inode.0));
         answer(reply, outcome);
     }
@@ -432,7 +434,7 @@ impl Filesystem for Served {
         reply: ReplyEmpty,
     ) {
         let mut state = self.files.state();
-        let outcome = state.no_space(Step::SyncDirectory).and_then(|()| state.sync(inode.0));
+        let outcome = state.fail(Step::SyncDirectory).and_then(|()| state.sync(inode.0));
         answer(reply, outcome);
     }
 
@@ -461,7 +463,7 @@ impl Filesystem for Served {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let mut state = self.files.state();
-        let outcome = state.no_space(Step::Allocate).and_then(|()| {
+        let outcome = state.fail(Step::Allocate).and_then(|()| {
             let bytes = state.bytes(inode.0)?;
             let end = bytes.len().max((offset + length) as usize);
             bytes.resize(end, 0);

@@ -6,8 +6,8 @@
 //! of the FUSE file never waits for that file itself, and whichever of the two processes ends, the
 //! kernel takes apart what hangs on it.
 
-mod device;
-mod directory;
+pub mod device;
+pub mod directory;
 pub mod faults;
 mod history;
 mod image;

@@ -2,14 +2,13 @@
 //! directories.
 
 use std::collections::{HashMap, HashSet};
-use std::ops::ControlFlow;
 use std::path::Path;
 
-use anyhow::{Result, bail};
-use ringwal_engine::offline::{self, Snapshot};
+use anyhow::{Context as _, Result};
 
 use super::ledger::{Acknowledged, Ledger};
 use super::payload::{STREAMS, parts, recognise};
+use crate::nodes::directory;
 use crate::report::Report;
 
 /// Failures of a kind after which more of them tell nothing new.
@@ -69,50 +68,30 @@ pub fn run(seed: u64, ledger: &Ledger, paths: &[&Path], report: &mut Report) -> 
 
 impl Check<'_> {
     fn read(&mut self, node: usize, path: &Path, report: &mut Report) -> Result<Directory> {
-        let verification = offline::verify(path)?;
-        for finding in verification.findings {
-            self.wrong.push(format!("node {node}: verify says {finding}"));
-        }
-        let snapshot = Snapshot::open(path)?;
-        let mut streams = HashMap::new();
-        for summary in snapshot.streams() {
-            let stream = summary.stream.get();
-            if (1..=3).contains(&stream) {
-                continue;
+        let mut records: HashMap<u64, Vec<(u64, u64)>> = HashMap::new();
+        let mut orphans = HashSet::new();
+        let read = directory::read(path, |found| {
+            let place = (found.stream, found.offset, found.epoch);
+            let number = self.take(node, place, found.payload);
+            if !found.is_orphan {
+                let kept = records.entry(found.stream).or_default();
+                kept.push((number.unwrap_or(u64::MAX), found.epoch));
+            } else if let Some(number) = number {
+                orphans.insert((place, number));
             }
+        });
+        let read = read.with_context(|| format!("node {node}"))?;
+        self.wrong.extend(read.wrong.into_iter().map(|what| format!("node {node}: {what}")));
+        let mut streams = HashMap::new();
+        for (stream, trimmed) in read.trimmed {
             if !STREAMS.contains(&stream) {
                 self.wrong.push(format!("node {node}: stream {stream} was never written"));
-                continue;
             }
-            let mut kept = Kept { trimmed: summary.trimmed, records: Vec::new() };
-            let records = snapshot.read(summary.stream, summary.trimmed..)?;
-            for record in records.into_iter().flatten() {
-                let record = record?;
-                let expected = kept.trimmed + kept.records.len() as u64;
-                if record.offset() != expected {
-                    bail!("node {node} stream {stream}: {} comes at {expected}", record.offset());
-                }
-                let place = (stream, record.offset(), record.epoch());
-                let number = self.take(node, place, record.payload());
-                kept.records.push((number.unwrap_or(u64::MAX), record.epoch()));
-            }
-            report.cover("records read back", kept.records.len() as u64);
-            streams.insert(stream, kept);
+            let records = records.remove(&stream).unwrap_or_default();
+            report.cover("records read back", records.len() as u64);
+            streams.insert(stream, Kept { trimmed, records });
         }
-        let mut orphans = HashSet::new();
-        for orphan in offline::orphans(path)? {
-            let read = offline::visit_orphan(path, &orphan.file, |record| {
-                let place = (record.stream.get(), record.offset, record.epoch);
-                if let Some(number) = self.take(node, place, record.payload) {
-                    orphans.insert((place, number));
-                }
-                ControlFlow::Continue(())
-            })?;
-            if let Some(problem) = read.problem {
-                self.wrong.push(format!("node {node}: orphan {}: {problem:?}", orphan.file));
-            }
-            report.cover("orphans", 1);
-        }
+        report.cover("orphans", read.orphans);
         report.cover("records in orphans", orphans.len() as u64);
         Ok(Directory { streams, orphans })
     }

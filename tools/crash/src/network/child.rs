@@ -1,8 +1,5 @@
 //! The process of a node: an engine, its replication, and whatever the operator says, line by line.
-//! Whatever it says back leaves in one write, so that a line that arrived is whole.
 
-use std::fs::File;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,15 +13,11 @@ use ringwal_replication::{Leadership, Node};
 use serde::{Deserialize, Serialize};
 
 use super::load::Load;
-use super::log::Log;
 use super::payload::STREAMS;
-use super::topology::{NODES, address};
-use crate::block::system::raw_stdout;
+use crate::nodes::topology::{NODES, address};
+use crate::nodes::{LOCK_WAIT, PORT, Voice, run_node};
 
 const CLUSTER: ClusterId = ClusterId::new([0x77; 16]);
-const PORT: u16 = 9291;
-/// The kernel needs a moment to let go of what a killed process had open.
-const LOCK_WAIT: Duration = Duration::from_secs(20);
 
 /// What a node is given.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -76,36 +69,12 @@ pub struct NodeArguments {
 }
 
 impl NodeArguments {
-    /// Runs the node until it is told to close, or killed. It dies with its parent.
+    /// Runs the node.
     ///
     /// # Errors
     /// Whatever no node may do on a sound disk.
     pub fn run(&self) -> Result<()> {
-        let kill = rustix::process::Signal::KILL;
-        rustix::process::set_parent_process_death_signal(Some(kill))?;
-        let setup: Setup = serde_json::from_str(&self.setup).context("the setup of a node")?;
-        Log::install(&setup.log)?;
-        let voice = Voice { output: Arc::new(Mutex::new(raw_stdout()?)) };
-        let outcome = serve(&setup, &voice);
-        if let Err(error) = &outcome {
-            voice.say(&format!("broken {error:#}"));
-        }
-        outcome
-    }
-}
-
-/// How a node talks to the operator.
-#[derive(Clone, Debug)]
-pub struct Voice {
-    output: Arc<Mutex<File>>,
-}
-
-impl Voice {
-    /// One line; it is with the operator when this returns.
-    pub fn say(&self, line: &str) {
-        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
-        // A parent that is gone takes this process with it.
-        let _ = output.write_all(format!("{line}\n").as_bytes());
+        run_node(&self.setup, |setup: &Setup| &setup.log, serve)
     }
 }
 

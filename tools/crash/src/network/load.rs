@@ -10,8 +10,8 @@ use std::time::Duration;
 use ringwal_engine::{Append, AppendBatch, StreamId};
 use ringwal_replication::{Ack, Leadership, LedAppendError, LedCommitError, Pending};
 
-use super::child::Voice;
 use super::payload::{STREAMS, number, record};
+use crate::nodes::Voice;
 use crate::random::{Random, mix};
 
 /// Clients of each kind.

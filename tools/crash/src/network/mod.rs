@@ -6,83 +6,40 @@ mod check;
 mod child;
 mod ledger;
 mod load;
-mod log;
 mod operator;
 mod payload;
-mod process;
-mod topology;
 mod turns;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 pub use child::NodeArguments;
 
 use crate::cli::Request;
+use crate::nodes::topology::{NODES, Topology};
+use crate::nodes::{self, Disturbing, Hearing as _, SECONDS_FOR_EVERY_TURN};
 use crate::random::Random;
 use crate::report::Report;
 use operator::Operator;
-use topology::{NODES, Topology};
 use turns::{Turn, Turns};
 
 /// All nodes hold the same within this, from when everything is healed on.
 const REST_LIMIT: Duration = Duration::from_secs(30);
-/// From so many seconds on, each kind of turn must have come.
-const SECONDS_FOR_EVERY_TURN: u64 = 60;
 
-/// See [`run`].
-#[derive(Clone, Debug, clap::Args)]
-pub struct NetworkArguments {
-    /// How long the network is disturbed.
-    #[arg(long, default_value_t = 60)]
-    pub seconds: u64,
-    /// Keeps directories and logs in FOLDER when something fails.
-    #[arg(long, value_name = "FOLDER")]
-    pub keep: Option<PathBuf>,
-}
-
-impl Default for NetworkArguments {
-    fn default() -> Self {
-        Self { seconds: 60, keep: None }
-    }
-}
-
-/// Runs it, in a thread of its own, whose namespace nobody else is in.
+/// Runs it.
 ///
 /// # Errors
 /// When it cannot run at all.
-pub fn run(request: Request, arguments: &NetworkArguments, report: &mut Report) -> Result<()> {
-    if let Some(why) = topology::missing() {
-        report.skip("network", &why);
-        return Ok(());
-    }
-    let place = tempfile::tempdir().context("making a directory for the nodes")?;
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| run_in(request.seed, arguments, place.path(), report));
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })?;
-    if report.failed() > 0
-        && let Some(keep) = &arguments.keep
-    {
-        let place = place.keep();
-        fs::create_dir_all(keep).with_context(|| format!("creating {}", keep.display()))?;
-        let kept = keep.join(format!("seed-{}", request.seed));
-        let moved = std::process::Command::new("mv").arg(&place).arg(&kept).status();
-        let is_moved = moved.is_ok_and(|status| status.success());
-        println!("  evidence is in {}", if is_moved { &kept } else { &place }.display());
-    }
-    Ok(())
+pub fn run(request: Request, arguments: &Disturbing, report: &mut Report) -> Result<()> {
+    let Request { seed, .. } = request;
+    nodes::run_alone("network", seed, arguments, report, |place, report| {
+        run_in(seed, arguments, place, report)
+    })
 }
 
-fn run_in(
-    seed: u64,
-    arguments: &NetworkArguments,
-    place: &Path,
-    report: &mut Report,
-) -> Result<()> {
+fn run_in(seed: u64, arguments: &Disturbing, place: &Path, report: &mut Report) -> Result<()> {
     let topology = match Topology::enter() {
         Ok(topology) => topology,
         Err(error) => {
@@ -129,7 +86,7 @@ fn run_in(
 /// epoch, and its load goes until all have what it has.
 fn disturb_and_heal(
     seed: u64,
-    arguments: &NetworkArguments,
+    arguments: &Disturbing,
     operator: &mut Operator,
     report: &mut Report,
 ) -> Result<()> {
@@ -141,10 +98,7 @@ fn disturb_and_heal(
     while Instant::now() < deadline {
         // Shuffled, so that every kind comes, each after every other.
         if deck.is_empty() {
-            deck = Turn::ALL.to_vec();
-            for at in (1..deck.len()).rev() {
-                deck.swap(at, turns.random.below(at as u64 + 1) as usize);
-            }
+            deck = turns.random.shuffled(&Turn::ALL);
         }
         turns.take(deck.pop().expect("it has just been filled"))?;
     }

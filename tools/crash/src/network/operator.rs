@@ -23,21 +23,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use rustix::process::Signal;
 
 use super::child::{Setup, State};
 use super::ledger::Ledger;
 use super::payload::STREAMS;
-use super::process::{Heard, Process};
-use super::topology::{NODES, Topology};
+use crate::nodes::topology::{NODES, Topology};
+use crate::nodes::{Heard, Hearing, Processes};
 use crate::report::Report;
 
-/// A process is there, or is gone, within this.
-const PROCESS_LIMIT: Duration = Duration::from_secs(30);
 /// A node answers a question within this, or is taken not to.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// Between two looks at something that will come.
@@ -62,15 +58,10 @@ pub fn tell(states: &BTreeMap<usize, State>) -> String {
 pub struct Operator {
     seed: u64,
     place: PathBuf,
-    /// The network between the nodes.
-    pub topology: Topology,
-    processes: Vec<Option<Process>>,
-    lives: u64,
-    heard: (Sender<Heard>, Receiver<Heard>),
+    /// The nodes, and the network between them.
+    pub processes: Processes,
     questions: u64,
     answers: BTreeMap<usize, State>,
-    /// What was said about leading, and not looked at yet: node and line.
-    said: Vec<(usize, String)>,
     /// Counts of the present lives; those of earlier ones are in the report.
     counts: BTreeMap<(usize, u64), Vec<(String, u64)>>,
     /// What clients were told.
@@ -84,156 +75,13 @@ pub struct Operator {
     pub epoch: u64,
     /// What went wrong that no disturbance explains.
     pub broken: Vec<String>,
-    /// Most memory that any node has had, in KiB.
-    pub memory_kib_max: u64,
     /// The longest time from a healing to receipts of a majority, and until all follow.
     pub progress_max: (Duration, Duration),
 }
 
-impl Operator {
-    /// Of nodes that are not started yet.
-    pub fn new(seed: u64, place: &Path, topology: Topology) -> Operator {
-        Operator {
-            seed,
-            place: place.to_owned(),
-            topology,
-            processes: (0..NODES).map(|_| None).collect(),
-            lives: 0,
-            heard: channel(),
-            questions: 0,
-            answers: BTreeMap::new(),
-            said: Vec::new(),
-            counts: BTreeMap::new(),
-            ledger: Ledger::default(),
-            leader: None,
-            may_lead: BTreeSet::new(),
-            epoch: 0,
-            broken: Vec::new(),
-            memory_kib_max: 0,
-            progress_max: Default::default(),
-        }
-    }
-
-    /// A node's engine directory.
-    pub fn directory(&self, node: usize) -> PathBuf {
-        self.place.join(format!("node-{node}"))
-    }
-
-    /// Starts those that are not there, and waits until all are.
-    ///
-    /// # Errors
-    /// When one does not come up.
-    pub fn start_all(&mut self) -> Result<()> {
-        let mut awaited = Vec::new();
-        for node in 0..NODES {
-            if self.processes[node].is_none() {
-                let setup = Setup {
-                    node,
-                    directory: self.directory(node),
-                    log: self.place.join(format!("node-{node}.log")),
-                    // Frames of one shard have to arrive in two, and the other way round.
-                    shards: [1, 2, 1 + (self.seed % 2) as u16][node],
-                    seed: self.seed,
-                };
-                self.lives += 1;
-                let (life, heard) = (self.lives, self.heard.0.clone());
-                let process = self.topology.within(node, || Process::start(&setup, life, heard));
-                self.processes[node] = Some(process?);
-                awaited.push(node);
-            }
-        }
-        self.wait("nodes that start", PROCESS_LIMIT, |operator| {
-            awaited.retain(|node| !operator.take_said(*node, "up"));
-            awaited.is_empty()
-        })
-    }
-
-    /// Ends a node without warning. What it said before is heard.
-    ///
-    /// # Errors
-    /// When it does not end.
-    pub fn kill(&mut self, node: usize) -> Result<()> {
-        if let Some(mut process) = self.processes[node].take() {
-            self.look_at_memory(&process)?;
-            process.signal(Signal::KILL)?;
-            process.end(PROCESS_LIMIT)?;
-            self.hear_out(node, process.life)?;
-        }
-        self.may_lead.remove(&node);
-        if self.leader == Some(node) {
-            self.leader = None;
-        }
-        Ok(())
-    }
-
-    /// Ends all nodes in order.
-    ///
-    /// # Errors
-    /// When one does not end, or not well.
-    pub fn close_all(&mut self) -> Result<()> {
-        for node in 0..NODES {
-            let mut process = self.processes[node].take().context("all are there")?;
-            self.look_at_memory(&process)?;
-            process.tell("close");
-            let status = process.end(PROCESS_LIMIT)?;
-            self.hear_out(node, process.life)?;
-            if !status.success() {
-                bail!("node {node} has ended with {status}: {:?}", self.broken);
-            }
-        }
-        Ok(())
-    }
-
-    fn look_at_memory(&mut self, process: &Process) -> Result<()> {
-        self.memory_kib_max = self.memory_kib_max.max(process.memory_kib_max()?);
-        Ok(())
-    }
-
-    /// Stops a node where it stands, or lets it go on.
-    ///
-    /// # Errors
-    /// When it is not there.
-    pub fn set_stopped(&mut self, node: usize, is_stopped: bool) -> Result<()> {
-        let process = self.processes[node].as_mut().context("it is there")?;
-        process.signal(if is_stopped { Signal::STOP } else { Signal::CONT })?;
-        process.is_stopped = is_stopped;
-        Ok(())
-    }
-
-    /// Tells a node something.
-    pub fn tell(&mut self, node: usize, line: &str) {
-        if let Some(process) = &mut self.processes[node] {
-            process.tell(line);
-        }
-    }
-
-    // What nodes say.
-
-    /// Listens for a while.
-    ///
-    /// # Errors
-    /// When a node has ended by itself.
-    pub fn listen(&mut self, time: Duration) -> Result<()> {
-        let deadline = Instant::now() + time;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.heard.1.recv_timeout(left) {
-                Ok(heard) => self.hear(heard)?,
-                Err(RecvTimeoutError::Timeout) => return Ok(()),
-                Err(RecvTimeoutError::Disconnected) => bail!("the operator's own end is open"),
-            }
-        }
-    }
-
-    /// Everything that a process said before its end.
-    fn hear_out(&mut self, node: usize, life: u64) -> Result<()> {
-        loop {
-            let heard = self.heard.1.recv_timeout(PROCESS_LIMIT).context("the end of a pipe")?;
-            if heard.node == node && heard.life == life && heard.line.is_none() {
-                return Ok(());
-            }
-            self.hear(heard)?;
-        }
+impl Hearing for Operator {
+    fn processes(&mut self) -> &mut Processes {
+        &mut self.processes
     }
 
     fn hear(&mut self, Heard { node, life, line }: Heard) -> Result<()> {
@@ -253,34 +101,68 @@ impl Operator {
                 }
             }
             "broken" => self.broken.push(format!("node {node}: {rest}")),
-            _ => self.said.push((node, line)),
+            _ => self.processes.keep_said(node, line),
         }
         Ok(())
     }
+}
 
-    /// Whether a node has said something that begins like this; once.
-    pub fn take_said(&mut self, node: usize, beginning: &str) -> bool {
-        let is_it = |(of, line): &(usize, String)| *of == node && line.starts_with(beginning);
-        let found = self.said.iter().position(is_it);
-        found.map(|at| self.said.remove(at)).is_some()
+impl Operator {
+    /// Of nodes that are not started yet.
+    pub fn new(seed: u64, place: &Path, topology: Topology) -> Operator {
+        Operator {
+            seed,
+            place: place.to_owned(),
+            processes: Processes::new("network-node", topology),
+            questions: 0,
+            answers: BTreeMap::new(),
+            counts: BTreeMap::new(),
+            ledger: Ledger::default(),
+            leader: None,
+            may_lead: BTreeSet::new(),
+            epoch: 0,
+            broken: Vec::new(),
+            progress_max: Default::default(),
+        }
     }
 
-    /// Waits until something is so.
+    /// A node's engine directory.
+    pub fn directory(&self, node: usize) -> PathBuf {
+        self.place.join(format!("node-{node}"))
+    }
+
+    /// Starts those that are not there, and waits until all are.
     ///
     /// # Errors
-    /// When it is not, within the limit.
-    pub fn wait(
-        &mut self,
-        what: &str,
-        limit: Duration,
-        mut is_so: impl FnMut(&mut Operator) -> bool,
-    ) -> Result<()> {
-        let deadline = Instant::now() + limit;
-        while !is_so(self) {
-            if Instant::now() >= deadline {
-                bail!("not within {limit:?}: {what}");
+    /// When one does not come up.
+    pub fn start_all(&mut self) -> Result<()> {
+        let mut awaited = Vec::new();
+        for node in 0..NODES {
+            if !self.processes.is_there(node) {
+                let setup = Setup {
+                    node,
+                    directory: self.directory(node),
+                    log: self.place.join(format!("node-{node}.log")),
+                    // Frames of one shard have to arrive in two, and the other way round.
+                    shards: [1, 2, 1 + (self.seed % 2) as u16][node],
+                    seed: self.seed,
+                };
+                self.processes.start(node, &setup)?;
+                awaited.push(node);
             }
-            self.listen(LOOK)?;
+        }
+        self.wait_up(awaited)
+    }
+
+    /// Ends a node without warning. What it said before is heard.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn kill(&mut self, node: usize) -> Result<()> {
+        self.end(node)?;
+        self.may_lead.remove(&node);
+        if self.leader == Some(node) {
+            self.leader = None;
         }
         Ok(())
     }
@@ -292,11 +174,7 @@ impl Operator {
     pub fn ask(&mut self) -> Result<BTreeMap<usize, State>> {
         self.questions += 1;
         self.answers.clear();
-        let mut asked = 0;
-        for process in self.processes.iter_mut().flatten().filter(|process| !process.is_stopped) {
-            process.tell(&format!("state {}", self.questions));
-            asked += 1;
-        }
+        let asked = self.processes.tell_all(&format!("state {}", self.questions));
         let deadline = Instant::now() + ANSWER_LIMIT;
         while self.answers.len() < asked && Instant::now() < deadline {
             self.listen(Duration::from_millis(1))?;
@@ -354,11 +232,11 @@ impl Operator {
         self.epoch += 1;
         let epoch = self.epoch;
         self.may_lead.insert(node);
-        self.tell(node, &format!("lead {epoch}"));
+        self.processes.tell(node, &format!("lead {epoch}"));
         let mut refused = false;
         self.wait(&format!("node {node} leads in epoch {epoch}"), limit, |operator| {
-            refused |= operator.take_said(node, &format!("unled {epoch} "));
-            refused || operator.take_said(node, &format!("led {epoch}"))
+            refused |= operator.processes.take_said(node, &format!("unled {epoch} ")).is_some();
+            refused || operator.processes.take_said(node, &format!("led {epoch}")).is_some()
         })?;
         if refused {
             bail!("node {node} does not lead in epoch {epoch}");
@@ -378,11 +256,11 @@ impl Operator {
     /// When that does not come to anything.
     pub fn start_over(&mut self, limit: Duration) -> Result<()> {
         for node in 0..NODES {
-            if self.processes[node].as_ref().is_some_and(|process| process.is_stopped) {
-                self.set_stopped(node, false)?;
+            if self.processes.is_stopped(node) {
+                self.processes.set_stopped(node, false)?;
             }
         }
-        self.topology.heal()?;
+        self.processes.topology.heal()?;
         let states = self.ask()?;
         for node in 0..NODES {
             if self.may_lead.contains(&node) || !states.contains_key(&node) {
@@ -403,9 +281,9 @@ impl Operator {
     /// When they do not, within the limit.
     pub fn rest(&mut self, limit: Duration) -> Result<()> {
         let (leader, epoch) = (self.leader.context("there is a leader")?, self.epoch);
-        self.tell(leader, "quiet");
+        self.processes.tell(leader, "quiet");
         self.wait("clients end", limit, |operator| {
-            operator.take_said(leader, &format!("over {epoch}"))
+            operator.processes.take_said(leader, &format!("over {epoch}")).is_some()
         })?;
         self.wait_states("all nodes hold the same", limit, |states| {
             let mut holdings = states.values().map(|state| &state.streams);
@@ -424,9 +302,9 @@ impl Operator {
         report.cover("receipts of one node", self.ledger.local);
         report.cover("outcomes that are unknown", self.ledger.unknown);
         report.cover("submissions that were not written", self.ledger.not_written);
-        report.cover("lives of nodes", self.lives);
+        report.cover("lives of nodes", self.processes.lives);
         report.cover("epochs", self.epoch);
-        report.cover("most memory of a node, KiB", self.memory_kib_max);
+        report.cover("most memory of a node, KiB", self.processes.memory_kib_max);
         let (progress, all_follow) = self.progress_max;
         report.cover("longest time until a majority goes on, ms", progress.as_millis() as u64);
         report.cover("longest time until all go on, ms", all_follow.as_millis() as u64);
@@ -437,7 +315,7 @@ impl Operator {
     /// # Errors
     /// How much.
     pub fn check_memory(&self) -> Result<(), String> {
-        let kib = self.memory_kib_max;
+        let kib = self.processes.memory_kib_max;
         if kib > MEMORY_KIB_MAX {
             Err(format!("a node has had {kib} KiB of memory"))
         } else {

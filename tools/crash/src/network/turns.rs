@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result, bail};
 use super::child::State;
 use super::operator::{Operator, tell};
 use super::payload::STREAMS;
-use super::topology::{Disturbance, NODES};
+use crate::nodes::Hearing as _;
+use crate::nodes::topology::{Disturbance, NODES};
 use crate::random::Random;
 use crate::report::Report;
 
@@ -111,9 +112,9 @@ impl Turns<'_> {
             println!("  {turn:?}: {error:#}");
         }
         self.report.cover(turn.name(), 1);
-        let dropped = self.operator.topology.dropped()?;
+        let dropped = self.operator.processes.topology.dropped()?;
         self.report.cover("packets dropped", dropped);
-        self.operator.topology.heal()?;
+        self.operator.processes.topology.heal()?;
         self.operator.start_all()?;
         if self.operator.leader.is_none() {
             self.operator.start_over(PROGRESS_LIMIT)?;
@@ -155,7 +156,7 @@ impl Turns<'_> {
         let is_on_its_own = matches!(turn, Turn::KillLeader | Turn::KillFollower | Turn::Retire);
         if is_on_its_own && self.random.one_in(3) {
             let node = self.random.below(NODES as u64) as usize;
-            self.operator.topology.disturb(&[Disturbance::Loss(node)])?;
+            self.operator.processes.topology.disturb(&[Disturbance::Loss(node)])?;
             self.report.cover("kills and changes with loss", 1);
         }
         match turn {
@@ -178,7 +179,7 @@ impl Turns<'_> {
                 self.network(&[Disturbance::Loss(node)], 800..=2000)
             }
             Turn::Slow => {
-                self.operator.topology.slow(follower)?;
+                self.operator.processes.topology.slow(follower)?;
                 self.listen(2000..=3500)
             }
             Turn::KillFollower => {
@@ -199,9 +200,9 @@ impl Turns<'_> {
             Turn::KillLeader => self.kill_leader(leader, follower),
             Turn::StopLeader => {
                 self.operator.leader = None;
-                self.operator.set_stopped(leader, true)?;
+                self.operator.processes.set_stopped(leader, true)?;
                 let changed = self.change(leader, &[]);
-                self.operator.set_stopped(leader, false)?;
+                self.operator.processes.set_stopped(leader, false)?;
                 changed
             }
             Turn::Retire => self.retire(leader),
@@ -220,7 +221,7 @@ impl Turns<'_> {
         disturbances: &[Disturbance],
         ms: std::ops::RangeInclusive<u64>,
     ) -> Result<()> {
-        self.operator.topology.disturb(disturbances)?;
+        self.operator.processes.topology.disturb(disturbances)?;
         self.listen(ms)
     }
 
@@ -234,16 +235,16 @@ impl Turns<'_> {
         if before > trimmed {
             self.report.cover("trims", 1);
             self.operator.ledger.trimmed.insert(stream, before);
-            self.operator.tell(leader, &format!("trim {stream} {before}"));
+            self.operator.processes.tell(leader, &format!("trim {stream} {before}"));
         }
     }
 
     /// The leader goes on without it, and keeps no more for it than it may.
     fn stop_follower(&mut self, follower: usize) -> Result<()> {
         let before = self.operator.ledger.local;
-        self.operator.set_stopped(follower, true)?;
+        self.operator.processes.set_stopped(follower, true)?;
         let listened = self.listen(1000..=2500);
-        self.operator.set_stopped(follower, false)?;
+        self.operator.processes.set_stopped(follower, false)?;
         listened?;
         let receipts = self.operator.ledger.local - before;
         self.report.cover("local receipts while a follower stood still", receipts);
@@ -257,7 +258,7 @@ impl Turns<'_> {
         if self.random.one_in(2) {
             // So that the two that are left differ.
             self.network(&[Disturbance::Cut(follower)], 300..=900)?;
-            self.operator.topology.disturb(&[])?;
+            self.operator.processes.topology.disturb(&[])?;
             self.report.cover("kills of the leader just after a cut", 1);
         }
         self.operator.kill(leader)?;
@@ -272,9 +273,9 @@ impl Turns<'_> {
     fn retire(&mut self, leader: usize) -> Result<()> {
         self.operator.leader = None;
         let epoch = self.operator.epoch;
-        self.operator.tell(leader, "retire");
+        self.operator.processes.tell(leader, "retire");
         self.operator.wait("a leader that was retired says so", CHANGE_LIMIT, |operator| {
-            operator.take_said(leader, &format!("over {epoch}"))
+            operator.processes.take_said(leader, &format!("over {epoch}")).is_some()
         })?;
         self.choose(&[])
     }
@@ -283,7 +284,7 @@ impl Turns<'_> {
     fn change(&mut self, leader: usize, disturbances: &[Disturbance]) -> Result<()> {
         self.operator.leader = None;
         if !disturbances.is_empty() {
-            self.operator.topology.disturb(disturbances)?;
+            self.operator.processes.topology.disturb(disturbances)?;
         }
         let limit = CHANGE_LIMIT;
         self.operator.wait_states(
@@ -311,7 +312,7 @@ impl Turns<'_> {
 
     /// The third is cut from the leader; the candidate is not.
     fn overtake(&mut self, leader: usize, candidate: usize, third: usize) -> Result<()> {
-        self.operator.topology.disturb(&[Disturbance::CutBetween(leader, third)])?;
+        self.operator.processes.topology.disturb(&[Disturbance::CutBetween(leader, third)])?;
         let limit = CHANGE_LIMIT;
         self.operator.wait_states("a session ends that is cut", limit, |states| {
             states.get(&third).is_some_and(|state| state.follows.is_none())

@@ -16,9 +16,9 @@ use ringwal_replication::Ack;
 use tokio::sync::oneshot;
 
 use super::cluster::{Cluster, Up};
-use super::oracle::{Asked, Outcome, Read};
 use super::runtime::{spawn_in, true_ns};
 use super::trouble::think;
+use crate::history::{self, Asked, Outcome, Read, session_key};
 use crate::random::Random;
 
 /// See the module.
@@ -132,18 +132,22 @@ impl Client {
             let Some(up) = self.any_node() else { continue };
             match self.ask(up, record.clone(), ack).await {
                 Some(Ok((applied, durable))) => {
-                    outcome = Outcome::Executed { applied, durable };
+                    if applied.is_retry {
+                        self.cluster.oracle(|oracle| oracle.counts.executed_again += 1);
+                    }
+                    let place = (applied.epoch, applied.offset);
+                    outcome = history::outcome(place, applied.outcome, durable);
                     break;
                 }
                 Some(Err(NoOutcome::NotDone(_))) => {}
                 Some(Err(NoOutcome::Unknown(_))) | None => outcome = Outcome::Unknown,
             }
         }
-        let is_executed = matches!(outcome, Outcome::Executed { .. });
+        let is_executed = matches!(outcome, Outcome::Executed { .. } | Outcome::Refused);
         if !is_executed {
             self.session = 0;
         }
-        let key = (id.random(), session.sequence());
+        let key = session_key(&session);
         let asked = Asked { key, asked_ns, answered_ns: true_ns(), outcome };
         self.cluster.oracle(|oracle| oracle.note_asked(asked));
         is_executed
@@ -178,7 +182,12 @@ impl Client {
         let read = SimRuntime::timeout(limit * 3, answered).await;
         self.cluster.oracle(|oracle| match read {
             Ok(Ok(Ok((end, epoch)))) => {
-                oracle.note_read(Read { asked_ns, answered_ns: true_ns(), end, epoch });
+                oracle.note_read(Read {
+                    asked_ns,
+                    answered_ns: true_ns(),
+                    end,
+                    epoch: Some(epoch),
+                });
             }
             _ => oracle.counts.reads_failed += 1,
         });

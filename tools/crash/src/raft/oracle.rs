@@ -3,23 +3,19 @@
 //!
 //! - [`epochs`]: who begins an epoch, and what a leader may answer (I-13).
 //! - [`records`]: one record for ever at each place (I-17), what is committed stays (I-14).
-//! - [`acknowledged`]: what clients were told.
-//! - [`order`]: the order of what clients were told, against true time.
+//! - [`acknowledged`]: what clients were told, by [`crate::history`].
 
 mod acknowledged;
 mod epochs;
-mod order;
 mod records;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ringwal_raft_fallback::session::Session;
 use ringwal_raft_fallback::simulating::Applied;
 use ringwal_replication::promise::Promise;
 
+use crate::history::{Asked, Read};
 use crate::random::mix;
-
-pub use acknowledged::{Asked, Outcome, Read};
 
 macro_rules! counts {
     ($($name:ident $text:literal)*) => {
@@ -104,15 +100,4 @@ impl Oracle {
     pub fn committed_end(&self) -> u64 {
         self.committed.len() as u64
     }
-}
-
-/// A session's command, as a key.
-fn key(session: &Session) -> (u64, u64) {
-    (session.id().random(), session.sequence())
-}
-
-/// A hash of bytes.
-fn hash(bytes: &[u8]) -> u64 {
-    let word = |chunk: &[u8]| chunk.iter().fold(0u64, |word, byte| (word << 8) | u64::from(*byte));
-    bytes.chunks(8).fold(bytes.len() as u64, |hash, chunk| mix(hash ^ word(chunk)))
 }

@@ -6,8 +6,9 @@ use std::ops::Range;
 use ringwal_engine::{Record, Shard};
 use ringwal_raft_fallback::simulating::{Applied, METADATA_STREAM};
 
-use super::{Oracle, hash};
+use super::Oracle;
 use crate::raft::runtime::true_ns;
+use crate::random::hash;
 
 impl Oracle {
     /// A node has applied records: what came of each.

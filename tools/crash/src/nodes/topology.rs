@@ -13,6 +13,8 @@ use crate::block::system::leave_network;
 
 /// Number of nodes.
 pub const NODES: usize = 3;
+/// The test's own address.
+const ROUTER: &str = "10.77.0.100/24";
 /// What a slow node gets, and how much of it at once.
 const SLOW: [&str; 6] = ["rate", "512kbit", "burst", "16kb", "latency", "100ms"];
 
@@ -82,6 +84,8 @@ impl Topology {
         leave_network()?;
         let router = namespace()?;
         run("ip", &["link", "add", "middle", "type", "bridge"])?;
+        // Whoever is in here reaches all nodes, also those that are cut off from each other.
+        run("ip", &["address", "add", ROUTER, "dev", "middle"])?;
         run("ip", &["link", "set", "middle", "up"])?;
         let mut nodes = Vec::new();
         for node in 0..NODES {

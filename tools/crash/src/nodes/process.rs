@@ -1,15 +1,54 @@
-//! The operator's end of a node's process.
+//! Both ends of a node's process.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+use serde::de::DeserializeOwned;
 
-use super::child::Setup;
+use super::log::Log;
+use crate::block::system::raw_stdout;
+
+/// How a node talks to the operator. What it says leaves in one write, so that a line that arrived is whole.
+#[derive(Clone, Debug)]
+pub struct Voice {
+    output: Arc<Mutex<File>>,
+}
+
+impl Voice {
+    /// One line; it is with the operator when this returns, also when the process is killed then.
+    pub fn say(&self, line: &str) {
+        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        // A parent that is gone takes this process with it.
+        let _ = output.write_all(format!("{line}\n").as_bytes());
+    }
+}
+
+/// Runs a node in this process, until it is told to close, or killed. It dies with its parent.
+///
+/// # Errors
+/// Whatever no node may do on a sound disk.
+pub fn run_node<S: DeserializeOwned>(
+    setup: &str,
+    log: impl FnOnce(&S) -> &Path,
+    serve: impl FnOnce(&S, &Voice) -> Result<()>,
+) -> Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    let setup: S = serde_json::from_str(setup).context("the setup of a node")?;
+    Log::install(log(&setup))?;
+    let voice = Voice { output: Arc::new(Mutex::new(raw_stdout()?)) };
+    let outcome = serve(&setup, &voice);
+    if let Err(error) = &outcome {
+        voice.say(&format!("broken {error:#}"));
+    }
+    outcome
+}
 
 /// A line of a node, and in which of its lives it was said.
 #[derive(Debug)]
@@ -38,16 +77,22 @@ impl Process {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(setup: &Setup, life: u64, heard: Sender<Heard>) -> Result<Process> {
+    pub fn start(
+        arguments: [&str; 2],
+        node: usize,
+        life: u64,
+        heard: Sender<Heard>,
+    ) -> Result<Process> {
         let mut child = Command::new("/proc/self/exe")
-            .args(["network-node", &serde_json::to_string(setup)?])
+            .args(arguments)
+            // It has the same known bug as this process, if any.
+            .args(std::env::args().skip_while(|argument| argument != "--mutant").take(2))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .context("starting a node")?;
         let output = child.stdout.take().context("its output")?;
         let input = child.stdin.take().context("its input")?;
-        let node = setup.node;
         std::thread::spawn(move || {
             let lines = BufReader::new(output).lines().map_while(Result::ok).map(Some);
             for line in lines.chain([None]) {
