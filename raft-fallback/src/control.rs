@@ -9,6 +9,7 @@
 //! One task on Raft's runtime. Whatever is lost with it (proposals, orders) has no outcome: who waits
 //! learns that it is unknown.
 
+mod gathering;
 mod members;
 mod proposer;
 mod recover;

@@ -22,7 +22,7 @@ use crate::replica::{Led as _, METADATA_STREAM, Replica};
 use crate::store::peers::Peers;
 
 /// Entries that are proposed and not applied.
-const IN_FLIGHT_MAX: usize = 3;
+const IN_FLIGHT_MAX: usize = 2;
 /// An entry's header, and the length before each record.
 const ENTRY_HEADER_BYTES: usize = 128;
 const RECORD_HEADER_BYTES: usize = 4;
@@ -162,12 +162,12 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Proposer<R, N, P> {
     }
 
     /// The next entry is applied, or is not: those whose records are in it learn where they are. An error
-    /// ends the leadership: of what is proposed behind it nothing counts.
-    pub(super) async fn next_done(&mut self) -> Result<(), String> {
+    /// ends the leadership: of what is proposed behind it nothing counts. Returns how many there were.
+    pub(super) async fn next_done(&mut self) -> Result<usize, String> {
         let Some(Outcome { first, proposals, effect }) = self.in_flight.next().await else {
-            return Ok(());
+            return Ok(0);
         };
-        let epoch = self.epoch;
+        let (epoch, count) = (self.epoch, proposals.len());
         for (proposal, offset) in proposals.into_iter().zip(first..) {
             let _ = proposal.placed.send(match &effect {
                 Ok(Effect::Done) => Ok(Placed { epoch, offset, is_committed: true }),
@@ -178,7 +178,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Proposer<R, N, P> {
             });
         }
         match effect {
-            Ok(Effect::Done) => Ok(()),
+            Ok(Effect::Done) => Ok(count),
             Ok(Effect::Nothing) => {
                 Err("an entry did not count: another epoch has begun, or one before it was lost"
                     .to_owned())

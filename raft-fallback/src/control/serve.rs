@@ -4,18 +4,21 @@
 //! the watermark. Opening: nothing more is proposed; every entry is applied; then the gate is opened. So the
 //! order of commands is the order of offsets throughout.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use openraft::AsyncRuntime;
+use openraft::alias::InstantOf;
+use openraft::type_config::TypeConfigExt as _;
 use ringwal_engine::mutants::{self, Mutant};
 
+use super::gathering::Gathering;
 use super::members::check_starts;
 use super::proposer::Proposer;
 use super::transfer::Transfer;
 use super::{ChangeError, Control, Done, Leads, NotPlaced, Order, Placed, Proposal, Starts};
 use crate::machine::{engines_of, members_of, voters_of};
+use crate::raft::Types;
 use crate::replica::{Led, LedError, METADATA_STREAM, Replica};
 use crate::store::fast::Taken;
 use crate::store::peers::Peers;
@@ -23,8 +26,6 @@ use crate::store::stats::Reason;
 
 /// How often it is looked whether the lease comes and goes.
 const LOOK: Duration = Duration::from_millis(10);
-/// Records that are proposed together, at most: as many as wait, if they fit one entry.
-const TOGETHER_MAX: usize = 4096;
 /// A lease is worth opening the fast path for when it lasts for so long.
 const LEASE_MIN: Duration = Duration::from_millis(50);
 
@@ -34,6 +35,19 @@ type Changing = BoxFuture<'static, (Done, Result<(), ChangeError>)>;
 impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
     /// Leads until that ends; why it did.
     pub(super) async fn serve(&mut self, term: u64, led: N::Led, starts: Starts) -> String {
+        let mut gathering = Gathering::new();
+        let why = self.serve_gathered(term, led, starts, &mut gathering).await;
+        gathering.take().into_iter().for_each(|proposal| super::refuse(proposal, &why));
+        why
+    }
+
+    async fn serve_gathered(
+        &mut self,
+        term: u64,
+        led: N::Led,
+        starts: Starts,
+        gathering: &mut Gathering<InstantOf<Types<R>>>,
+    ) -> String {
         let membership = self.membership();
         let (members, voters) = (members_of(&membership), voters_of(&membership));
         self.replica.set_members(members, voters, engines_of(&membership));
@@ -85,14 +99,22 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                 return why;
             }
             let is_fast = mode == Some(Leads::Fast);
-            let may_propose = is_fast || (is_ready && wish.is_err() && proposer.has_room());
+            let may_propose = is_ready && wish.is_err() && proposer.has_room();
+            if is_fast {
+                gathering.take().into_iter().for_each(|proposal| self.append_fast(proposal));
+            } else if may_propose && gathering.is_due(Types::<R>::now()) {
+                let together = gathering.take();
+                if let Err(why) = proposer.propose(&self.replica, &led, together).await {
+                    return why;
+                }
+            }
+            let due = gathering.due().filter(|_| may_propose);
             tokio::select! {
                 biased;
-                done = proposer.next_done(), if !proposer.is_empty() => {
-                    if let Err(why) = done {
-                        return why;
-                    }
-                }
+                done = proposer.next_done(), if !proposer.is_empty() => match done {
+                    Ok(count) => gathering.note_done(count),
+                    Err(why) => return why,
+                },
                 is_committed = poll_option(&mut ready) => {
                     ready = None;
                     if let Err(error) = is_committed {
@@ -133,20 +155,15 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                         }
                     },
                 },
-                proposal = self.proposals.recv(), if may_propose => {
+                proposal = self.proposals.recv(), if gathering.has_room() => {
                     let Some(proposal) = proposal else { return "the store is closed".to_owned() };
-                    let mut waiting = VecDeque::from([proposal]);
-                    while waiting.len() < TOGETHER_MAX && let Ok(proposal) = self.proposals.try_recv() {
-                        waiting.push_back(proposal);
-                    }
-                    if is_fast {
-                        for proposal in waiting {
-                            self.append_fast(proposal);
-                        }
-                    } else if let Err(why) = proposer.propose(&self.replica, &led, waiting).await {
-                        return why;
+                    let now = Types::<R>::now();
+                    gathering.push(proposal, now);
+                    while gathering.has_room() && let Ok(proposal) = self.proposals.try_recv() {
+                        gathering.push(proposal, now);
                     }
                 }
+                () = sleep_until_option::<R>(due) => {}
                 () = R::sleep(LOOK) => {}
             }
         }
@@ -196,6 +213,14 @@ pub(crate) fn lease_of(epoch: u64, term: u64, until: Option<u64>) -> u64 {
         return u64::MAX;
     }
     until.filter(|_| term == epoch).unwrap_or(0)
+}
+
+/// Comes then, if there is such a time.
+async fn sleep_until_option<R: AsyncRuntime>(then: Option<InstantOf<Types<R>>>) {
+    match then {
+        Some(then) => Types::<R>::sleep_until(then).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Comes when there is something and it is done.
