@@ -126,6 +126,8 @@ pub(crate) struct Seen {
     /// Where its epoch starts the metadata stream, when it leads.
     pub(crate) start: u64,
     pub(crate) membership: Arc<StoredMembership>,
+    /// Raft has ended on this node: it learns of no leader any more.
+    pub(crate) has_ended: bool,
 }
 
 /// How far an elected node is.
@@ -207,7 +209,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
             // One that has ended by itself is no good to anybody, and must not begin again in its term: what
             // it had proposed may still be applied.
             let mut attempt = 0;
-            while self.elected_in() == Some(term) && self.runs() {
+            while self.elected_in() == Some(term) && self.runs().await {
                 self.give_up(term, attempt).await;
                 attempt += 1;
             }
@@ -279,9 +281,10 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
         R::sleep(GIVE_UP).await;
     }
 
-    /// Whether Raft runs here.
-    fn runs(&self) -> bool {
-        self.raft.metrics().borrow_watched().running_state.is_ok()
+    /// Whether Raft runs here: it has neither ended nor panicked.
+    async fn runs(&self) -> bool {
+        let is_running = self.raft.metrics().borrow_watched().running_state.is_ok();
+        is_running && self.raft.is_initialized().await.is_ok()
     }
 
     fn set_leads(&self, leads: Option<Leads>) {
@@ -319,7 +322,9 @@ async fn watch_raft<R: AsyncRuntime, L: crate::replica::Led>(
         });
         if metrics.changed().await.is_err() {
             // Raft has ended here, with its engine perhaps: others may know who leads.
-            return shared.seen.send_modify(|seen| seen.leader = None);
+            return shared.seen.send_modify(|seen| {
+                (seen.leader, seen.has_ended) = (None, true);
+            });
         }
     }
 }

@@ -36,9 +36,9 @@ use crate::store::wire::{Answer, Ask};
 
 /// Between two attempts to bring what is missing below an `Extend`.
 const AGAIN: Duration = Duration::from_millis(50);
-/// Entries that are applied together, and their records.
+/// Entries that are applied together, and the bytes of their records.
 const TOGETHER_MAX: usize = 64;
-const RECORDS_MAX: usize = 16 << 10;
+const BYTES_MAX: usize = 4 << 20;
 /// How long a node is asked how far it is.
 const ASK_LIMIT: Duration = Duration::from_secs(2);
 
@@ -313,7 +313,7 @@ fn join(payload: &mut Payload, log_id: LogId, next: &Entry) -> bool {
     let is_joined = next_epoch == epoch
         && next.log_id.leader_id == log_id.leader_id
         && *next_base == *base + records.len() as u64
-        && records.len() + more.len() <= RECORDS_MAX;
+        && records.iter().chain(more).map(Bytes::len).sum::<usize>() <= BYTES_MAX;
     if is_joined {
         records.extend_from_slice(more);
     }
@@ -409,7 +409,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> RaftStateMachine<Types<R>> for Machi
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder<N> {
-        // A leader has them always, and nobody else is made to.
+        // Not asked for by what is used of openraft; it would wait here for what is applied behind it.
         while !self.has_starts() {
             Types::<R>::sleep(AGAIN).await;
         }

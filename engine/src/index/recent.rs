@@ -20,7 +20,7 @@ const FRAME_BYTES_MAX: usize = 64 << 10;
 pub(crate) struct Recent {
     /// Of each stream that is followed, how many tails do.
     followers: HashMap<StreamId, u32>,
-    /// Oldest first.
+    /// Oldest first, which is the order of their places.
     frames: VecDeque<RecentFrame>,
     bytes: usize,
 }
@@ -67,18 +67,18 @@ impl Recent {
 
     /// The copies of some of these frames of a segment, each with its place.
     pub(crate) fn of(&self, generation: u64, entries: &[Entry]) -> Vec<(u32, Bytes)> {
-        let is_wanted = |frame: &&RecentFrame| {
-            frame.generation == generation
-                && entries.iter().any(|entry| entry.position == frame.position)
+        let place = |frame: &RecentFrame| (frame.generation, frame.position);
+        let copy = |entry: &Entry| {
+            let at = self.frames.binary_search_by_key(&(generation, entry.position), place).ok()?;
+            Some((entry.position, self.frames[at].bytes.clone()))
         };
-        let Some(last) = entries.last() else { return Vec::new() };
         // Who is far behind is told so by the last one.
-        let is_near = self
-            .frames
-            .iter()
-            .any(|frame| frame.generation == generation && frame.position <= last.position);
-        let frames = self.frames.iter().filter(|_| is_near).filter(is_wanted);
-        frames.map(|frame| (frame.position, frame.bytes.clone())).collect()
+        match (self.frames.front(), entries.last()) {
+            (Some(oldest), Some(last)) if place(oldest) <= (generation, last.position) => {
+                entries.iter().filter_map(copy).collect()
+            }
+            _ => Vec::new(),
+        }
     }
 }
 

@@ -57,6 +57,14 @@ impl<I: Copy + Ord + std::ops::Add<Duration, Output = I>> Gathering<I> {
     }
 }
 
+/// However a leadership ends: what waits here was given to nobody.
+impl<I> Drop for Gathering<I> {
+    fn drop(&mut self) {
+        let why = "the leadership ended before it was proposed";
+        self.waiting.drain(..).for_each(|proposal| super::refuse(proposal, why));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Instant;

@@ -35,19 +35,7 @@ type Changing = BoxFuture<'static, (Done, Result<(), ChangeError>)>;
 impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
     /// Leads until that ends; why it did.
     pub(super) async fn serve(&mut self, term: u64, led: N::Led, starts: Starts) -> String {
-        let mut gathering = Gathering::new();
-        let why = self.serve_gathered(term, led, starts, &mut gathering).await;
-        gathering.take().into_iter().for_each(|proposal| super::refuse(proposal, &why));
-        why
-    }
-
-    async fn serve_gathered(
-        &mut self,
-        term: u64,
-        led: N::Led,
-        starts: Starts,
-        gathering: &mut Gathering<InstantOf<Types<R>>>,
-    ) -> String {
+        let mut gathering = Gathering::<InstantOf<Types<R>>>::new();
         let membership = self.membership();
         let (members, voters) = (members_of(&membership), voters_of(&membership));
         self.replica.set_members(members, voters, engines_of(&membership));
@@ -70,8 +58,9 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
             match (mode, wish) {
                 (Some(Leads::Fast), Err(why)) => {
                     self.shared.gate.close(why).await;
+                    // What is in flight may still be taken: Raft must not go on beside it in this epoch.
                     if let Err(error) = led.drained().await {
-                        tracing::info!(%error, "closing the fast path");
+                        return format!("the fast path cannot be closed: {error}");
                     }
                     tracing::info!(epoch = term, %why, "the fast path is closed");
                     proposer.reset();
@@ -140,6 +129,7 @@ impl<R: AsyncRuntime, N: Replica, P: Peers> Control<R, N, P> {
                         };
                         self.shared.gate.close(Reason::Transferring).await;
                         let was_fast = mode == Some(Leads::Fast);
+                        drop(gathering);
                         let transfer = Transfer::new(term, to, named.is_some(), limit, done);
                         return self.transfer(&led, &mut proposer, was_fast, transfer).await;
                     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use super::{
 use crate::applying::{self, Applying};
 use crate::base::Base;
 use crate::command::{Command, Record};
+use crate::raft::LogId;
 use crate::state::Applied;
 use crate::store::answering::now_ms;
 
@@ -31,6 +32,9 @@ use crate::store::answering::now_ms;
 pub(crate) struct NodeReplica {
     node: Arc<Node>,
     applying: Applying,
+    /// The last entry in the base that this run has saved: one is made beside the log that goes on, and another
+    /// one may come meanwhile.
+    saved: Arc<Mutex<Option<LogId>>>,
 }
 
 /// A leadership of a [`Node`].
@@ -42,7 +46,7 @@ pub(crate) struct NodeLed {
 
 impl NodeReplica {
     pub(crate) fn new(node: Arc<Node>, applying: Applying) -> Self {
-        Self { node, applying }
+        Self { node, applying, saved: Arc::default() }
     }
 
     fn engine(&self) -> &Engine {
@@ -186,7 +190,16 @@ impl Replica for NodeReplica {
 
     async fn save_base(&self, base: Base) -> Result<(), String> {
         let directory = self.engine().directory().to_owned();
-        blocking(move || base.save(&directory).map_err(|error| error.to_string())).await
+        let saved = self.saved.clone();
+        blocking(move || {
+            let mut saved = saved.lock().unwrap_or_else(PoisonError::into_inner);
+            if saved.is_none_or(|saved| saved < base.last) {
+                base.save(&directory).map_err(|error| error.to_string())?;
+                *saved = Some(base.last);
+            }
+            Ok(())
+        })
+        .await
     }
 
     async fn extend(&self, epoch: u64, base: u64, records: Vec<Bytes>) -> Result<(), AddError> {

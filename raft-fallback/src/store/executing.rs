@@ -241,7 +241,9 @@ impl<N: Replica, P: Peers> Executor<N, P> {
             (None, Some(leader)) if leader != self.replica.id() && origin == Origin::Here => {
                 self.forward(leader, record, ack, limit).await
             }
-            (None, _) if origin == Origin::Here && self.replica.unfit().is_some() => {
+            (None, _)
+                if origin == Origin::Here && (seen.has_ended || self.replica.unfit().is_some()) =>
+            {
                 match self.ask_who_leads().await {
                     Some(leader) => self.forward(leader, record, ack, limit).await,
                     None => Err(Unanswered::NotLeader(None)),
@@ -253,7 +255,7 @@ impl<N: Replica, P: Peers> Executor<N, P> {
         }
     }
 
-    /// This node takes no part in elections: others know.
+    /// This node takes no part in elections, or in Raft any more: others know.
     async fn ask_who_leads(&self) -> Option<NodeId> {
         let (me, membership) = (self.replica.id(), self.shared.seen.borrow().membership.clone());
         for member in members_of(&membership).into_iter().filter(|member| member.node != me) {

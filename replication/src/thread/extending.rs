@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use ringwal_engine::{CommitError, EpochTable, Refusal, StreamId};
+use ringwal_engine::{AppendError, CommitError, EpochTable, Refusal, StreamId};
 
 use super::Context;
 use super::Replica;
@@ -162,8 +162,12 @@ impl Extending {
     /// What the engine has done with frames that it was given.
     fn take_appended(&mut self, context: &mut Context) {
         let stream = self.appends.waits_for_room();
-        if let (Some(stream), Err(error)) = (stream, self.appends.poll_waiting(&context.waker)) {
-            self.fail(stream, &error);
+        match (stream, self.appends.poll_waiting(&context.waker)) {
+            (None, _) | (_, Ok(())) => {}
+            (Some(stream), Err(AppendError::NoSpace { .. })) => {
+                self.given.insert(stream, None);
+            }
+            (Some(stream), Err(error)) => self.fail(stream, &error),
         }
         while let Some((stream, _, _, outcome)) = self.appends.poll_appended(&context.waker) {
             match outcome {
@@ -173,6 +177,9 @@ impl Extending {
                     Refusal::NotContinuation { .. } | Refusal::Fenced { .. },
                 )) => {
                     self.given.insert(stream, None);
+                    let of_stream = |extend: &&mut Extend| extend.extension.stream == stream;
+                    let waiting = self.waiting.iter_mut().filter(of_stream);
+                    waiting.for_each(|extend| extend.compared = Compared::No);
                 }
                 Err(error) => {
                     if matches!(error, CommitError::Unknown(_) | CommitError::NotWritten(_)) {
@@ -227,6 +234,8 @@ impl Extending {
                     next = given_end;
                     self.given.insert(stream, Some(next));
                 }
+                // Until there is room again.
+                Err(AppendError::NoSpace { .. }) => return Step::Waits,
                 Err(error) => return failed(error),
             }
         }
@@ -279,6 +288,10 @@ impl Replica {
             return failed(format!("stream {} is a node's own (1 to 3)", extension.stream));
         }
         if let Some(step) = self.extending.compare(&mut self.context, extend) {
+            if let Step::Refused(error @ ExtendError::Differs { .. }) = &step {
+                // It must count for nobody: one of two histories is wrong.
+                self.fail(&error.to_string());
+            }
             return step;
         }
         let extension = &extend.extension;
@@ -387,7 +400,8 @@ fn follow(
         let frame = frame_of(stream, extension.epoch, next, records, context.frame_bytes_max);
         following.take_frame(frame, Instant::now(), context, appends)?;
         let refused = following.core().refused().get(&stream);
-        if let Some(why) = refused.filter(|why| **why != Refused::Discontinuous) {
+        let waits = [Refused::Discontinuous, Refused::NoSpace];
+        if let Some(why) = refused.filter(|why| !waits.contains(why)) {
             return Ok(failed(format!("the engine takes no more of stream {stream}: {why:?}")));
         }
         if following.core().next_offset(stream).is_none_or(|now| now <= next) {

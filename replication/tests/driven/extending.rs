@@ -91,7 +91,15 @@ fn other_records_in_the_same_epoch_are_said_loudly_and_nothing_is_changed() {
     assert_eq!(contents(&node, STREAM), expected(1, 5));
     wait_until("it is counted", || node.stats().differences == 1);
     assert_eq!(node.stats().committed.get(&STREAM), Some(&5), "nor is more committed");
-    // What is the same is still taken, and what is trimmed says nothing.
+    // One of two histories is wrong: this node counts for nobody any more.
+    let after = node.extend(extension(1, 5, 5..6)).wait();
+    assert!(
+        matches!(&after, Err(ExtendError::Failed(why)) if why.contains("another record")),
+        "{after:?}"
+    );
+    stop(node);
+    // What is trimmed says nothing.
+    let node = cluster.start(1);
     node.engine().stream(STREAM).trim(4).expect("a prefix");
     node.extend(Extension { base: 2, ..other }).wait().expect("it is trimmed there");
     assert_eq!(node.engine().stream(STREAM).end(), 8);
@@ -108,7 +116,8 @@ fn other_records_in_the_same_epoch_are_said_loudly_and_nothing_is_changed() {
         assert!(is_said, "{differs:?}");
         assert_eq!(node.engine().stream(STREAM).end(), 9);
         wait_until("it is counted", || node.stats().differences == 1);
-        node.extend(extension(2, 8, 8..11)).wait().expect("the same, and two more");
+        let after = node.extend(extension(2, 8, 8..11)).wait();
+        assert!(matches!(after, Err(ExtendError::Failed(_))), "{after:?}");
     }
     stop(leader);
     stop(follower);

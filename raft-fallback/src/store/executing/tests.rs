@@ -33,6 +33,7 @@ impl Here {
             leader: Some(NodeId::new(leader)),
             leads,
             membership: Arc::new(members),
+            has_ended: false,
         };
         let switch = Switch { is_on: true, has_wal: true };
         let shared = Shared {

@@ -180,6 +180,12 @@ impl World {
         self.set_fast_path(true);
         self.pass_ms(1800, 2500).await;
         let Some(leader) = self.leader() else { return };
+        // Who has not come to know the cluster yet gives nobody a vote (I-15), and would be needed.
+        let has_begun =
+            |node| self.cluster.up(node).is_some_and(|up| up.place.lock().begun.is_some());
+        if !(0..self.nodes()).all(has_begun) {
+            return;
+        }
         let Some(up) = self.cluster.up(leader) else { return };
         up.place.break_sessions();
         self.pass_ms(5, 30).await;
