@@ -410,7 +410,8 @@ pub enum MemberCommand {
         #[command(flatten)]
         client: ClientArgs,
     },
-    /// Let learners vote and count for majorities, when they have everything
+    /// Let learners vote and count for majorities, once a majority of all who then vote has what is
+    /// committed
     Promote {
         /// Their numbers
         #[arg(required = true, value_parser = node())]
