@@ -18,6 +18,7 @@ pub(crate) mod transfer;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -147,6 +148,8 @@ pub(crate) struct Shared<L> {
     pub(crate) seen: watch::Sender<Seen>,
     /// Whether the fast path may be used, as far as the operator says, and as the store was built.
     pub(crate) switch: watch::Sender<Switch>,
+    /// When another node was heard as the leader last, on CLOCK_BOOTTIME; 0 for never.
+    pub(crate) heard_ns: Arc<AtomicU64>,
 }
 
 /// See [`Shared::switch`].

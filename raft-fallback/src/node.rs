@@ -160,7 +160,8 @@ impl Raft {
         }));
         let switch = Switch { is_on: config.raft.fast_path, has_wal: false };
         let switch = watch::Sender::new(switch);
-        let shared = Arc::new(Shared { gate: Gate::new(), seen, switch });
+        let shared = Shared { gate: Gate::new(), seen, switch, heard_ns: Arc::default() };
+        let shared = Arc::new(shared);
         let (tasks, to_do) = mpsc::channel(TASKS_MAX);
         let counters = Arc::new(Counters::default());
         let operator = Arc::new(Operator::default());

@@ -77,7 +77,8 @@ impl<R: AsyncRuntime, N: Replica, T: Transport> Simulated<R, N, T> {
     pub async fn start<J: Journal>(brought: Brought<N, T, J>) -> Result<Self, String> {
         let switch = watch::Sender::new(Switch { is_on: brought.is_fast, has_wal: true });
         let seen = watch::Sender::new(crate::control::Seen::default());
-        let shared = Arc::new(Shared { gate: Gate::new(), seen, switch });
+        let shared = Shared { gate: Gate::new(), seen, switch, heard_ns: Arc::default() };
+        let shared = Arc::new(shared);
         let parts = Parts {
             times: brought.times,
             join: false,

@@ -134,6 +134,7 @@ where
         lease: lease.clone(),
         seen,
         votes_from_ns,
+        heard_ns: shared.heard_ns.clone(),
     };
     drop(R::spawn(stand(raft.clone(), fitness(shared.seen.subscribe()), shared.seen.subscribe())));
     if !join {

@@ -285,7 +285,13 @@ impl FollowerCounters {
     pub(crate) fn note_refused(&mut self, refusal: Refusal, why: &str) {
         self.refused[refusal as usize - 1] += 1;
         if self.last_failure.as_deref() != Some(why) {
-            tracing::warn!(node = %self.node, %refusal, why, "a follower refuses");
+            match refusal {
+                // It is a matter of milliseconds.
+                Refusal::NotBegun => {
+                    tracing::debug!(node = %self.node, %refusal, why, "a follower refuses")
+                }
+                _ => tracing::warn!(node = %self.node, %refusal, why, "a follower refuses"),
+            }
             self.last_failure = Some(why.to_owned());
         }
     }

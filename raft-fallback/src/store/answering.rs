@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use crate::watch;
@@ -218,6 +219,8 @@ pub(crate) struct Fitness<N: Replica> {
     pub(crate) seen: watch::Receiver<crate::control::Seen>,
     /// On CLOCK_BOOTTIME: a voter that was restarted may have given its word to a leader.
     pub(crate) votes_from_ns: u64,
+    /// See [`Shared::heard_ns`](crate::control::Shared::heard_ns).
+    pub(crate) heard_ns: Arc<AtomicU64>,
 }
 
 impl<N: Replica> Fitness<N> {
@@ -263,7 +266,10 @@ impl<N: Replica> Voting for Fitness<N> {
             }
             // What a repair has taken away comes back by following.
             Duty::Append | Duty::Snapshot if self.replica.has_failed() => self.replica.unfit(),
-            Duty::Append | Duty::Snapshot => None,
+            Duty::Append | Duty::Snapshot => {
+                self.heard_ns.store(self.replica.boottime_ns(), Ordering::Relaxed);
+                None
+            }
         }
     }
 }

@@ -1,5 +1,8 @@
 //! How a node and its cluster are, as far as the node knows.
 
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
 use ringwal_replication::node_id::NodeId;
 use ringwal_replication::promise::Promise;
 
@@ -60,7 +63,7 @@ pub struct StoreStatus {
     pub node: NodeId,
     /// Its disk.
     pub engine: [u8; 16],
-    /// Who leads, as far as it knows.
+    /// Who leads, as far as it knows: none when it has not heard of a leader for two election timeouts.
     pub leader: Option<NodeId>,
     /// Raft's term.
     pub term: u64,
@@ -108,11 +111,15 @@ pub(super) fn status(raft: &Inner) -> StoreStatus {
         engine: member.engine,
         is_voter: voters.iter().any(|set| set.contains(&NodeId::new(*id))),
     });
+    // Raft does not forget who led last.
+    let heard_ns = raft.shared.heard_ns.load(Ordering::Relaxed);
+    let silence = Duration::from_nanos(boottime_ns().saturating_sub(heard_ns));
+    let is_heard = silence < 2 * raft.config.raft.times.election_max;
     let mode = match (seen.leads, seen.leader) {
         (Some(Leads::Recovering), _) => Mode::Recovering,
         (Some(Leads::Raft(why)), _) => Mode::Raft(why),
         (Some(Leads::Fast), _) => Mode::Fast,
-        (None, Some(leader)) if leader != node => Mode::Forwarding,
+        (None, Some(leader)) if leader != node && is_heard => Mode::Forwarding,
         (None, _) => Mode::NoLeader,
     };
     let (_, until) = raft.started.lease.valid_until();
@@ -123,7 +130,7 @@ pub(super) fn status(raft: &Inner) -> StoreStatus {
     StoreStatus {
         node,
         engine: raft.node.engine().id(),
-        leader: seen.leader,
+        leader: seen.leader.filter(|_| mode != Mode::NoLeader),
         term: seen.term,
         begun: raft.node.begun(),
         mode,

@@ -142,7 +142,12 @@ impl Replica {
 
     pub(super) fn refuse(&self, arrived: Arrived, refusal: Refusal, why: String) {
         self.context.counters.note_refused(refusal);
-        tracing::info!(node = %arrived.hello.from, epoch = arrived.hello.epoch, %refusal, why, "refused");
+        let (node, epoch) = (arrived.hello.from, arrived.hello.epoch);
+        match refusal {
+            // Its leader dials again until the epoch has begun here.
+            Refusal::NotBegun => tracing::debug!(%node, epoch, %refusal, why, "refused"),
+            _ => tracing::info!(%node, epoch, %refusal, why, "refused"),
+        }
         let answer = self.answer(Some((refusal, why)));
         accept::refuse(arrived, &answer);
     }

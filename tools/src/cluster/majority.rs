@@ -23,6 +23,13 @@ pub fn run(args: &MajorityArgs) -> Result<Exit> {
     let members = config.members.iter();
     let me = members.clone().find(|member| member.node == config.node);
     let me = me.context("the configuration does not name its own node among the members")?.clone();
+    // Opening would make one.
+    if !args.directory.is_dir() {
+        let what = format!("there is no directory {}", args.directory.display());
+        return Err(Failure::usage(what)
+            .fix("give the directory of the node that goes on: --directory node-2")
+            .into());
+    }
     let engine = Engine::options().lock_wait(nodes::LOCK_WAIT);
     let engine = engine.open(&args.directory).map_err(|error| Failure::open(&error))?;
     let given_up = give_up_majority(&engine, &me);

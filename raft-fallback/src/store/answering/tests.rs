@@ -26,7 +26,13 @@ fn fitness(
     }
     let seen = Seen { membership: Arc::new(members), ..Seen::default() };
     let (_, seen) = watch::channel(seen);
-    Fitness { replica, lease: Arc::new(keeper), seen, votes_from_ns: from_ns }
+    Fitness {
+        replica,
+        lease: Arc::new(keeper),
+        seen,
+        votes_from_ns: from_ns,
+        heard_ns: Arc::default(),
+    }
 }
 
 fn refused(fitness: &Fitness<FakeReplica>) -> Vec<Duty> {

@@ -40,6 +40,7 @@ impl Here {
             gate: Gate::new(),
             seen: watch::Sender::new(seen),
             switch: watch::Sender::new(switch),
+            heard_ns: Arc::default(),
         };
         let (led, see_led) = watch::channel(None);
         let (propose, proposals) = mpsc::channel(8);
