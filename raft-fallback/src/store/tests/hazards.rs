@@ -468,3 +468,28 @@ fn a_leader_whose_engine_fails_steps_down_and_forwards_and_nothing_committed_is_
     cluster.start(failed);
     assert_same(&cluster);
 }
+
+/// Raft remembers who led last, also across a restart.
+#[test]
+fn who_hears_of_no_leader_says_so() {
+    let mut cluster = Cluster::new(3);
+    let leader = fast(&cluster);
+    let mut others = (1..=3).filter(|id| *id != leader);
+    let (dead, alone) = (others.next().unwrap(), others.next().unwrap());
+    until("it follows", || {
+        let status = cluster.nodes[&alone].status();
+        (status.mode, status.leader) == (Mode::Forwarding, Some(NodeId::new(leader)))
+    });
+    cluster.stop(leader);
+    cluster.stop(dead);
+    let hears_nobody = |cluster: &Cluster| {
+        let status = cluster.nodes[&alone].status();
+        (status.mode, status.leader) == (Mode::NoLeader, None)
+    };
+    until("the silence is noticed", || hears_nobody(&cluster));
+    cluster.stop(alone);
+    cluster.start(alone);
+    assert!(hears_nobody(&cluster), "of this run it has heard nobody");
+    cluster.start(dead);
+    until("one of them leads", || !hears_nobody(&cluster));
+}
