@@ -136,7 +136,11 @@ impl Client {
                         self.cluster.oracle(|oracle| oracle.counts.executed_again += 1);
                     }
                     let place = (applied.epoch, applied.offset);
-                    outcome = history::outcome(place, applied.outcome, durable);
+                    let now = history::outcome(place, applied.outcome, durable);
+                    // What is under way of an attempt before may still be executed.
+                    if !matches!((&outcome, &now), (Outcome::Unknown, Outcome::Refused)) {
+                        outcome = now;
+                    }
                     break;
                 }
                 Some(Err(NoOutcome::NotDone(_))) => {}
