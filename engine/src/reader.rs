@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use zerocopy::IntoBytes;
 
-use crate::disk::{BLOCK_BYTES, BufferMut, FileId, block_round_up};
+use crate::disk::{BLOCK_BYTES, Buffer, BufferMut, block_round_up};
 use crate::error::ReadError;
 use crate::footer::{read_entries, read_runs};
 use crate::format::{
@@ -33,8 +33,11 @@ pub use salvage::{DamagedFrame, Salvage, Salvaged};
 pub use tail::Tail;
 pub use walk::{FramePiece, FrameWalk};
 
-/// How far it reads ahead when the frames that follow lie close together.
+/// How far it reads ahead when the frames that follow lie close together; twice as far each time that it goes on
+/// where it has read, up to [`READ_AHEAD_BYTES_MAX`].
 const READ_AHEAD: ReadAhead = ReadAhead { bytes: 256 << 10, entries: 128 };
+/// A device does a megabyte at once about as fast as it can do anything.
+const READ_AHEAD_BYTES_MAX: u64 = 1 << 20;
 /// Frames of other streams between two of this one that are read along rather than skipped.
 const READ_GAP_BYTES: u64 = 8 << 10;
 
@@ -128,6 +131,7 @@ fn record_length(bytes: &[u8], at: usize) -> usize {
 struct Chunk {
     generation: u64,
     from: u64,
+    buffer: Buffer,
     bytes: Bytes,
 }
 
@@ -195,7 +199,12 @@ impl Reader {
     /// Goes a step towards the frame of the next record. False when it is not durable.
     fn load(&mut self) -> Result<bool, ReadError> {
         match self.load_frame() {
-            Ok(is_durable) => Ok(is_durable),
+            Ok(true) => Ok(true),
+            Ok(false) => {
+                // What comes next is not in there.
+                self.chunk = None;
+                Ok(false)
+            }
             Err(Broken::Stale) => {
                 self.entries.clear();
                 self.chunk = None;
@@ -456,12 +465,26 @@ impl Reader {
         }
         let from = position / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
         let left = (self.shared.segment_bytes - from) as usize;
+        let last = self.chunk.take();
+        let goes_on = last.as_ref().is_some_and(|chunk| {
+            (chunk.from..=chunk.from + chunk.bytes.len() as u64).contains(&from)
+        });
+        if goes_on && self.read_ahead.bytes < READ_AHEAD_BYTES_MAX {
+            self.read_ahead.bytes *= 2;
+        }
         let end = self.read_ahead_until(position, position + wanted as u64);
         let length = block_round_up((end - from) as usize).min(left);
-        let (buffer, length) = self.read_buffer(location.file, location, from, length)?;
-        let chunk = buffer.freeze().to_bytes().slice(..length);
+        // Nobody may have kept a record of it.
+        let spare = last.and_then(|Chunk { buffer, bytes, .. }| {
+            drop(bytes);
+            buffer.into_mut().filter(|buffer| buffer.len() >= length)
+        });
+        let buffer = spare.unwrap_or_else(|| BufferMut::allocate(length));
+        let (buffer, length) = self.read_into(buffer, location, from, length)?;
+        let buffer = buffer.freeze();
+        let chunk = buffer.to_bytes().slice(..length);
         let bytes = chunk.slice(((position - from) as usize).min(length)..);
-        self.chunk = Some(Chunk { generation: location.generation, from, bytes: chunk });
+        self.chunk = Some(Chunk { generation: location.generation, from, buffer, bytes: chunk });
         Ok(bytes)
     }
 
@@ -482,20 +505,19 @@ impl Reader {
     }
 
     fn read(&self, location: &Location, from: u64, length: usize) -> Result<Vec<u8>, Broken> {
-        let (buffer, read) = self.read_buffer(location.file, location, from, length)?;
+        let blocks = block_round_up(length);
+        let (buffer, read) = self.read_into(BufferMut::allocate(blocks), location, from, blocks)?;
         Ok(buffer[..read.min(length)].to_vec())
     }
 
-    fn read_buffer(
+    fn read_into(
         &self,
-        file: FileId,
+        mut buffer: BufferMut,
         location: &Location,
         from: u64,
         length: usize,
     ) -> Result<(BufferMut, usize), Broken> {
-        let length = block_round_up(length);
-        let mut buffer = BufferMut::allocate(length);
-        match self.shared.reader.read_at(file, from, &mut buffer, length) {
+        match self.shared.reader.read_at(location.file, from, &mut buffer, length) {
             Ok(read) => Ok((buffer, read)),
             Err(error) => {
                 self.check_still_there(location)?;

@@ -241,6 +241,11 @@ impl Buffer {
         self.0.is_pooled()
     }
 
+    /// The bytes to write to again, if nobody else holds them.
+    pub fn into_mut(self) -> Option<BufferMut> {
+        Arc::try_unwrap(self.0).ok()
+    }
+
     /// The whole buffer as `Bytes` over the same memory. One small allocation; slices of the
     /// result share it.
     pub fn to_bytes(&self) -> Bytes {
@@ -344,6 +349,15 @@ mod tests {
         let mut count = [0u8; 8];
         assert_eq!(rustix::io::read(wake.event().unwrap(), &mut count).unwrap(), 8);
         assert!(pool.acquire().is_some());
+    }
+
+    #[test]
+    fn a_buffer_is_written_to_again_only_when_nobody_holds_a_slice() {
+        let buffer = BufferMut::allocate(1).freeze();
+        let slice = buffer.to_bytes().slice(1..);
+        assert!(buffer.clone().into_mut().is_none());
+        drop(slice);
+        assert!(buffer.into_mut().is_some());
     }
 
     #[test]

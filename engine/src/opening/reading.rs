@@ -252,12 +252,15 @@ impl Opening<'_> {
         let mut scan = SegmentScan::new(seed, found.generation(), bytes.start, bytes.end);
         let (mut next, mut wanted) = (bytes.start, bytes.start);
         let mut arrived: Vec<Completion> = Vec::new();
+        // The beginning of a batch whose rest is in the next chunk.
         let mut pending: Vec<u8> = Vec::new();
+        let mut buffers: Vec<BufferMut> = Vec::with_capacity(CHUNKS_AHEAD);
         let mut in_flight = 0;
         loop {
             while in_flight < CHUNKS_AHEAD && next < bytes.end {
                 let length = block_round_up((bytes.end - next).min(CHUNK_BYTES as u64) as usize);
-                let buffer = BufferMut::allocate(length);
+                let buffer = buffers.pop().filter(|buffer| buffer.len() == length);
+                let buffer = buffer.unwrap_or_else(|| BufferMut::allocate(length));
                 let read = Operation::Read { file: found.file, offset: next, buffer, length };
                 self.disk.submit(next, read);
                 next += length as u64;
@@ -284,6 +287,7 @@ impl Opening<'_> {
                 self.scanned_bytes += length as u64;
                 let used = scan.handle_bytes(&pending, walk);
                 pending.drain(..used);
+                buffers.push(buffer);
             }
         }
         Ok(())

@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{ReadAhead, Reader};
+use super::{READ_AHEAD_BYTES_MAX, ReadAhead, Reader};
 use crate::error::ReadError;
 use crate::shared::Shared;
 use crate::stream::StreamId;
 use crate::subscription::FrameSlice;
 
-/// A device does a megabyte at once about as fast as it can do anything.
-const READ_AHEAD: ReadAhead = ReadAhead { bytes: 1 << 20, entries: 1024 };
+const READ_AHEAD: ReadAhead = ReadAhead { bytes: READ_AHEAD_BYTES_MAX, entries: 1024 };
 
 /// The durable frames of a stream from an offset on, in order and without a gap, as they are on
 /// disk: for sending them to another engine, which takes them by [`crate::Stream::append_frame`].
@@ -57,10 +56,7 @@ impl Frames {
                     bytes += frame.bytes.len();
                     frames.push(frame);
                 }
-                Ok(None) => {
-                    self.reader.chunk = None;
-                    break;
-                }
+                Ok(None) => break,
                 Err(_) if !frames.is_empty() => break,
                 Err(error) => return Err(error),
             }
