@@ -32,9 +32,9 @@ pub struct Point {
     pub log_bytes_per_payload_byte: Option<f64>,
     /// All files, spare ones too, for each byte of payload.
     pub disk_bytes_per_payload_byte: Option<f64>,
-    /// Records that one flush can cover at most: what is under way at one time.
+    /// Records that one flush can cover at most: what is under way at one time. 0 for a replay.
     pub covered_by_flush: u64,
-    /// Operations per second of each slice of a long run.
+    /// The parts of a long run, in turn.
     pub slices: Vec<Slice>,
 }
 
@@ -80,17 +80,21 @@ impl Latency {
     }
 }
 
+/// A rate is kept when so much of it is reached.
+const REACHED: f64 = 0.97;
+
 impl Point {
-    /// Rates and latencies of clients that ran for `seconds`. The second part of the answer is the number of
-    /// records of the whole run, warming up included.
-    pub fn of(recorders: Vec<Recorder>, seconds: f64, batch_records: usize) -> (Point, u64) {
-        let (latencies, appends) = Recorder::sum(recorders);
-        let counted = latencies.len() as f64 * batch_records as f64;
-        let point = Point {
-            operations_per_second: counted / seconds,
-            latency: Some(Latency::of(&latencies)),
+    /// Whether it keeps the rate of an open loop.
+    pub fn keeps_rate(&self) -> bool {
+        self.operations_per_second >= self.rate.unwrap_or(0) as f64 * REACHED
+    }
+
+    /// Rates and latencies of clients that ran for `seconds`.
+    pub fn of(seen: &Recorder, seconds: f64, batch_records: usize) -> Point {
+        Point {
+            operations_per_second: seen.counted as f64 * batch_records as f64 / seconds,
+            latency: Some(Latency::of(&seen.latencies)),
             ..Point::default()
-        };
-        (point, appends * batch_records as u64)
+        }
     }
 }

@@ -16,6 +16,8 @@ pub struct Contender {
     pub how: &'static str,
     /// Who it is.
     pub kind: Kind,
+    /// Its callers are no threads: it takes part in closed loops only.
+    pub is_looped: bool,
     /// Opens it on an empty directory.
     pub open: fn(&Path, &Workload) -> Result<Opened>,
     /// Opens it on a directory that a killed process has left, and shows every record.
@@ -107,7 +109,7 @@ pub trait Looped {
     ///
     /// # Errors
     /// The engine's.
-    fn closed_loop(&mut self, load: &Load) -> Result<Vec<Recorder>>;
+    fn closed_loop(&mut self, load: &Load) -> Result<Recorder>;
 
     /// As [`Shared::flush_calls`].
     fn flush_calls(&self) -> u64;

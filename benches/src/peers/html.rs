@@ -172,14 +172,14 @@ fn page_open(page: &mut String, table: &Table) {
     for rate in &rates {
         let _ = write!(page, "<th>{}</th>", human::per_second(*rate as f64));
     }
-    page.push_str("</tr>\n");
-    for (engine, ..) in table.knees() {
-        let _ = write!(page, "<tr><td>{engine}</td>");
+    page.push_str("<th></th></tr>\n");
+    for (outcome, _) in table.knees() {
+        let _ = write!(page, "<tr><td>{}</td>", outcome.engine);
         for &rate in &rates {
-            let cell = open_cell(table, engine, rate);
+            let cell = open_cell(table, outcome.engine, rate);
             let _ = write!(page, "<td>{}</td>", human::unbreakable(&cell));
         }
-        page.push_str("</tr>\n");
+        let _ = writeln!(page, "<td class=\"text\">{}</td></tr>", escape(&remark(outcome)));
     }
     page.push_str("</table></div>\n");
 }
@@ -187,7 +187,9 @@ fn page_open(page: &mut String, table: &Table) {
 /// p99.9 over the rate, up to the knee.
 fn open_curves(table: &Table) -> String {
     const HEIGHT: f64 = 300.0;
-    let kept = |outcome: &&Outcome| outcome.keeps_rate() && outcome.median.latency.is_some();
+    let kept = |outcome: &&Outcome| {
+        outcome.durable && outcome.keeps_rate() && outcome.median.latency.is_some()
+    };
     let p999 = |outcome: &Outcome| outcome.median.latency.as_ref().map_or(0, |l| l.p999_ns) as f64;
     let values = table.outcomes.iter().filter(kept).map(p999);
     let (low, high) = values.fold((f64::MAX, 0.0_f64), |(l, h), v| (l.min(v), h.max(v)));
@@ -211,7 +213,7 @@ fn open_curves(table: &Table) -> String {
         let at = (across.at(rate as f64), HEIGHT - 6.0);
         svg.text(at, Anchor::Middle, "tick", &human::per_second(rate as f64));
     }
-    for (engine, kind, _) in table.knees() {
+    for (Outcome { engine, kind, .. }, _) in table.knees() {
         let at_rates = rates.iter().filter_map(|&rate| table.at_rate(engine, rate));
         let points: Vec<_> = at_rates
             .filter(kept)

@@ -19,7 +19,8 @@ struct Entry<'a> {
     #[serde(flatten)]
     figures: Figures,
     cpu_ns_per_operation: f64,
-    flushes_per_operation: Option<f64>,
+    flushes_per_operation: f64,
+    flushes_counted_by: &'static str,
     flush_calls_per_operation: f64,
     resident_bytes: u64,
     log_bytes_per_payload_byte: Option<f64>,
@@ -76,7 +77,13 @@ fn entry<'a>(workload: &'a str, outcome: &'a Outcome) -> Entry<'a> {
         ranked: outcome.is_ranked(),
         figures: Figures::of(median),
         cpu_ns_per_operation: median.cpu_ns_per_operation,
-        flushes_per_operation: median.device_flushes_per_operation,
+        flushes_per_operation: median
+            .device_flushes_per_operation
+            .unwrap_or(median.flush_calls_per_operation),
+        flushes_counted_by: match median.device_flushes_per_operation {
+            Some(_) => "device",
+            None => "calls",
+        },
         flush_calls_per_operation: median.flush_calls_per_operation,
         resident_bytes: median.resident_bytes,
         log_bytes_per_payload_byte: median.log_bytes_per_payload_byte,

@@ -1,6 +1,6 @@
-//! A closed loop: how many clients, what they append, when it counts; and what each of them saw.
+//! How many clients append what, when it counts, and what each of them saw.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hdrhistogram::Histogram;
 
@@ -15,9 +15,9 @@ pub struct Load {
     pub record_bytes: usize,
     /// Records of one append.
     pub batch_records: usize,
-    /// Appends that begin earlier do not count.
+    /// What begins earlier has no latency, and what ends earlier is not counted.
     pub from: Instant,
-    /// Nothing begins later.
+    /// What begins later has no latency, and what ends later is not counted.
     pub until: Instant,
 }
 
@@ -39,8 +39,10 @@ pub fn histogram() -> Histogram<u64> {
 pub struct Recorder {
     from: Instant,
     until: Instant,
-    /// Of those appends that began and ended in the time that counts.
+    /// Of appends that began in the time that counts, however late they ended.
     pub latencies: Histogram<u64>,
+    /// Appends that ended in the time that counts, whenever they began.
+    pub counted: u64,
     /// All appends, those while warming up too.
     pub appends: u64,
 }
@@ -48,29 +50,36 @@ pub struct Recorder {
 impl Recorder {
     /// Empty.
     pub fn new(load: &Load) -> Recorder {
-        Recorder { from: load.from, until: load.until, latencies: histogram(), appends: 0 }
+        Recorder {
+            from: load.from,
+            until: load.until,
+            latencies: histogram(),
+            counted: 0,
+            appends: 0,
+        }
     }
 
     /// Counts an append.
     pub fn record(&mut self, started: Instant, ended: Instant) {
         self.appends += 1;
-        if started >= self.from && ended <= self.until {
-            record(&mut self.latencies, ended - started);
+        if (self.from..self.until).contains(&ended) {
+            self.counted += 1;
+        }
+        self.record_latency(started, ended);
+    }
+
+    /// Puts in what an append has waited for until now that was due, and never began.
+    pub fn record_latency(&mut self, started: Instant, ended: Instant) {
+        if (self.from..self.until).contains(&started) {
+            let time = ended.saturating_duration_since(started).as_nanos() as u64;
+            self.latencies.record(time).expect("a growing histogram takes every value");
         }
     }
 
-    /// The sum of several.
-    pub fn sum(recorders: Vec<Recorder>) -> (Histogram<u64>, u64) {
-        let mut sum = (histogram(), 0);
-        for one in recorders {
-            sum.0.add(one.latencies).expect("a growing histogram takes every value");
-            sum.1 += one.appends;
-        }
-        sum
+    /// Adds what another one saw.
+    pub fn add(&mut self, other: &Recorder) {
+        self.latencies.add(&other.latencies).expect("a growing histogram takes every value");
+        self.counted += other.counted;
+        self.appends += other.appends;
     }
-}
-
-/// Puts a time into a histogram.
-pub fn record(histogram: &mut Histogram<u64>, time: Duration) {
-    histogram.record(time.as_nanos() as u64).expect("a growing histogram takes every value");
 }

@@ -31,17 +31,23 @@ mod workload;
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use machine::Machine;
 use settings::{One, Settings};
 use summary::Summary;
 
+/// Exit code after SIGINT and SIGTERM.
+const INTERRUPTED: u8 = 130;
+
 fn main() -> ExitCode {
     match run(&Settings::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -49,11 +55,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(settings: &Settings) -> Result<()> {
+fn run(settings: &Settings) -> Result<ExitCode> {
     match &settings.one {
-        Some(One::List) => return list(),
-        Some(One::Run(run)) => return matrix::run_here(run, false),
-        Some(One::Write(run)) => return matrix::run_here(run, true),
+        Some(One::List) => return list().map(|()| ExitCode::SUCCESS),
+        Some(One::Run(run)) => return matrix::run_here(run, false).map(|()| ExitCode::SUCCESS),
+        Some(One::Write(run)) => return matrix::run_here(run, true).map(|()| ExitCode::SUCCESS),
         None => {}
     }
     let plan = settings.plan()?;
@@ -61,7 +67,14 @@ fn run(settings: &Settings) -> Result<()> {
     for warning in machine.warnings() {
         eprintln!("warning: {warning}");
     }
-    let rows = matrix::run(&plan, &settings.dir)?;
+    // The run that is under way ends by the same signal; its files are removed.
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
+    }
+    let Some(rows) = matrix::run(&plan, &settings.dir, &interrupted)? else {
+        return Ok(ExitCode::from(INTERRUPTED));
+    };
     let summary = Summary::of(&plan, rows);
     let page = html::page(&summary, &machine);
     std::fs::write(&settings.html, page)
@@ -78,7 +91,7 @@ fn run(settings: &Settings) -> Result<()> {
         }
     }
     eprintln!("the page is {}", settings.html.display());
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn list() -> Result<()> {

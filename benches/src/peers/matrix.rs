@@ -1,11 +1,14 @@
 //! The order of runs: engines take turns, each run is a process of its own in an empty directory.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use rustix::process::{Pid, Signal, getpid, kill_process, set_parent_process_death_signal};
 
 use crate::cell::Cell;
 use crate::engine::Contender;
@@ -14,6 +17,11 @@ use crate::settings::{Plan, Run};
 use crate::work::{closed_loop, open_loop, replay};
 use crate::workload::{Shape, Workload};
 use crate::{engines, workload};
+
+/// How long a run may take beside its own length: opening, preparing, a million records.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// How often its own length: an open loop has several rates, each with a time to catch up.
+const LENGTHS_MAX: u32 = 25;
 
 /// All runs of one engine in one workload.
 pub struct Row {
@@ -27,11 +35,11 @@ pub struct Row {
     pub errors: Vec<String>,
 }
 
-/// Runs everything.
+/// Runs everything; nothing when it is interrupted.
 ///
 /// # Errors
 /// When the data directory cannot be used. An engine that fails is a row with its error.
-pub fn run(plan: &Plan, dir: &Path) -> Result<Vec<Row>> {
+pub fn run(plan: &Plan, dir: &Path, interrupted: &AtomicBool) -> Result<Option<Vec<Row>>> {
     let mut rows: Vec<Row> = Vec::new();
     for &workload in &plan.workloads {
         for contender in 0..plan.contenders.len() {
@@ -43,6 +51,10 @@ pub fn run(plan: &Plan, dir: &Path) -> Result<Vec<Row>> {
     let total = rows.len() * plan.repeat;
     for turn in 0..plan.repeat {
         for row in 0..rows.len() {
+            if interrupted.load(Ordering::Relaxed) {
+                progress("");
+                return Ok(None);
+            }
             let done = turn * rows.len() + row;
             progress(&format!(
                 "{} of {total}: {} {}",
@@ -59,16 +71,15 @@ pub fn run(plan: &Plan, dir: &Path) -> Result<Vec<Row>> {
         }
     }
     progress("");
-    Ok(rows)
+    Ok(Some(rows))
 }
 
 /// Open loops need threads, replays a way to read everything again.
 fn takes_part(contender: &Contender, workload: &Workload) -> bool {
-    let is_loop = matches!(contender.name, "ringwal-tasks" | "ringwal-loop");
     match workload.shape {
         Shape::Closed => true,
-        Shape::Replay => contender.replay.is_some() && !is_loop,
-        Shape::Open | Shape::Drift => !is_loop,
+        Shape::Replay => contender.replay.is_some(),
+        Shape::Open | Shape::Drift => !contender.is_looped,
     }
 }
 
@@ -141,19 +152,21 @@ fn child(
     length: Duration,
     number: u64,
 ) -> Result<Cell> {
-    let output = Command::new(std::env::current_exe()?)
+    let started = Command::new(std::env::current_exe()?)
         .args([part, name, workload.name])
         .arg(directory)
         .args([warm_up.as_nanos(), length.as_nanos(), u128::from(number)].map(|n| n.to_string()))
         .env(walrus::DIRECTORY_VARIABLE, directory)
         .env(walrus::QUIET_VARIABLE, "1")
         .stdin(Stdio::null())
-        .output()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .context("starting a run")?;
+    let output = output_within(started, PATIENCE + (warm_up + length) * LENGTHS_MAX)?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let killed = part == "write"
-        && std::os::unix::process::ExitStatusExt::signal(&output.status) == Some(libc::SIGKILL);
-    if !killed && !output.status.success() {
+    let killed = output.status.signal() == Some(libc::SIGKILL);
+    if killed != (part == "write") || (!killed && !output.status.success()) {
         let errors = String::from_utf8_lossy(&output.stderr);
         let last = errors.trim().lines().last().unwrap_or("no message").to_owned();
         bail!("{}: {last}", output.status);
@@ -162,11 +175,32 @@ fn child(
     serde_json::from_str(line).with_context(|| format!("figures of a run: {line}"))
 }
 
+/// What a process says until it ends; it is killed when that takes too long.
+fn output_within(child: Child, patience: Duration) -> Result<Output> {
+    let pid = Pid::from_child(&child);
+    let (ended, end) = std::sync::mpsc::channel();
+    let waiting = std::thread::spawn(move || {
+        let output = child.wait_with_output();
+        let _ = ended.send(());
+        output
+    });
+    let late = end.recv_timeout(patience).is_err();
+    if late {
+        // It has not been waited for yet, so the number is still its own.
+        let _ = kill_process(pid, Signal::KILL);
+    }
+    let output = waiting.join().map_err(|_| anyhow!("waiting for a run"))?;
+    ensure!(!late, "it did not end within {} s, and was killed", patience.as_secs());
+    output.context("waiting for a run")
+}
+
 /// Does one run in this process.
 ///
 /// # Errors
 /// The engine's.
 pub fn run_here(run: &Run, writes: bool) -> Result<()> {
+    // Nobody would remove its files.
+    set_parent_process_death_signal(Some(Signal::KILL))?;
     let contender = engines::by_name(&run.engine)?;
     let workload = workload::by_name(&run.workload)?;
     let directory = run.directory.as_path();
@@ -184,8 +218,7 @@ pub fn run_here(run: &Run, writes: bool) -> Result<()> {
     writeln!(out, "{}", serde_json::to_string(&cell)?)?;
     out.flush()?;
     if writes {
-        // SAFETY: no memory is involved; this process ends here.
-        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+        kill_process(getpid(), Signal::KILL)?;
     }
     Ok(())
 }

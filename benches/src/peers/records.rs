@@ -1,13 +1,22 @@
-//! Records that follow from client and sequence number alone, and cannot be compressed.
+//! Records that follow from client and sequence number alone, and are not worth compressing.
 
-/// Words of noise that records are cut from.
-const NOISE_WORDS: usize = 8192;
+use std::sync::LazyLock;
+
+/// Bytes of noise that records are cut from: so many that pieces rarely overlap within what a compressor
+/// remembers, so few that they stay in a processor's cache.
+const NOISE_BYTES: usize = 1 << 20;
+
+/// Shared by all clients.
+static NOISE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    (0..NOISE_BYTES / 8).flat_map(|_| next_random(&mut state).to_le_bytes()).collect()
+});
 
 /// The records of one client, several at a time.
 pub struct Records {
     client: u32,
     record_bytes: usize,
-    noise: Vec<u8>,
+    noise: &'static [u8],
     buffer: Vec<u8>,
     next: u64,
 }
@@ -16,9 +25,8 @@ impl Records {
     /// Records of `record_bytes`, at least 16, `together` at a time.
     pub fn new(client: u32, record_bytes: usize, together: usize) -> Records {
         assert!(record_bytes >= 16, "a record holds its client and number");
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let noise = (0..NOISE_WORDS).flat_map(|_| next_random(&mut state).to_le_bytes()).collect();
-        Records { client, record_bytes, noise, buffer: vec![0; record_bytes * together], next: 0 }
+        let buffer = vec![0; record_bytes * together];
+        Records { client, record_bytes, noise: &NOISE, buffer, next: 0 }
     }
 
     /// The next record.

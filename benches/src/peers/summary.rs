@@ -1,7 +1,7 @@
 //! Medians of the runs, who is durable, and who is ahead.
 
 use crate::cell::{CURVE, Latency, Point};
-use crate::engine::{Contender, Kind};
+use crate::engine::Kind;
 use crate::matrix::Row;
 use crate::settings::Plan;
 use crate::workload::{Shape, Workload};
@@ -9,8 +9,6 @@ use crate::workload::{Shape, Workload};
 /// So much of what was acknowledged must have been covered by flushes; the rest is what was under way when
 /// counting began and ended.
 const COVERED: f64 = 0.98;
-/// A rate is kept when so much of it is reached.
-const REACHED: f64 = 0.97;
 
 /// Everything that was found.
 pub struct Summary {
@@ -26,7 +24,7 @@ pub struct Summary {
 pub struct Table {
     /// Which.
     pub workload: Workload,
-    /// Best first: the ranked ones, then the others.
+    /// The ranked ones first, best first; of an open loop by engine and rate.
     pub outcomes: Vec<Outcome>,
 }
 
@@ -36,12 +34,17 @@ pub struct Outcome {
     pub engine: &'static str,
     /// Who it is.
     pub kind: Kind,
-    /// Whether flushes cover what it acknowledged.
+    /// Its callers are no threads.
+    pub is_looped: bool,
+    /// Whether flushes cover what it acknowledged, in all runs and at all rates. A replay does not show it:
+    /// there it is so if it is in the other workloads.
     pub durable: bool,
     /// Medians over the runs, field by field.
     pub median: Point,
     /// The runs.
     pub runs: Vec<Point>,
+    /// Runs that were asked for.
+    repeat: usize,
     /// Why there are fewer runs than asked for.
     pub error: Option<String>,
 }
@@ -51,37 +54,51 @@ impl Summary {
     pub fn of(plan: &Plan, rows: Vec<Row>) -> Summary {
         let tables = plan.workloads.iter().map(|&workload| {
             let rows = rows.iter().filter(|row| row.workload == workload);
-            let mut outcomes: Vec<_> =
-                rows.flat_map(|row| outcomes(&plan.contenders[row.contender], row)).collect();
-            // Rates stay together in their order; what is not an open loop has one.
-            outcomes.sort_by(|a, b| b.standing().total_cmp(&a.standing()));
-            outcomes.sort_by_key(|outcome| !outcome.is_ranked());
-            Table { workload, outcomes }
+            let outcomes = rows.flat_map(|row| outcomes(plan, row));
+            Table { workload, outcomes: outcomes.collect() }
         });
+        let mut tables: Vec<Table> = tables.collect();
+        judge_replays(&mut tables);
+        tables.iter_mut().for_each(Table::sort);
         Summary {
-            tables: tables.collect(),
+            tables,
             contenders: plan.contenders.iter().map(|c| (c.name, c.how, c.kind)).collect(),
             repeat: plan.repeat,
         }
     }
 }
 
-fn outcomes(contender: &Contender, row: &Row) -> Vec<Outcome> {
-    let error = row.errors.first().cloned();
-    let points = row.cells.iter().map(|cell| cell.points.len()).max().unwrap_or(0);
+/// One for each rate.
+fn outcomes(plan: &Plan, row: &Row) -> Vec<Outcome> {
+    let contender = &plan.contenders[row.contender];
+    let all = || row.cells.iter().flat_map(|cell| &cell.points);
+    let durable = all().next().is_some() && all().all(is_durable);
     let outcome = |runs: Vec<Point>| Outcome {
         engine: contender.name,
         kind: contender.kind,
-        durable: !runs.is_empty() && runs.iter().all(is_durable),
+        is_looped: contender.is_looped,
+        durable,
         median: median(&runs),
         runs,
-        error: error.clone(),
+        repeat: plan.repeat,
+        error: row.errors.first().cloned(),
     };
-    if points == 0 {
-        return vec![outcome(Vec::new())];
-    }
+    let rates = row.cells.iter().map(|cell| cell.points.len()).max().unwrap_or(0);
     let at = |position: usize| row.cells.iter().filter_map(move |cell| cell.points.get(position));
-    (0..points).map(|position| outcome(at(position).cloned().collect())).collect()
+    (0..rates.max(1)).map(|position| outcome(at(position).cloned().collect())).collect()
+}
+
+/// A killed process leaves its page cache, so that a replay says nothing about the device.
+fn judge_replays(tables: &mut [Table]) {
+    let is_replay = |table: &&Table| table.workload.shape == Shape::Replay;
+    let others = tables.iter().filter(|table| !is_replay(table)).flat_map(|table| &table.outcomes);
+    let not_durable: Vec<_> =
+        others.filter(|other| !other.durable).map(|other| other.engine).collect();
+    for table in tables.iter_mut().filter(|table| table.workload.shape == Shape::Replay) {
+        for outcome in &mut table.outcomes {
+            outcome.durable &= !not_durable.contains(&outcome.engine);
+        }
+    }
 }
 
 impl Outcome {
@@ -90,10 +107,9 @@ impl Outcome {
         self.durable && self.kind.is_ranked()
     }
 
-    /// Whether it keeps the rate of an open loop.
+    /// Whether most runs came to this rate of an open loop, and the median keeps it.
     pub fn keeps_rate(&self) -> bool {
-        let rate = self.median.rate.unwrap_or(0) as f64;
-        self.median.operations_per_second >= rate * REACHED
+        self.runs.len() * 2 > self.repeat && self.median.keeps_rate()
     }
 
     fn standing(&self) -> f64 {
@@ -112,6 +128,16 @@ impl Outcome {
 }
 
 impl Table {
+    /// Best first; of an open loop by engine and rate.
+    fn sort(&mut self) {
+        if self.is_open() {
+            self.outcomes.sort_by_key(|outcome| (outcome.engine, outcome.median.rate));
+            return;
+        }
+        self.outcomes.sort_by(|a, b| b.standing().total_cmp(&a.standing()));
+        self.outcomes.sort_by_key(|outcome| !outcome.is_ranked());
+    }
+
     /// The durable peer with the most operations per second.
     pub fn best_peer(&self) -> Option<&Outcome> {
         self.ranked(Kind::Peer).next()
@@ -123,24 +149,23 @@ impl Table {
         ranked.filter(move |outcome| outcome.kind == kind)
     }
 
-    /// Of an open loop: engines, with the highest rate that each keeps.
-    pub fn knees(&self) -> Vec<(&'static str, Kind, u64)> {
-        let mut knees: Vec<(&'static str, Kind, u64)> = Vec::new();
-        for outcome in &self.outcomes {
-            let rate = outcome.median.rate.filter(|_| outcome.keeps_rate()).unwrap_or(0);
-            match knees.iter_mut().find(|(engine, ..)| *engine == outcome.engine) {
-                Some((.., knee)) => *knee = rate.max(*knee),
-                None => knees.push((outcome.engine, outcome.kind, rate)),
-            }
-        }
-        knees.sort_by_key(|(.., knee)| std::cmp::Reverse(*knee));
+    /// Of an open loop: one outcome of each engine, with the highest rate that it keeps, highest first.
+    pub fn knees(&self) -> Vec<(&Outcome, u64)> {
+        let of_engines = self.outcomes.chunk_by(|a, b| a.engine == b.engine);
+        let mut knees: Vec<_> = of_engines
+            .map(|outcomes| {
+                let kept = outcomes.iter().filter(|outcome| outcome.keeps_rate());
+                (&outcomes[0], kept.filter_map(|outcome| outcome.median.rate).max().unwrap_or(0))
+            })
+            .collect();
+        knees.sort_by_key(|(_, knee)| std::cmp::Reverse(*knee));
         knees
     }
 
     /// What an engine did at a rate.
     pub fn at_rate(&self, engine: &str, rate: u64) -> Option<&Outcome> {
-        let of_engine = self.outcomes.iter().filter(|outcome| outcome.engine == engine);
-        of_engine.into_iter().find(|outcome| outcome.median.rate == Some(rate))
+        let mut outcomes = self.outcomes.iter();
+        outcomes.find(|outcome| outcome.engine == engine && outcome.median.rate == Some(rate))
     }
 
     /// The rates that were tried, lowest first.
@@ -158,8 +183,7 @@ impl Table {
     }
 }
 
-/// Acknowledgements that flushes cover: the device's own count, or where it has none the calls. A replay has none;
-/// there every record came back.
+/// Acknowledgements that flushes cover: the device's own count, or where it has none the calls.
 fn is_durable(point: &Point) -> bool {
     if point.covered_by_flush == 0 {
         return true;

@@ -73,6 +73,7 @@ pub fn remark(outcome: &Outcome) -> String {
         _ if !outcome.durable => "NOT DURABLE: more acknowledged than flushed".to_owned(),
         (Kind::OwnTuned, _) => "tuned".to_owned(),
         (Kind::Device, _) => "device".to_owned(),
+        _ if outcome.is_looped => "callers are no threads".to_owned(),
         _ => String::new(),
     }
 }
@@ -100,13 +101,12 @@ fn open(text: &mut String, table: &Table) {
         let _ = write!(line, " {:>9}", human::per_second(*rate as f64));
     }
     let _ = writeln!(text, "{line}");
-    for (engine, ..) in table.knees() {
-        let mut line = format!("  {engine:18}");
+    for (outcome, _) in table.knees() {
+        let mut line = format!("  {:18}", outcome.engine);
         for &rate in &rates {
-            let _ = write!(line, " {:>9}", open_cell(table, engine, rate));
+            let _ = write!(line, " {:>9}", open_cell(table, outcome.engine, rate));
         }
-        let remark = table.outcomes.iter().find(|o| o.engine == engine).map(remark);
-        let _ = writeln!(text, "{}", format!("{line}  {}", remark.unwrap_or_default()).trim_end());
+        let _ = writeln!(text, "{}", format!("{line}  {}", remark(outcome)).trim_end());
     }
 }
 
@@ -155,17 +155,22 @@ pub fn verdict(table: &Table) -> Vec<String> {
 
 fn verdict_open(table: &Table) -> Vec<String> {
     let knees = table.knees();
-    let ranked = |engine: &str| table.outcomes.iter().any(|o| o.engine == engine && o.is_ranked());
-    let best = knees.iter().find(|(engine, kind, _)| *kind == Kind::Peer && ranked(engine));
-    let Some((best, _, knee)) = best else { return Vec::new() };
-    let half = knee / 2;
-    let shown = knees
-        .iter()
-        .filter(|(engine, kind, _)| kind.is_own() || *kind == Kind::Device || engine == best);
-    let p999: Vec<_> =
-        shown.map(|(engine, ..)| format!("{engine} {}", open_cell(table, engine, half))).collect();
+    let is_peer = |outcome: &Outcome| outcome.kind == Kind::Peer && outcome.is_ranked();
+    let best = knees.iter().find(|(outcome, _)| is_peer(outcome));
+    let Some((best, knee)) = best.filter(|(_, knee)| table.rates().contains(&(knee / 2))) else {
+        return Vec::new();
+    };
+    let shown = knees.iter().filter(|(outcome, _)| {
+        outcome.kind.is_own() || outcome.kind == Kind::Device || outcome.engine == best.engine
+    });
+    let p999: Vec<_> = shown
+        .map(|(outcome, _)| {
+            format!("{} {}", outcome.engine, open_cell(table, outcome.engine, knee / 2))
+        })
+        .collect();
     vec![format!(
-        "{best} keeps {}; p99.9 at half of it: {}",
+        "{} keeps {}; p99.9 at half of it: {}",
+        best.engine,
         human::per_second(*knee as f64),
         p999.join(", ")
     )]

@@ -25,6 +25,7 @@ pub fn dsync() -> Contender {
         name: "device-dsync",
         how: "O_DIRECT write of whole blocks with RWF_DSYNC, on space written before",
         kind: Kind::Device,
+        is_looped: false,
         open: |directory, _| open(directory, true),
         replay: None,
     }

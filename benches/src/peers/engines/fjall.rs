@@ -15,6 +15,7 @@ pub fn contender() -> Contender {
         name: "fjall",
         how: "fjall 3.1: a batch with durability(PersistMode::SyncData) per append",
         kind: Kind::Peer,
+        is_looped: false,
         open: |directory, _| Ok(Opened::Threads(Box::new(open(directory)?))),
         replay: Some(replay),
     }

@@ -20,6 +20,7 @@ pub fn contender() -> Contender {
         name: "mrecordlog",
         how: "mrecordlog 0.4: its SyncPolicy::OnAppend does not flush, so the adapter adds an fdatasync; one queue, a mutex",
         kind: Kind::Peer,
+        is_looped: false,
         open: |directory, _| Ok(Opened::Threads(Box::new(open(directory)?))),
         replay: Some(replay),
     }
@@ -36,13 +37,15 @@ struct Log {
     records: MultiRecordLog,
     /// The newest file, and how large all were when it was.
     newest: Option<(usize, File)>,
+    /// Position of the last record.
+    last: Option<u64>,
 }
 
 fn open(directory: &Path) -> Result<Queue> {
     let runtime = runtime()?;
     let mut records = runtime.block_on(open_log(directory))?;
     runtime.block_on(records.create_queue(QUEUE))?;
-    let log = Mutex::new(Log { records, newest: None });
+    let log = Mutex::new(Log { records, newest: None, last: None });
     Ok(Queue { runtime, log, directory: directory.to_path_buf() })
 }
 
@@ -67,6 +70,10 @@ impl Log {
         let newest = match &self.newest {
             Some((then, file)) if *then == bytes => file,
             _ => {
+                // What was written before it changed is in the one before.
+                if let Some((_, previous)) = self.newest.take() {
+                    previous.sync_data()?;
+                }
                 File::open(directory)?.sync_all()?;
                 let names = std::fs::read_dir(directory)?.flatten().map(|entry| entry.path());
                 let is_log = |path: &PathBuf| {
@@ -88,9 +95,12 @@ impl Shared for Queue {
 
     fn tidy(&self) -> Result<()> {
         let mut log = self.lock();
-        let records = log.records.range(QUEUE, ..).map_err(missing)?;
-        if let Some((last, _)) = records.last() {
+        if let Some(last) = log.last {
             self.runtime.block_on(log.records.truncate(QUEUE, last))?;
+            // It may have gone on in another file, and removed as many.
+            if let Some((bytes, _)) = &mut log.newest {
+                *bytes = 0;
+            }
         }
         Ok(())
     }
@@ -104,7 +114,7 @@ impl Writer for &Queue {
     fn append_batch(&mut self, records: &[&[u8]]) -> Result<()> {
         let mut log = self.lock();
         let records = records.iter().copied();
-        self.runtime.block_on(log.records.append_records(QUEUE, None, records))?;
+        log.last = self.runtime.block_on(log.records.append_records(QUEUE, None, records))?;
         log.flush(&self.directory)
     }
 }

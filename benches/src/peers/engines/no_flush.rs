@@ -14,6 +14,7 @@ pub fn contender() -> Contender {
         name: "no-flush",
         how: "appends to a file and never flushes: not durable",
         kind: Kind::Control,
+        is_looped: false,
         open: |directory, _| {
             let file = File::options().create(true).append(true).open(directory.join("log"))?;
             Ok(Opened::Threads(Box::new(NoFlush(file))))

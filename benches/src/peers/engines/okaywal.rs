@@ -18,6 +18,7 @@ pub fn contender() -> Contender {
         name: "okaywal",
         how: "okaywal 0.3: commit() returns after an fdatasync shared by all who wait; default settings",
         kind: Kind::Peer,
+        is_looped: false,
         open,
         replay: Some(replay),
     }

@@ -5,24 +5,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result};
 use protobuf::well_known_types::BytesValue;
-use raft_engine::{Config, Engine, LogBatch, MessageExt, ReadableSize};
+use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize};
 
 use crate::checker::Checker;
 use crate::engine::{Contender, Kind, Opened, Shared, Writer};
 use crate::records::sequence_of;
+use crate::workload::{Shape, Workload};
 
 /// Entries that a replay asks for at once.
 const READ_ENTRIES: u64 = 4096;
-/// Entries of a region that are left when it is tidied up.
-const KEPT_ENTRIES: u64 = 64;
+/// Bytes of a file.
+const FILE_BYTES: u64 = 64 << 20;
+/// Where the bytes go that use up the first file.
+const FILLING: (u64, &[u8]) = (u64::MAX, b"filling");
 
 /// raft-engine.
 pub fn contender() -> Contender {
     Contender {
         name: "raft-engine",
-        how: "raft-engine 0.4: write(sync = true), a region per writer, files filled in advance and recycled",
+        how: "raft-engine 0.4: write(sync = true), a region per writer, files filled in advance and recycled, no compression",
         kind: Kind::Peer,
-        open: |directory, _| Ok(Opened::Threads(Box::new(open(directory)?))),
+        is_looped: false,
+        open: |directory, workload| Ok(Opened::Threads(Box::new(open(directory, workload)?))),
         replay: Some(replay),
     }
 }
@@ -32,16 +36,29 @@ struct Log {
     regions: AtomicU64,
 }
 
-fn open(directory: &Path) -> Result<Log> {
-    let config = Config {
+fn config(directory: &Path) -> Result<Config> {
+    Ok(Config {
         dir: directory.to_str().context("its directory must be UTF-8")?.to_owned(),
-        target_file_size: ReadableSize::mb(64),
-        purge_threshold: ReadableSize::mb(256),
-        prefill_for_recycle: true,
-        prefill_limit: Some(ReadableSize::mb(256)),
+        target_file_size: ReadableSize(FILE_BYTES),
+        purge_threshold: ReadableSize(4 * FILE_BYTES),
+        batch_compression_threshold: ReadableSize(0),
         ..Config::default()
-    };
-    Ok(Log { engine: Engine::open(config)?, regions: AtomicU64::new(1) })
+    })
+}
+
+fn open(directory: &Path, workload: &Workload) -> Result<Log> {
+    let prefill = workload.shape != Shape::Replay;
+    let limit = prefill.then_some(ReadableSize(4 * FILE_BYTES));
+    let config =
+        Config { prefill_for_recycle: prefill, prefill_limit: limit, ..config(directory)? };
+    let engine = Engine::open(config)?;
+    // The first file is a new one; those that are filled in advance come after it.
+    let mut batch = LogBatch::default();
+    for _ in 0..if prefill { FILE_BYTES >> 20 } else { 0 } {
+        batch.put(FILLING.0, FILLING.1.to_vec(), vec![0; 1 << 20])?;
+        engine.write(&mut batch, false)?;
+    }
+    Ok(Log { engine, regions: AtomicU64::new(1) })
 }
 
 /// An entry is a record; its number is in it.
@@ -62,11 +79,14 @@ impl Shared for Log {
     }
 
     fn tidy(&self) -> Result<()> {
+        let mut batch = LogBatch::default();
         for region in 1..self.regions.load(Ordering::Relaxed) {
-            if let Some(last) = self.engine.last_index(region) {
-                self.engine.compact_to(region, last.saturating_sub(KEPT_ENTRIES));
+            let span = self.engine.first_index(region).zip(self.engine.last_index(region));
+            if let Some((_, index)) = span.filter(|(first, last)| first < last) {
+                batch.add_command(region, Command::Compact { index });
             }
         }
+        self.engine.write(&mut batch, false)?;
         self.engine.purge_expired_files()?;
         Ok(())
     }
@@ -97,7 +117,7 @@ impl Writer for Region<'_> {
 }
 
 fn replay(directory: &Path, mut checker: Checker) -> Result<Checker> {
-    let Log { engine, .. } = open(directory)?;
+    let engine = Engine::open(config(directory)?)?;
     let end = engine.last_index(1).map_or(1, |last| last + 1);
     let mut entries = Vec::with_capacity(READ_ENTRIES as usize);
     for begin in (1..end).step_by(READ_ENTRIES as usize) {

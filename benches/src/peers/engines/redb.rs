@@ -17,6 +17,7 @@ pub fn contender() -> Contender {
         name: "redb",
         how: "redb 4.6: a transaction per append with Durability::Immediate, the default",
         kind: Kind::Peer,
+        is_looped: false,
         open: |directory, _| {
             let database = Database::create(directory.join("redb"))?;
             Ok(Opened::Threads(Box::new(Redb { database, prefixes: Prefixes::default() })))

@@ -22,6 +22,7 @@ pub fn contender() -> Contender {
         name: "ringwal-loop",
         how: "as ringwal, the shard turned by the caller's own loop: no hop between threads",
         kind: Kind::Own,
+        is_looped: true,
         open: |directory, _| Ok(Opened::Loop(Box::new(OwnLoop::open(directory)?))),
         replay: None,
     }
@@ -59,7 +60,7 @@ impl Waiting {
 }
 
 impl Looped for OwnLoop {
-    fn closed_loop(&mut self, load: &Load) -> Result<Vec<Recorder>> {
+    fn closed_loop(&mut self, load: &Load) -> Result<Recorder> {
         let shard = &mut self.0;
         let stream = StreamId::new(FIRST_STREAM);
         let mut records = load.records(0);
@@ -93,7 +94,7 @@ impl Looped for OwnLoop {
                 }
             }
         }
-        Ok(vec![recorder])
+        Ok(recorder)
     }
 
     fn flush_calls(&self) -> u64 {

@@ -20,6 +20,7 @@ pub fn contender() -> Contender {
         name: "ringwal-tasks",
         how: "as ringwal, its clients futures on one thread of a tokio runtime",
         kind: Kind::Own,
+        is_looped: true,
         open: |directory, _| {
             Ok(Opened::Loop(Box::new(Tasks(Ringwal::open(directory, &Engine::options())?))))
         },
@@ -30,16 +31,16 @@ pub fn contender() -> Contender {
 struct Tasks(Ringwal);
 
 impl Looped for Tasks {
-    fn closed_loop(&mut self, load: &Load) -> Result<Vec<Recorder>> {
+    fn closed_loop(&mut self, load: &Load) -> Result<Recorder> {
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
         runtime.block_on(async {
             let mut clients: FuturesUnordered<_> =
                 (0..load.clients).map(|client| task(self.0.stream(), load, client)).collect();
-            let mut recorders = Vec::with_capacity(load.clients);
+            let mut seen = Recorder::new(load);
             while let Some(recorder) = clients.next().await {
-                recorders.push(recorder?);
+                seen.add(&recorder?);
             }
-            Ok(recorders)
+            Ok(seen)
         })
     }
 

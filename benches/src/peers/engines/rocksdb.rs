@@ -15,6 +15,7 @@ pub fn contender() -> Contender {
         name: "rocksdb",
         how: "RocksDB: sync = true, recycle_log_file_num = 4",
         kind: Kind::Peer,
+        is_looped: false,
         open: |directory, _| Ok(Opened::Threads(Box::new(open(directory)?))),
         replay: Some(replay),
     }

@@ -13,8 +13,9 @@ use crate::engine::{Contender, Kind, Opened, Shared, Writer};
 pub fn contender() -> Contender {
     Contender {
         name: "sqlite",
-        how: "SQLite: journal_mode=WAL, synchronous=FULL, a transaction per append, one connection",
+        how: "SQLite: journal_mode=WAL, synchronous=FULL, built with fdatasync; a transaction per append",
         kind: Kind::Peer,
+        is_looped: false,
         open: |directory, _| {
             let connection = open(directory)?;
             connection.execute_batch(

@@ -7,7 +7,7 @@ use walrus_rust::{FsyncSchedule, ReadConsistency, Walrus};
 
 use crate::checker::Checker;
 use crate::engine::{Contender, Kind, Opened, Shared, Writer};
-use crate::workload::{Shape, Workload, by_name};
+use crate::workload::{Workload, by_name};
 
 /// Environment variables that tell it where its files are, and to print nothing.
 pub const DIRECTORY_VARIABLE: &str = "WALRUS_DATA_DIR";
@@ -20,8 +20,9 @@ const READ_BYTES: usize = 1 << 20;
 pub fn contender() -> Contender {
     Contender {
         name: "walrus",
-        how: "walrus-rust 0.2: FsyncSchedule::SyncEach, each writer its own topic, files opened with O_SYNC",
+        how: "walrus-rust 0.2: FsyncSchedule::SyncEach, a topic per writer; batches flush by themselves",
         kind: Kind::Peer,
+        is_looped: false,
         open: |_, workload| Ok(Opened::Threads(Box::new(open(workload)?))),
         replay: Some(replay),
     }
@@ -31,10 +32,10 @@ struct Log(Walrus);
 
 /// Opens it where the environment says: there is no other way to tell it.
 fn open(workload: &Workload) -> Result<Log> {
-    let schedule = match workload.shape {
-        // A batch is flushed record by record: too long for what is only to be read.
-        Shape::Replay => FsyncSchedule::Milliseconds(100),
-        _ => FsyncSchedule::SyncEach,
+    let schedule = match workload.batch_records {
+        1 => FsyncSchedule::SyncEach,
+        // A batch is flushed before it returns with any schedule; with this one each of its records would be, too.
+        _ => FsyncSchedule::Milliseconds(100),
     };
     let reads = ReadConsistency::AtLeastOnce { persist_every: u32::MAX };
     let log = Walrus::with_consistency_and_schedule(reads, schedule).context("opening the log")?;

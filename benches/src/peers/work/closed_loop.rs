@@ -27,7 +27,7 @@ pub fn run(
     length: Duration,
 ) -> Result<Cell> {
     let device = Device::of(directory);
-    let mut opened = (contender.open)(directory, workload)?;
+    let mut opened = open(contender, workload, directory)?;
     let now = Instant::now();
     let load = Load {
         clients: workload.clients,
@@ -37,13 +37,13 @@ pub fn run(
         until: now + warm_up + length,
     };
     let (before, log_before) = (Costs::now(&device, opened.flush_calls()), opened.log_bytes());
-    let recorders = match &mut opened {
+    let seen = match &mut opened {
         Opened::Threads(engine) => threads(engine.as_ref(), &load)?,
         Opened::Loop(engine) => engine.closed_loop(&load)?,
     };
     let after = Costs::now(&device, opened.flush_calls());
-    let (mut point, operations) =
-        Point::of(recorders, length.as_secs_f64(), workload.batch_records);
+    let mut point = Point::of(&seen, length.as_secs_f64(), workload.batch_records);
+    let operations = seen.appends * workload.batch_records as u64;
     after.put(&before, operations, &mut point);
     let payload_bytes = (operations * workload.record_bytes as u64).max(1) as f64;
     point.log_bytes_per_payload_byte = opened
@@ -53,6 +53,13 @@ pub fn run(
     point.disk_bytes_per_payload_byte = Some(disk_bytes(directory) as f64 / payload_bytes);
     point.covered_by_flush = (workload.clients * workload.batch_records) as u64;
     Ok(Cell { points: vec![point] })
+}
+
+/// Opens an engine; what that left in memory is written before anything is measured.
+pub fn open(contender: &Contender, workload: &Workload, directory: &Path) -> Result<Opened> {
+    let opened = (contender.open)(directory, workload)?;
+    rustix::fs::syncfs(std::fs::File::open(directory)?)?;
+    Ok(opened)
 }
 
 impl Opened {
@@ -72,20 +79,19 @@ impl Opened {
 }
 
 /// One thread for each client.
-fn threads(engine: &dyn Shared, load: &Load) -> Result<Vec<Recorder>> {
-    with_clients(engine, load.clients, load.until, |client| thread_of(engine, load, client))
+fn threads(engine: &dyn Shared, load: &Load) -> Result<Recorder> {
+    with_clients(engine, load, |client| thread_of(engine, load, client))
 }
 
-/// Runs `work` on a thread for each client, and tidies up meanwhile.
-pub fn with_clients<T: Send>(
+/// Runs `work` on a thread for each client, and tidies up meanwhile. Returns what all of them saw.
+pub fn with_clients(
     engine: &dyn Shared,
-    clients: usize,
-    until: Instant,
-    work: impl Fn(usize) -> Result<T> + Sync,
-) -> Result<Vec<T>> {
+    load: &Load,
+    work: impl Fn(usize) -> Result<Recorder> + Sync,
+) -> Result<Recorder> {
     let work = &work;
     thread::scope(|scope| {
-        let clients: Vec<_> = (0..clients)
+        let clients: Vec<_> = (0..load.clients)
             .map(|client| {
                 thread::Builder::new()
                     .name(format!("client-{client}"))
@@ -95,13 +101,16 @@ pub fn with_clients<T: Send>(
             })
             .collect::<Result<_>>()?;
         let mut next = Instant::now() + TIDY_EVERY;
-        while next < until && !clients.iter().any(|client| client.is_finished()) {
+        while next < load.until && !clients.iter().any(|client| client.is_finished()) {
             thread::sleep(next.saturating_duration_since(Instant::now()));
             engine.tidy()?;
             next += TIDY_EVERY;
         }
-        let joined = clients.into_iter().map(|client| client.join());
-        joined.map(|outcome| outcome.map_err(|_| anyhow!("a client panicked"))?).collect()
+        let mut seen = Recorder::new(load);
+        for client in clients {
+            seen.add(&client.join().map_err(|_| anyhow!("a client panicked"))??);
+        }
+        Ok(seen)
     })
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 
 use crate::cell::{Cell, Point};
 use crate::checker::Checker;
@@ -41,7 +41,7 @@ pub fn write(
     Ok(Cell { points: vec![point] })
 }
 
-/// Opens and reads all of it.
+/// Opens and reads all of it; what the engine does behind the last record does not count.
 pub fn read(
     contender: &Contender,
     workload: &Workload,
@@ -52,10 +52,9 @@ pub fn read(
     let device = Device::of(directory);
     let before = Costs::now(&device, 0);
     let start = Instant::now();
-    let checker = replay(directory, Checker::new(workload.record_bytes))?;
-    let took = start.elapsed();
+    let checker = replay(directory, Checker::new(workload.record_bytes, records))?;
     let after = Costs::now(&device, 0);
-    ensure!(checker.seen() == records, "{} of {records} records came back", checker.seen());
+    let took = checker.complete()?.duration_since(start);
     let mut point =
         Point { operations_per_second: records as f64 / took.as_secs_f64(), ..Point::default() };
     after.put(&before, records, &mut point);
