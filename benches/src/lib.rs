@@ -1,5 +1,5 @@
 //! Micro-benchmarks of the engine's parts: `cargo bench -p ringwal-benches`. They live in
-//! `benches/`; here is only what several of them share.
+//! `benches/`; here is only what several of them share. `src/peers` is a program of its own.
 //!
 //! They say where the time of one step goes. How fast records become durable is what
 //! `ringwal bench` measures.

@@ -1,5 +1,5 @@
 //! What a million creations of topics cost the metadata store: three replicas each, in 64 sessions. Applied,
-//! as a snapshot. `cargo bench -p ringwal-benches --bench metadata`; with `-- restart`, behind a restart.
+//! as a snapshot. `cargo bench -p ringwal-raft-fallback --bench metadata`; with `-- restart`, behind a restart.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, LazyLock};

@@ -1,5 +1,5 @@
 //! Commits per second of a cluster of one with Raft's log on the engine: what Raft costs beside the log's
-//! own flush. `cargo bench -p ringwal-benches --bench raft_log [-- DIRECTORY]`.
+//! own flush. `cargo bench -p ringwal-raft-fallback --bench raft_log [-- DIRECTORY]`.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -19,7 +19,7 @@ use openraft::{Config, OptionalSend, Raft};
 use ringwal_engine::Engine;
 use ringwal_raft_fallback::raft::{EngineJournal, Payload, RaftLog, RaftNode, Types};
 
-#[path = "../../raft-fallback/tests/raft_log/machine.rs"]
+#[path = "../tests/raft_log/machine.rs"]
 mod machine;
 
 use machine::Machine;
