@@ -517,7 +517,7 @@ impl Reader {
         from: u64,
         length: usize,
     ) -> Result<(BufferMut, usize), Broken> {
-        match self.shared.reader.read_at(location.file, from, &mut buffer, length) {
+        match self.shared.read_at(location.file, from, &mut buffer, length) {
             Ok(read) => Ok((buffer, read)),
             Err(error) => {
                 self.check_still_there(location)?;

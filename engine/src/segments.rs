@@ -166,6 +166,16 @@ impl Segments {
         self.prepared.len() < self.config.ahead + self.config.reserved
     }
 
+    /// Whether the next operation is about writing a whole file once, for which there is time.
+    pub(crate) fn is_filling(&self) -> bool {
+        match self.task {
+            Some(task) => {
+                !matches!(task.step, Step::Header(_) | Step::HeaderCopy(_) | Step::Remove)
+            }
+            None => self.needs_more() && self.clean.is_empty(),
+        }
+    }
+
     /// The next operation; nothing more until its completion came.
     pub(crate) fn poll_operation(&mut self, now_ns: u64) -> Option<Operation> {
         if self.in_flight {

@@ -83,6 +83,11 @@ pub(crate) struct ShardLoop {
     /// in flight together are spread evenly over that time.
     sealed_ns: u64,
     flush_mean_ns: u64,
+    /// Records have come since it was opened. Until then, who reads what was there before goes first.
+    has_taken_records: bool,
+    /// Reads by others that have been seen, and until when the device is left to them.
+    reads_seen: u64,
+    readers_until_ns: u64,
     /// The engine's own batches wait for a segment; a completion will bring one.
     outbox_blocked: bool,
     ending: Ending,
@@ -142,6 +147,9 @@ impl ShardLoop {
             active_ns: shared.clock.now_ns(),
             sealed_ns: 0,
             flush_mean_ns: 0,
+            has_taken_records: false,
+            reads_seen: 0,
+            readers_until_ns: 0,
             outbox_blocked: false,
             ending: Ending::No,
             disk_broken: false,

@@ -2,13 +2,14 @@
 //! behind a lock of its own. A caller takes the queue's once for each command; the loop takes each
 //! a few times per turn, never for each record, and holds none while it waits.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
 use crate::batch::Asked;
 use crate::clock::Clock;
-use crate::disk::{Pool, ReadAt, Wake};
+use crate::disk::{BufferMut, FileId, Pool, ReadAt, Wake};
 use crate::engine_wide::EngineWide;
 use crate::error::AppendError;
 use crate::format::{EngineId, VerifiedFrame};
@@ -29,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) pool: Pool,
     pub(crate) wake: Arc<Wake>,
     pub(crate) reader: Arc<dyn ReadAt>,
+    /// Reads of the device by others than the loop, since it was opened.
+    reads: AtomicU64,
     pub(crate) engine_wide: Arc<EngineWide>,
     queue: Mutex<Queue>,
     room: Condvar,
@@ -73,6 +76,7 @@ impl Shared {
             pool,
             wake,
             reader,
+            reads: AtomicU64::new(0),
             engine_wide,
             room: Condvar::new(),
             index: Mutex::new(index),
@@ -100,6 +104,26 @@ impl Shared {
     /// Counts a cut that `_index` has seen.
     pub(crate) fn note_cut(&self, _index: &mut Index) {
         self.cuts.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Reads from a segment, on the caller's thread.
+    ///
+    /// # Errors
+    /// As [`ReadAt::read_at`].
+    pub(crate) fn read_at(
+        &self,
+        file: FileId,
+        offset: u64,
+        into: &mut BufferMut,
+        length: usize,
+    ) -> io::Result<usize> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.reader.read_at(file, offset, into, length)
+    }
+
+    /// How many such reads there were.
+    pub(crate) fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
     }
 
     pub(crate) fn stats(&self) -> MutexGuard<'_, ShardStats> {

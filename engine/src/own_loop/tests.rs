@@ -9,8 +9,12 @@ const STREAM: StreamId = StreamId::new(7);
 const OTHER: StreamId = StreamId::new(8);
 
 fn open(sim: &SimHandle) -> Shard {
+    open_ahead(sim, 1)
+}
+
+fn open_ahead(sim: &SimHandle, segments: usize) -> Shard {
     let clock = Clock::Manual(sim.clock());
-    let options = Options::new().batch_bytes_max(16 << 10).idle_seal(None);
+    let options = Options::new().batch_bytes_max(16 << 10).idle_seal(None).segments_ahead(segments);
     options.open_on(Box::new(SimDisk::new(sim.clone())), [4; 16], 256 << 10, clock).unwrap()
 }
 
@@ -97,4 +101,43 @@ fn a_poisoned_shard_ends_its_part_of_a_subscription() {
     assert_eq!(count.0.load(std::sync::atomic::Ordering::SeqCst), 1);
     assert!(matches!(sealed.try_next(), std::task::Poll::Ready(None)));
     assert!(sealed.next_blocking().is_none() && shard.subscribe(1).next_blocking().is_none());
+}
+
+/// A turn of the loop while somebody reads what was there before.
+fn turn_beside_a_reader(shard: &mut Shard) {
+    assert_eq!(shard.read(STREAM, ..).unwrap().map(Result::unwrap).count(), 1);
+    shard.run_once(Some(Duration::from_micros(100))).unwrap();
+}
+
+#[test]
+fn segments_are_filled_after_the_first_reading_or_when_records_come() {
+    let sim = SimHandle::new(1);
+    let mut shard = open(&sim);
+    let token = shard.append(STREAM, b"before").unwrap();
+    while token.try_receipt().is_none() {
+        shard.run_once(None).unwrap();
+    }
+    for (ahead, appends) in [(12, false), (24, true)] {
+        sim.kill();
+        shard.abandon();
+        shard = open_ahead(&sim, ahead);
+        let prepared = |shard: &Shard| shard.stats().segments.prepared;
+        // Those that need only a header are ready soon.
+        (0..50).for_each(|_| turn_beside_a_reader(&mut shard));
+        let at_first = prepared(&shard);
+        (0..500).for_each(|_| turn_beside_a_reader(&mut shard));
+        assert_eq!(prepared(&shard), at_first, "the reader goes first");
+        if appends {
+            drop(shard.append(OTHER, b"now").unwrap());
+            (0..500).for_each(|_| turn_beside_a_reader(&mut shard));
+            assert!(prepared(&shard) > at_first, "records go first");
+        } else {
+            let mut turns = 0;
+            while prepared(&shard) < ahead + 2 {
+                shard.run_once(None).unwrap();
+                turns += 1;
+            }
+            assert!(turns < 300, "{turns} turns: it sleeps while the device works");
+        }
+    }
 }

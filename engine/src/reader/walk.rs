@@ -430,7 +430,7 @@ fn read_chunk(shared: &Shared, location: &Location, position: u64, end: u64) -> 
     let left = (shared.segment_bytes - from) as usize;
     let length = block_round_up((end - from) as usize).min(left);
     let mut buffer = BufferMut::allocate(length);
-    let read = shared.reader.read_at(location.file, from, &mut buffer, length)?;
+    let read = shared.read_at(location.file, from, &mut buffer, length)?;
     Ok(Chunk { from, bytes: buffer.freeze().to_bytes().slice(..read.min(length)) })
 }
 

@@ -54,6 +54,7 @@ impl ShardLoop {
             }
             if !lane.is_own() {
                 self.local_was_last = lane == Lane::Local;
+                self.has_taken_records = true;
             }
             self.seal(filling, now_ns);
         }

@@ -10,6 +10,9 @@ use crate::disk::BufferMut;
 use crate::flush::FlushFailure;
 use crate::format::batch_flags;
 
+/// So long after a read the next one may come.
+const READERS_NS: u64 = 5_000_000;
+
 impl ShardLoop {
     /// Work beside the path of records: segments, footers, moving, the idle seal, waiters for room.
     pub(super) fn maintain(&mut self, now_ns: u64) {
@@ -23,6 +26,7 @@ impl ShardLoop {
             return;
         }
         if matches!(self.ending, Ending::No | Ending::Draining | Ending::Checkpoint)
+            && !self.leaves_device_to_readers(now_ns)
             && let Some(operation) = self.segments.poll_operation(now_ns)
         {
             self.disk.submit(TOKEN_SEGMENTS, operation);
@@ -44,6 +48,25 @@ impl ShardLoop {
             self.seal_when_idle(now_ns);
         }
         self.publish_segments();
+    }
+
+    /// Whoever opens a journal reads it before it appends: filling segments for later would take the device
+    /// from it.
+    fn leaves_device_to_readers(&mut self, now_ns: u64) -> bool {
+        let may_wait = !self.has_taken_records
+            && !self.waits_for_segment()
+            && self.ending == Ending::No
+            && self.segments.is_filling();
+        let reads = self.shared.reads();
+        if std::mem::replace(&mut self.reads_seen, reads) != reads {
+            self.readers_until_ns = now_ns + READERS_NS;
+        }
+        let leaves = may_wait && now_ns < self.readers_until_ns;
+        if !leaves {
+            // There is nothing to wake up for.
+            self.readers_until_ns = 0;
+        }
+        leaves
     }
 
     fn publish_segments(&mut self) {

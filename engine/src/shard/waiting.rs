@@ -60,7 +60,7 @@ impl ShardLoop {
         closing || records_ready || local_ready || controls_ready || outbox_ready || room
     }
 
-    fn waits_for_segment(&self) -> bool {
+    pub(super) fn waits_for_segment(&self) -> bool {
         let held = [&self.held_controls, &self.held_local, &self.held_records];
         self.outbox_blocked || held.into_iter().any(Option::is_some)
     }
@@ -98,6 +98,7 @@ impl ShardLoop {
             .map(|after| self.active_ns + after);
         let prepares = matches!(self.ending, Ending::No | Ending::Draining | Ending::Checkpoint);
         let retry = self.segments.retry_at().filter(|_| prepares && self.poisoned.is_none());
-        [records_at, seal, retry].into_iter().flatten().min()
+        let readers = (self.readers_until_ns > 0).then_some(self.readers_until_ns);
+        [records_at, seal, retry, readers].into_iter().flatten().min()
     }
 }

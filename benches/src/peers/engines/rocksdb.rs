@@ -57,7 +57,7 @@ impl Writer for Puts<'_> {
         for record in records {
             batch.put(self.keys.next(), record);
         }
-        Ok(self.database.write_opt(&batch, &self.options)?)
+        Ok(self.database.write_opt(batch, &self.options)?)
     }
 }
 
