@@ -18,7 +18,7 @@ pub struct Settings {
     /// One run in this process; the program starts itself with it.
     #[command(subcommand)]
     pub one: Option<One>,
-    /// A tenth of everything, once: minutes instead of an hour.
+    /// A fifth of everything, once: minutes instead of half an hour.
     #[arg(long)]
     pub quick: bool,
     /// Workloads, W1 to W8; all but W7, which takes an hour for each engine, when not given.
@@ -27,7 +27,7 @@ pub struct Settings {
     /// Engines; all that are in this build when not given. `list` shows them.
     #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
     pub engine: Vec<String>,
-    /// Length of a run; 5, or 0.4 with --quick.
+    /// Length of a run; 2, or 0.4 with --quick.
     #[arg(long)]
     pub seconds: Option<f64>,
     /// Runs of each, interleaved; 3, or 1 with --quick.
@@ -106,7 +106,7 @@ impl Settings {
     /// # Errors
     /// When a name is unknown or a number makes no sense.
     pub fn plan(&self) -> Result<Plan> {
-        let seconds = self.seconds.unwrap_or(if self.quick { 0.4 } else { 5.0 });
+        let seconds = self.seconds.unwrap_or(if self.quick { 0.4 } else { 2.0 });
         ensure!((0.05..=3600.0).contains(&seconds), "--seconds {seconds}: 0.05 to 3600");
         let repeat = self.repeat.unwrap_or(if self.quick { 1 } else { 3 });
         ensure!((1..=100).contains(&repeat), "--repeat {repeat}: 1 to 100");
