@@ -184,7 +184,8 @@ impl Options {
         self
     }
 
-    /// Segments prepared before they are needed. Default 1, 1 to 64. Costs disk space.
+    /// Segments prepared before they are needed. Default 1, 1 to 64. Costs disk space. After opening, filling
+    /// them waits as long as the journal is read, until the first record comes.
     pub fn segments_ahead(mut self, segments_ahead: usize) -> Self {
         self.segments_ahead = segments_ahead;
         self

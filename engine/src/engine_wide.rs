@@ -2,6 +2,7 @@
 //! Nothing of it is in a file.
 
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
 
 use crate::error::Poisoned;
 use crate::frame_fence::FrameFence;
@@ -12,6 +13,9 @@ use crate::own_epoch::OwnEpoch;
 pub(crate) struct EngineWide {
     pub(crate) own_epoch: OwnEpoch,
     pub(crate) frame_fence: FrameFence,
+    /// Reads of the device by others than the shards' loops, each counted when it begins and when it ends: the
+    /// shards share the device.
+    pub(crate) reads: AtomicU64,
     /// The first failure of any shard (I-3), latched before anybody who waits is told.
     pub(crate) poisoned: OnceLock<Poisoned>,
 }

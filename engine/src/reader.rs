@@ -55,7 +55,10 @@ pub(crate) struct Reader {
     chunk: Option<Chunk>,
     /// Length of the last frame.
     frame_bytes: usize,
+    /// At first, and after a seek.
     read_ahead: ReadAhead,
+    /// By now.
+    read_ahead_bytes: u64,
 }
 
 /// How much is read at once.
@@ -155,7 +158,15 @@ impl Reader {
             chunk: None,
             frame_bytes: 0,
             read_ahead: READ_AHEAD,
+            read_ahead_bytes: READ_AHEAD.bytes,
         }
+    }
+
+    /// The same with another beginning.
+    fn with_read_ahead(mut self, read_ahead: ReadAhead) -> Self {
+        self.read_ahead = read_ahead;
+        self.read_ahead_bytes = read_ahead.bytes;
+        self
     }
 
     /// Offset of the record that comes next.
@@ -165,6 +176,9 @@ impl Reader {
 
     /// Goes on at another offset.
     pub(crate) fn seek(&mut self, next: u64) {
+        if next != self.next {
+            self.read_ahead_bytes = self.read_ahead.bytes;
+        }
         self.next = next;
         self.frame = None;
         self.entries.clear();
@@ -467,17 +481,19 @@ impl Reader {
         let left = (self.shared.segment_bytes - from) as usize;
         let last = self.chunk.take();
         let goes_on = last.as_ref().is_some_and(|chunk| {
-            (chunk.from..=chunk.from + chunk.bytes.len() as u64).contains(&from)
+            let end = chunk.from + chunk.bytes.len() as u64;
+            chunk.generation == location.generation && chunk.from < from && from <= end
         });
-        if goes_on && self.read_ahead.bytes < READ_AHEAD_BYTES_MAX {
-            self.read_ahead.bytes *= 2;
+        if goes_on && self.read_ahead_bytes < READ_AHEAD_BYTES_MAX {
+            self.read_ahead_bytes *= 2;
         }
         let end = self.read_ahead_until(position, position + wanted as u64);
         let length = block_round_up((end - from) as usize).min(left);
-        // Nobody may have kept a record of it.
+        // Nobody may have kept a record of it; and it is not one that a long frame had needed.
+        let lengths = length..=2 * length.max(READ_AHEAD_BYTES_MAX as usize);
         let spare = last.and_then(|Chunk { buffer, bytes, .. }| {
             drop(bytes);
-            buffer.into_mut().filter(|buffer| buffer.len() >= length)
+            buffer.into_mut().filter(|buffer| lengths.contains(&buffer.len()))
         });
         let buffer = spare.unwrap_or_else(|| BufferMut::allocate(length));
         let (buffer, length) = self.read_into(buffer, location, from, length)?;
@@ -495,7 +511,7 @@ impl Reader {
         let mut end = needed.max(position + guess);
         for entry in &self.entries {
             let next = u64::from(entry.position);
-            let is_enough = end > position + self.read_ahead.bytes;
+            let is_enough = end > position + self.read_ahead_bytes;
             if next < position || next > end + READ_GAP_BYTES || is_enough {
                 break;
             }

@@ -85,9 +85,10 @@ pub(crate) struct ShardLoop {
     flush_mean_ns: u64,
     /// Records have come since it was opened. Until then, who reads what was there before goes first.
     has_taken_records: bool,
-    /// Reads by others that have been seen, and until when the device is left to them.
+    /// Reads by others that have been seen, until when more are expected, and whether filling waits for them.
     reads_seen: u64,
     readers_until_ns: u64,
+    leaves_to_readers: bool,
     /// The engine's own batches wait for a segment; a completion will bring one.
     outbox_blocked: bool,
     ending: Ending,
@@ -150,6 +151,7 @@ impl ShardLoop {
             has_taken_records: false,
             reads_seen: 0,
             readers_until_ns: 0,
+            leaves_to_readers: false,
             outbox_blocked: false,
             ending: Ending::No,
             disk_broken: false,

@@ -141,3 +141,22 @@ fn segments_are_filled_after_the_first_reading_or_when_records_come() {
         }
     }
 }
+
+#[test]
+fn a_shard_that_is_poisoned_while_it_leaves_the_device_to_readers_sleeps() {
+    let sim = SimHandle::new(1);
+    let mut shard = open(&sim);
+    let token = shard.append(STREAM, b"before").unwrap();
+    while token.try_receipt().is_none() {
+        shard.run_once(None).unwrap();
+    }
+    sim.kill();
+    shard.abandon();
+    shard = open_ahead(&sim, 12);
+    (0..50).for_each(|_| turn_beside_a_reader(&mut shard));
+    sim.fail_next(crate::disk::sim::Kind::Write, 5);
+    drop(shard.trim(STREAM, 1).unwrap());
+    while shard.run_once(Some(Duration::from_micros(100))).is_ok() {}
+    let Driven::Loop(turning) = &mut shard.driven else { panic!("it was opened for writing") };
+    assert_eq!(turning.next_wait(), Wait::Forever);
+}

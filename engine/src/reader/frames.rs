@@ -22,9 +22,7 @@ pub struct Frames {
 
 impl Frames {
     pub(crate) fn new(shared: Arc<Shared>, stream: StreamId, from: u64) -> Self {
-        let mut reader = Reader::new(shared, stream, from);
-        reader.read_ahead = READ_AHEAD;
-        Self { reader }
+        Self { reader: Reader::new(shared, stream, from).with_read_ahead(READ_AHEAD) }
     }
 
     /// Offset of the record that comes next.
@@ -43,7 +41,8 @@ impl Frames {
     ///
     /// A frame of which only a part counts, because the offset lies inside of it or a later epoch
     /// has cut its end, comes as a new frame of just those records. All others are slices of the
-    /// memory that they were read into, up to two megabytes, which lives as long as a slice of it.
+    /// memory that they were read into, some megabytes at most unless a frame is longer, which lives as
+    /// long as a slice of it.
     ///
     /// # Errors
     /// `Trimmed`, when the next record has been trimmed, and when it cannot be read. Frames in

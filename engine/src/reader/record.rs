@@ -40,7 +40,8 @@ impl Record {
         &self.payload
     }
 
-    /// Its bytes, to keep.
+    /// Its bytes, to keep. They keep what was read together with them, mostly a megabyte: where few of many
+    /// records are kept for long, copy those.
     pub fn into_bytes(self) -> Bytes {
         self.payload
     }

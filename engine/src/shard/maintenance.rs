@@ -1,6 +1,7 @@
 //! Work beside the path of records: preparing, sealing and freeing segments, moving, the idle seal.
 
 use std::io;
+use std::sync::atomic::Ordering;
 
 use super::ending::Ending;
 use super::{ShardLoop, TOKEN_MOVER, TOKEN_SEALING, TOKEN_SEGMENTS};
@@ -50,23 +51,21 @@ impl ShardLoop {
         self.publish_segments();
     }
 
-    /// Whoever opens a journal reads it before it appends: filling segments for later would take the device
-    /// from it.
+    /// Whoever opens a journal reads it before it appends: filling segments for later, the reserve being
+    /// there, would take the device from it.
     fn leaves_device_to_readers(&mut self, now_ns: u64) -> bool {
-        let may_wait = !self.has_taken_records
-            && !self.waits_for_segment()
-            && self.ending == Ending::No
-            && self.segments.is_filling();
-        let reads = self.shared.reads();
+        let reads = self.shared.engine_wide.reads.load(Ordering::Relaxed);
         if std::mem::replace(&mut self.reads_seen, reads) != reads {
             self.readers_until_ns = now_ns + READERS_NS;
         }
-        let leaves = may_wait && now_ns < self.readers_until_ns;
-        if !leaves {
-            // There is nothing to wake up for.
-            self.readers_until_ns = 0;
-        }
-        leaves
+        self.leaves_to_readers = now_ns < self.readers_until_ns
+            && !self.has_taken_records
+            && !self.waits_for_segment()
+            && self.ending == Ending::No
+            && self.segments.is_filling()
+            && self.segments.reserve_is_safe()
+            && self.segments.failure().is_none();
+        self.leaves_to_readers
     }
 
     fn publish_segments(&mut self) {

@@ -98,7 +98,8 @@ impl ShardLoop {
             .map(|after| self.active_ns + after);
         let prepares = matches!(self.ending, Ending::No | Ending::Draining | Ending::Checkpoint);
         let retry = self.segments.retry_at().filter(|_| prepares && self.poisoned.is_none());
-        let readers = (self.readers_until_ns > 0).then_some(self.readers_until_ns);
+        let leaves = self.leaves_to_readers && self.ending == Ending::No && self.poisoned.is_none();
+        let readers = leaves.then_some(self.readers_until_ns);
         [records_at, seal, retry, readers].into_iter().flatten().min()
     }
 }
