@@ -21,6 +21,9 @@ const STYLE: &str = concat!(
 const WIDTH: f64 = 1040.0;
 /// Where bars begin.
 const BARS_FROM: f64 = 150.0;
+/// Where curves begin and end; their names are behind.
+const CURVES_FROM: f64 = 70.0;
+const CURVES_TO: f64 = WIDTH - 130.0;
 /// Height of a bar and the gap below it.
 const BAR: f64 = 22.0;
 
@@ -72,9 +75,9 @@ pub fn page(summary: &Summary, machine: &Machine) -> String {
     page
 }
 
-/// A bar for each engine.
+/// A bar for each engine that is durable: beside one that is not, all others would look alike.
 fn bars(table: &Table) -> String {
-    let shown: Vec<_> = table.outcomes.iter().filter(|outcome| !outcome.runs.is_empty()).collect();
+    let shown: Vec<_> = table.outcomes.iter().filter(|outcome| outcome.durable).collect();
     let most = shown.iter().map(|outcome| outcome.median.operations_per_second).fold(1.0, f64::max);
     let height = shown.len() as f64 * BAR + 6.0;
     let label = format!("records per second in {}", table.workload.name);
@@ -110,15 +113,9 @@ fn curves(table: &Table) -> String {
     let (low, high) = log_bounds(low, high);
     let label = format!("latency by percentile in {}", table.workload.name);
     let mut svg = Svg::new(WIDTH, HEIGHT, "chart", &label);
-    let across = Scale::linear(0.0, (CURVE.len() - 1) as f64, 70.0, WIDTH - 130.0);
+    let across = Scale::linear(0.0, (CURVE.len() - 1) as f64, CURVES_FROM, CURVES_TO);
     let up = Scale::logarithmic(low, high, HEIGHT - 24.0, 10.0);
-    for (tick, labelled) in up.log_ticks(6) {
-        let y = up.at(tick);
-        svg.line((70.0, y), (WIDTH - 130.0, y), if labelled { "grid" } else { "grid minor" });
-        if labelled {
-            svg.text((62.0, y + 4.0), Anchor::End, "tick", &human::duration(tick as u64));
-        }
-    }
+    grid(&mut svg, &up);
     for (position, percentile) in CURVE.iter().enumerate() {
         let at = (across.at(position as f64), HEIGHT - 6.0);
         svg.text(at, Anchor::Middle, "tick", &format!("{percentile} %"));
@@ -147,6 +144,19 @@ fn curves(table: &Table) -> String {
         svg.text((WIDTH - 4.0, y), Anchor::End, "tick", name);
     }
     svg.finish()
+}
+
+/// Lines and labels of a logarithmic axis of time.
+fn grid(svg: &mut Svg, up: &Scale) {
+    for (tick, labelled) in up.log_ticks(6) {
+        let y = up.at(tick);
+        let class = if labelled { "grid" } else { "grid minor" };
+        svg.line((CURVES_FROM, y), (CURVES_TO, y), class);
+        if labelled {
+            let at = (CURVES_FROM - 8.0, y + 4.0);
+            svg.text(at, Anchor::End, "tick", &human::duration(tick as u64));
+        }
+    }
 }
 
 fn page_table(page: &mut String, table: &Table) {
@@ -200,15 +210,9 @@ fn open_curves(table: &Table) -> String {
     }
     let (low, high) = log_bounds(low, high);
     let mut svg = Svg::new(WIDTH, HEIGHT, "chart", "99.9th percentile by rate");
-    let across = Scale::logarithmic(first as f64, last as f64, 70.0, WIDTH - 130.0);
+    let across = Scale::logarithmic(first as f64, last as f64, CURVES_FROM, CURVES_TO);
     let up = Scale::logarithmic(low, high, HEIGHT - 24.0, 10.0);
-    for (tick, labelled) in up.log_ticks(6) {
-        let y = up.at(tick);
-        svg.line((70.0, y), (WIDTH - 130.0, y), if labelled { "grid" } else { "grid minor" });
-        if labelled {
-            svg.text((62.0, y + 4.0), Anchor::End, "tick", &human::duration(tick as u64));
-        }
-    }
+    grid(&mut svg, &up);
     for &rate in &rates {
         let at = (across.at(rate as f64), HEIGHT - 6.0);
         svg.text(at, Anchor::Middle, "tick", &human::per_second(rate as f64));
