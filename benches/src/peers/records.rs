@@ -57,11 +57,6 @@ impl Records {
     }
 }
 
-/// The sequence number in a record.
-pub fn sequence_of(record: &[u8]) -> Option<u64> {
-    record.first_chunk().copied().map(u64::from_le_bytes)
-}
-
 /// Marsaglia's xorshift64, multiplied.
 fn next_random(state: &mut u64) -> u64 {
     *state ^= *state << 13;
@@ -81,7 +76,7 @@ mod tests {
         for record in together.next_batch() {
             assert_eq!(record, one.next());
         }
-        assert_eq!(sequence_of(one.next()), Some(10));
+        assert_eq!(one.next().first_chunk().copied().map(u64::from_le_bytes), Some(10));
         assert_ne!(Records::new(4, 128, 1).next(), Records::new(3, 128, 1).next());
     }
 }

@@ -9,7 +9,6 @@ use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize};
 
 use crate::checker::Checker;
 use crate::engine::{Contender, Kind, Opened, Shared, Writer};
-use crate::records::sequence_of;
 use crate::workload::{Shape, Workload};
 
 /// Entries that a replay asks for at once.
@@ -68,7 +67,8 @@ impl MessageExt for Entries {
     type Entry = BytesValue;
 
     fn index(entry: &BytesValue) -> u64 {
-        sequence_of(entry.get_value()).map_or(0, |sequence| sequence + 1)
+        let sequence = entry.get_value().first_chunk().copied().map(u64::from_le_bytes);
+        sequence.map_or(0, |sequence| sequence + 1)
     }
 }
 
