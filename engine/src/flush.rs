@@ -132,6 +132,11 @@ impl Flush {
         self.in_flight.is_empty()
     }
 
+    /// Whether one batch is in flight.
+    pub(crate) fn has_one(&self) -> bool {
+        self.in_flight.len() == 1
+    }
+
     /// Sequence up to which every batch is durable.
     pub(crate) fn durable(&self) -> u64 {
         self.durable

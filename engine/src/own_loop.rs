@@ -246,7 +246,8 @@ impl Shard {
 
     /// One turn of the loop: seals and submits what waits, and sends the receipts of what has
     /// become durable. Sleeps until something happens, at most `timeout` (`None`: as long as it
-    /// takes). Returns how many commands got their outcome.
+    /// takes, which lets it flush by a plain call, which is faster where one record comes after the other).
+    /// Returns how many commands got their outcome.
     ///
     /// # Errors
     /// When the shard has stopped writing.
@@ -259,7 +260,7 @@ impl Shard {
             (Wait::Forever, None) if turning.poisoned().is_some() => Wait::No,
             (wait, _) => wait,
         };
-        let released = turning.step(wait);
+        let released = turning.step(wait, timeout.is_none());
         match turning.poisoned() {
             Some(cause) => Err(CloseError::Poisoned(cause.clone())),
             None => Ok(released),
@@ -368,7 +369,7 @@ impl Shard {
             }
             while !turning.is_done() {
                 let wait = turning.next_wait();
-                turning.step(wait);
+                turning.step(wait, true);
             }
         }
         end_readers(&self.shared);

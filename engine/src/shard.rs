@@ -1,6 +1,7 @@
 //! The loop of one shard: reap, advance, seal, submit, release, maintain. Policy lives in the
 //! cores it drives; here is only their order.
 
+mod company;
 mod ending;
 mod filling;
 mod maintenance;
@@ -28,6 +29,7 @@ use crate::segments::{Prepared, Segments};
 use crate::shared::Shared;
 use crate::stream::StreamTable;
 use crate::subscription::hand_over;
+use company::Company;
 use ending::Ending;
 
 const TOKEN_WRITE: u64 = 1 << 56;
@@ -83,6 +85,7 @@ pub(crate) struct ShardLoop {
     /// in flight together are spread evenly over that time.
     sealed_ns: u64,
     flush_mean_ns: u64,
+    company: Company,
     /// Records have come since it was opened. Until then, who reads what was there before goes first.
     has_taken_records: bool,
     /// Reads by others that have been seen, until when more are expected, and whether filling waits for them.
@@ -148,6 +151,7 @@ impl ShardLoop {
             active_ns: shared.clock.now_ns(),
             sealed_ns: 0,
             flush_mean_ns: 0,
+            company: Company::default(),
             has_taken_records: false,
             reads_seen: 0,
             readers_until_ns: 0,
@@ -180,8 +184,9 @@ impl ShardLoop {
         self.poisoned.as_ref()
     }
 
-    /// One turn. Returns how many commands got their receipt.
-    pub(crate) fn step(&mut self, wait: Wait) -> u64 {
+    /// One turn. Returns how many commands got their receipt. `patient`: whoever turns it has nothing else
+    /// to do, however long a flush takes.
+    pub(crate) fn step(&mut self, wait: Wait, patient: bool) -> u64 {
         let wait = if self.completions.is_empty() { wait } else { Wait::No };
         self.reap(wait);
         self.shared.wake.unpark();
@@ -193,7 +198,12 @@ impl ShardLoop {
         self.completions = completions;
         self.advance();
         self.fill_slots(now_ns);
-        let submitted = self.submit_flush();
+        let alone = patient && self.company.is_alone() && self.flush.has_one();
+        if alone {
+            // This thread is about to wait for the device: others begin with the same bytes before.
+            self.wake_subscribers();
+        }
+        let submitted = self.submit_flush(alone && self.finished.is_empty());
         let wakes = !self.finished.is_empty() || !self.subscriber_wakers.is_empty();
         if submitted && wakes {
             // The device starts on the next batch while waiters are woken.
@@ -267,6 +277,7 @@ impl ShardLoop {
             return;
         }
         self.active_ns = self.shared.clock.now_ns();
+        self.company.note_durable(self.flush.is_idle() && self.shared.queue().is_empty());
         let mut wakers = Vec::new();
         let mut index = self.shared.index();
         for durable in self.finished.range(first..) {
@@ -336,7 +347,7 @@ impl ShardLoop {
     }
 
     /// Hands the flush core's operations to the disk. Whether there were any.
-    fn submit_flush(&mut self) -> bool {
+    fn submit_flush(&mut self, alone: bool) -> bool {
         let mut submitted = false;
         while let Some(operation) = self.flush.poll_operation() {
             submitted = true;
@@ -345,7 +356,10 @@ impl ShardLoop {
                     #[cfg(ringwal_mutants)]
                     self.rewrite_tail(file, offset, &buffer[from..from + length]);
                     let write = Operation::Write { file, offset, buffer, from, length, durable };
-                    self.disk.submit(TOKEN_WRITE | sequence, write);
+                    match alone {
+                        true => self.disk.submit_alone(TOKEN_WRITE | sequence, write),
+                        false => self.disk.submit(TOKEN_WRITE | sequence, write),
+                    }
                 }
                 FlushOperation::Sync { id, file } => {
                     self.disk.submit(TOKEN_SYNC | id, Operation::Sync { file });

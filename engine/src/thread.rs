@@ -102,7 +102,7 @@ fn thread(
         Driven::Loop(mut shard) => {
             while !shard.is_done() {
                 let wait = shard.next_wait();
-                shard.step(wait);
+                shard.step(wait, true);
             }
             // Also when nobody joins this thread.
             end_readers(&shared);

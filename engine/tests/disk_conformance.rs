@@ -85,6 +85,7 @@ conformance! {
         bytes_come_back_from_where_they_were_written,
         durable_writes_and_syncs_succeed,
         several_operations_are_in_flight,
+        what_is_submitted_alone_ends_as_any_other,
         a_read_returns_its_buffer_whatever_the_result,
         a_read_at_the_end_is_short,
         a_missing_file_is_not_found,
@@ -196,6 +197,30 @@ fn several_operations_are_in_flight(disk: &mut dyn Disk) {
     for (token, completion) in reap(disk, 8).into_iter().enumerate() {
         assert!(completion.buffer.unwrap().iter().all(|&byte| byte == token as u8));
     }
+}
+
+fn what_is_submitted_alone_ends_as_any_other(disk: &mut dyn Disk) {
+    let file = open(disk, "a");
+    for (token, durable) in [(0, true), (1, false), (2, true)] {
+        disk.submit_alone(token, write(file, token, slot(disk, token as u8 + 1), durable));
+    }
+    let completions = reap(disk, 3);
+    assert!(completions.iter().all(|completion| *completion.result.as_ref().unwrap() == BLOCK));
+    // Beside others that are in flight.
+    disk.submit(3, write(file, 3, slot(disk, 4), true));
+    disk.submit_alone(4, write(file, 4, slot(disk, 5), true));
+    assert_eq!(reap(disk, 2).iter().map(|completion| completion.token).collect::<Vec<_>>(), [3, 4]);
+    disk.submit_alone(5, read(file, 0, 5));
+    let bytes = reap(disk, 1).remove(0).buffer.unwrap();
+    for (block, byte) in (1..=5).enumerate() {
+        assert!(bytes[block * BLOCK_BYTES..][..BLOCK_BYTES].iter().all(|&it| it == byte));
+    }
+    disk.submit_alone(6, write(FileId(12345), 0, slot(disk, 1), true));
+    assert_eq!(kind(&reap(disk, 1)[0]), io::ErrorKind::NotFound);
+    let (buffer, length) = (slot(disk, 1), BLOCK_BYTES);
+    let askew = Operation::Write { file, offset: 1, buffer, from: 0, length, durable: true };
+    disk.submit_alone(7, askew);
+    assert_eq!(kind(&reap(disk, 1)[0]), io::ErrorKind::InvalidInput);
 }
 
 fn a_read_returns_its_buffer_whatever_the_result(disk: &mut dyn Disk) {

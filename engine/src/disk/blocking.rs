@@ -3,17 +3,17 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, IoSlice};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FallocateFlags, Mode};
-use rustix::io::{Errno, ReadWriteFlags};
+use rustix::io::Errno;
 
 use super::files::{CREATE_MODE, Directory, OpenFile, over_capacity, refuse, retry};
 use super::{
-    Buffer, Completion, DirectoryEntry, Disk, DiskDescription, FileId, Operation, Pool, ReadAt,
-    Token, Wait, Wake,
+    Completion, DirectoryEntry, Disk, DiskDescription, FileId, Operation, Pool, ReadAt, Token,
+    Wait, Wake,
 };
 
 /// Completions that may wait for [`Disk::reap`].
@@ -79,7 +79,8 @@ impl BlockingDisk {
         let mut returned = None;
         let result = match operation {
             Operation::Write { file, offset, buffer, from, length, durable } => {
-                self.write(file, offset, &buffer, from..from + length, durable)
+                let bytes = &buffer[from..from + length];
+                self.directory.get(file).and_then(|file| file.write(offset, bytes, durable))
             }
             Operation::Read { file, offset, mut buffer, length } => {
                 let result = self.directory.read_at(file, offset, &mut buffer, length);
@@ -96,26 +97,6 @@ impl BlockingDisk {
             Operation::SyncDirectory => done(retry(|| rustix::fs::fsync(self.directory.handle()))),
         };
         Completion { token, result, buffer: returned }
-    }
-
-    fn write(
-        &self,
-        file: FileId,
-        offset: u64,
-        buffer: &Buffer,
-        range: std::ops::Range<usize>,
-        durable: bool,
-    ) -> io::Result<u64> {
-        let file = self.directory.get(file)?;
-        let bytes = &buffer[range];
-        let written = if durable {
-            let slices = [IoSlice::new(bytes)];
-            let flags = ReadWriteFlags::DSYNC;
-            retry(|| rustix::io::pwritev2(&file.file, &slices, offset, flags))
-        } else {
-            retry(|| rustix::io::pwrite(&file.file, bytes, offset))
-        };
-        Ok(written? as u64)
     }
 
     fn on_file(

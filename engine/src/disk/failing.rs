@@ -27,6 +27,14 @@ impl Disk for FailingDisk {
         self.disk.capacity()
     }
 
+    fn submit_alone(&mut self, token: Token, operation: Operation) {
+        if self.fails.load(Ordering::SeqCst) {
+            self.submit(token, operation);
+        } else {
+            self.disk.submit_alone(token, operation);
+        }
+    }
+
     fn submit(&mut self, token: Token, operation: Operation) {
         let is_written = matches!(
             operation,

@@ -3,14 +3,14 @@
 //! No operation is queued here: what this file calls blocks.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use super::{BLOCK_BYTES, BufferMut, Completion, DirectoryEntry, FileId, Operation, ReadAt, Token};
 
@@ -163,6 +163,23 @@ impl ReadAt for Directory {
             }
         }
         Ok(done)
+    }
+}
+
+impl OpenFile {
+    /// Writes whole blocks at `offset`, with `durable` also to the device (RWF_DSYNC). Returns how many
+    /// bytes were written.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub(super) fn write(&self, offset: u64, bytes: &[u8], durable: bool) -> io::Result<u64> {
+        let written = if durable {
+            let slices = [IoSlice::new(bytes)];
+            retry(|| rustix::io::pwritev2(&self.file, &slices, offset, ReadWriteFlags::DSYNC))
+        } else {
+            retry(|| rustix::io::pwrite(&self.file, bytes, offset))
+        };
+        Ok(written? as u64)
     }
 }
 

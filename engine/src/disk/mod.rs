@@ -152,6 +152,12 @@ pub trait Disk: Send {
     /// operation that cannot even be submitted, comes as a [`Completion`].
     fn submit(&mut self, token: Token, operation: Operation);
 
+    /// As [`Disk::submit`], for who would only wait for this: it may be done before this returns, where
+    /// that is faster. The completion comes from [`Disk::reap`] all the same.
+    fn submit_alone(&mut self, token: Token, operation: Operation) {
+        self.submit(token, operation);
+    }
+
     /// Hands what was submitted to the device and appends what has completed.
     ///
     /// # Errors

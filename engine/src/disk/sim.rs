@@ -321,6 +321,17 @@ impl Disk for SimDisk {
         }
     }
 
+    fn submit_alone(&mut self, token: Token, operation: Operation) {
+        self.submit(token, operation);
+        let Ok(mut device) = self.sim.device_of(self.generation) else { return };
+        while !self.ready.iter().any(|completion| completion.token == token) {
+            let Some(due_ns) = device.next_due_ns() else { return };
+            device.set_now(due_ns);
+            device.complete_due(&mut self.ready);
+        }
+        device.happened.alone += 1;
+    }
+
     fn reap(&mut self, completions: &mut Vec<Completion>, wait: Wait) -> io::Result<()> {
         let mut device = self.sim.device_of(self.generation)?;
         let before = completions.len();

@@ -381,6 +381,19 @@ impl Disk for UringDisk {
         }
     }
 
+    /// A durable write through the ring is completed by a worker of the kernel, which also asks for the
+    /// flush: 12 us more than a call that waits.
+    fn submit_alone(&mut self, token: Token, operation: Operation) {
+        let result = match (&operation, self.admit(&operation)) {
+            (
+                Operation::Write { offset, buffer, from, length, durable: true, .. },
+                Ok(Some(file)),
+            ) if !self.has_queued() => file.write(*offset, &buffer[*from..*from + *length], true),
+            _ => return self.submit(token, operation),
+        };
+        self.ready.push_back(Completion { token, result, buffer: None });
+    }
+
     fn reap(&mut self, completions: &mut Vec<Completion>, wait: Wait) -> io::Result<()> {
         let before = completions.len();
         let deadline = match wait {

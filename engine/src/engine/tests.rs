@@ -38,7 +38,7 @@ fn engine(disks: &[SimHandle]) -> (Engine, Vec<ShardLoop>) {
 
 fn turn(turning: &mut ShardLoop) {
     for _ in 0..20 {
-        turning.step(Wait::For(std::time::Duration::from_millis(5)));
+        turning.step(Wait::For(std::time::Duration::from_millis(5)), false);
     }
 }
 

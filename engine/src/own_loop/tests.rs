@@ -103,6 +103,64 @@ fn a_poisoned_shard_ends_its_part_of_a_subscription() {
     assert!(sealed.next_blocking().is_none() && shard.subscribe(1).next_blocking().is_none());
 }
 
+/// Appends `count` records at once and waits for them. How many writes ended within a turn of the loop.
+fn append_and_wait(
+    sim: &SimHandle,
+    shard: &mut Shard,
+    count: u8,
+    patience: Option<Duration>,
+) -> u64 {
+    let before = sim.happened().alone;
+    let tokens: Vec<_> = (0..count).map(|byte| shard.append(STREAM, [byte]).unwrap()).collect();
+    while tokens.iter().any(|token| token.try_receipt().is_none()) {
+        shard.run_once(patience).unwrap();
+    }
+    assert!(tokens.into_iter().all(|token| token.wait().is_ok()));
+    sim.happened().alone - before
+}
+
+#[test]
+fn who_comes_alone_again_and_again_is_written_without_the_ring() {
+    let sim = SimHandle::new(1);
+    let mut shard = open(&sim);
+    let lone: u64 = (0..20).map(|_| append_and_wait(&sim, &mut shard, 1, None)).sum();
+    assert!((10..20).contains(&lone), "{lone} of 20, after a few to be sure");
+    assert_eq!(append_and_wait(&sim, &mut shard, 1, None), 1);
+    // Whoever has a time limit gets the ring.
+    assert_eq!(append_and_wait(&sim, &mut shard, 1, Some(Duration::from_millis(1))), 0);
+    assert_eq!(append_and_wait(&sim, &mut shard, 1, None), 1);
+
+    // One that comes while a flush is under way: the next ones have company.
+    let first = shard.append(STREAM, b"first").unwrap();
+    shard.run_once(Some(Duration::ZERO)).unwrap();
+    let second = shard.append(STREAM, b"second").unwrap();
+    while second.try_receipt().is_none() {
+        shard.run_once(Some(Duration::from_millis(1))).unwrap();
+    }
+    assert!(first.try_receipt().is_some());
+    assert_eq!(append_and_wait(&sim, &mut shard, 1, None), 0);
+}
+
+#[test]
+fn subscribers_are_woken_before_a_lone_write() {
+    struct Look(SimHandle, std::sync::atomic::AtomicU64);
+    impl std::task::Wake for Look {
+        fn wake(self: Arc<Self>) {
+            self.1.store(self.0.happened().alone, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+    let sim = SimHandle::new(1);
+    let mut shard = open(&sim);
+    let sealed = shard.subscribe(8);
+    while append_and_wait(&sim, &mut shard, 1, None) == 0 {}
+    while sealed.try_next().is_ready() {}
+    let look = Arc::new(Look(sim.clone(), u64::MAX.into()));
+    assert!(sealed.park(&look.clone().into()));
+    let before = sim.happened().alone;
+    assert_eq!(append_and_wait(&sim, &mut shard, 1, None), 1);
+    assert_eq!(look.1.load(std::sync::atomic::Ordering::SeqCst), before, "the write was first");
+}
+
 /// A turn of the loop while somebody reads what was there before.
 fn turn_beside_a_reader(shard: &mut Shard) {
     assert_eq!(shard.read(STREAM, ..).unwrap().map(Result::unwrap).count(), 1);

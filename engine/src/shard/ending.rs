@@ -91,7 +91,7 @@ impl ShardLoop {
             self.open.expect_last_checkpoint();
             let now_ns = self.shared.clock.now_ns();
             self.fill_slots(now_ns);
-            self.submit_flush();
+            self.submit_flush(false);
         }
     }
 

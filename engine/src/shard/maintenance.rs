@@ -118,7 +118,7 @@ impl ShardLoop {
             self.outbox.push_back(filling);
             self.shared.stats().idle_seals += 1;
             self.fill_slots(now_ns);
-            self.submit_flush();
+            self.submit_flush(false);
         }
     }
 

@@ -13,8 +13,6 @@ use crate::load::{Load, Recorder};
 
 /// Records between two trims.
 const TRIM_EVERY: u64 = 1 << 17;
-/// How long the loop may sleep when nothing happens.
-const PATIENCE: Duration = Duration::from_millis(100);
 
 /// With default options.
 pub fn contender() -> Contender {
@@ -82,7 +80,8 @@ impl Looped for OwnLoop {
                 };
                 waiting.push_back((now, token));
             }
-            shard.run_once(Some(PATIENCE))?;
+            // Something waits: there is nothing else to do.
+            shard.run_once(None)?;
             now = Instant::now();
             while let Some((start, token)) = waiting.front() {
                 let Some(end) = token.end()? else { break };

@@ -47,6 +47,25 @@ fn slot(disk: &UringDisk, byte: u8) -> Buffer {
 }
 
 #[test]
+fn a_durable_write_alone_does_not_go_through_the_ring() {
+    let Some((_path, mut disk)) = disk(options()) else { return };
+    let file = open(&mut disk, "a");
+    let mut completions = Vec::with_capacity(1);
+    let before = disk.enters;
+    disk.submit_alone(1, write(file, 0, slot(&disk, 1)));
+    disk.reap(&mut completions, Wait::Forever).unwrap();
+    assert_eq!((disk.enters, completions.remove(0).token), (before, 1));
+    // What waits to be submitted goes first.
+    disk.submit(2, write(file, 0, slot(&disk, 2)));
+    disk.submit_alone(3, write(file, BLOCK_BYTES as u64, slot(&disk, 3)));
+    while completions.len() < 2 {
+        disk.reap(&mut completions, Wait::Forever).unwrap();
+    }
+    assert!(disk.enters > before);
+    assert!(completions.iter().all(|completion| completion.result.is_ok()));
+}
+
+#[test]
 fn a_write_and_its_wait_are_one_system_call() {
     let Some((_path, mut disk)) = disk(options()) else { return };
     let file = open(&mut disk, "a");

@@ -151,6 +151,7 @@ impl World {
             (Event::Refused, self.reference.refused),
             (Event::EpochsBegun, self.reference.begun),
             (Event::OutOfOrder, happened.overtaking_writes),
+            (Event::Alone, happened.alone),
             (Event::Stalls, happened.stalls),
             (Event::ErrorsWrite, happened.errors_write),
             (Event::ErrorsSync, happened.errors_sync),
@@ -408,7 +409,8 @@ impl World {
     }
 
     pub fn turn(&mut self) {
-        let result = self.shard().run_once(Some(TURN));
+        let patience = (!self.random.chance(300)).then_some(TURN);
+        let result = self.shard().run_once(patience);
         self.reference.settle();
         if let Err(error) = result {
             self.tell(|| format!("{error}"));

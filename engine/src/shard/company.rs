@@ -1,0 +1,22 @@
+//! Whether callers come one at a time, each when the one before has its receipt.
+
+/// Flushes in a row during which nobody else came, before the next counts as alone.
+const LONE_FLUSHES: u32 = 4;
+
+/// Who came during the last flushes.
+#[derive(Debug, Default)]
+pub(super) struct Company {
+    lone_flushes: u32,
+}
+
+impl Company {
+    /// Batches have become durable. `nobody_came`: nothing was in flight with them, nothing waits behind them.
+    pub(super) fn note_durable(&mut self, nobody_came: bool) {
+        self.lone_flushes = if nobody_came { self.lone_flushes.saturating_add(1) } else { 0 };
+    }
+
+    /// Nobody is expected before the flush that begins now has ended.
+    pub(super) fn is_alone(&self) -> bool {
+        self.lone_flushes >= LONE_FLUSHES
+    }
+}
