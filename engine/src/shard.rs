@@ -198,12 +198,12 @@ impl ShardLoop {
         self.completions = completions;
         self.advance();
         self.fill_slots(now_ns);
-        let alone = patient && self.company.is_alone() && self.flush.has_one();
+        let alone = patient && self.has_nothing_else();
         if alone {
             // This thread is about to wait for the device: others begin with the same bytes before.
             self.wake_subscribers();
         }
-        let submitted = self.submit_flush(alone && self.finished.is_empty());
+        let submitted = self.submit_flush(alone);
         let wakes = !self.finished.is_empty() || !self.subscriber_wakers.is_empty();
         if submitted && wakes {
             // The device starts on the next batch while waiters are woken.
@@ -277,7 +277,8 @@ impl ShardLoop {
             return;
         }
         self.active_ns = self.shared.clock.now_ns();
-        self.company.note_durable(self.flush.is_idle() && self.shared.queue().is_empty());
+        let one = self.finished.len() == first + 1 && self.flush.is_idle();
+        self.company.note_durable(one && self.shared.queue().is_empty());
         let mut wakers = Vec::new();
         let mut index = self.shared.index();
         for durable in self.finished.range(first..) {
@@ -344,6 +345,14 @@ impl ShardLoop {
             record(&mut stats.seal_ns, sealed_ns.saturating_sub(now_ns));
         }
         self.flush.start(sealed, self.open.segment.file, offset, sealed_ns);
+    }
+
+    /// Nobody waits for anything but the one batch in flight, nor is anybody expected.
+    fn has_nothing_else(&self) -> bool {
+        self.company.is_alone()
+            && self.flush.has_one()
+            && self.finished.is_empty()
+            && self.shared.queue().is_empty()
     }
 
     /// Hands the flush core's operations to the disk. Whether there were any.

@@ -322,7 +322,11 @@ impl Disk for SimDisk {
     }
 
     fn submit_alone(&mut self, token: Token, operation: Operation) {
+        let is_done_at_once = matches!(operation, Operation::Write { durable: true, .. });
         self.submit(token, operation);
+        if !is_done_at_once {
+            return;
+        }
         let Ok(mut device) = self.sim.device_of(self.generation) else { return };
         while !self.ready.iter().any(|completion| completion.token == token) {
             let Some(due_ns) = device.next_due_ns() else { return };

@@ -142,6 +142,63 @@ fn who_comes_alone_again_and_again_is_written_without_the_ring() {
 }
 
 #[test]
+fn who_comes_with_somebody_else_is_not_alone() {
+    let sim = SimHandle::new(1);
+    let mut shard = open(&sim);
+    while append_and_wait(&sim, &mut shard, 1, None) == 0 {}
+    // In batches of their own: one goes to the device while the other waits.
+    let before = sim.happened().alone;
+    let trim = shard.trim(STREAM, 1).unwrap();
+    let append = shard.append(STREAM, b"behind").unwrap();
+    while trim.try_receipt().is_none() || append.try_receipt().is_none() {
+        shard.run_once(None).unwrap();
+    }
+    assert_eq!(sim.happened().alone, before);
+
+    // Two at a time, which a device with one cache flush for both ends together.
+    sim.set_delay_ns(1_000_000, 1_000_000);
+    for _ in 0..20 {
+        let first = shard.append(STREAM, b"first").unwrap();
+        shard.run_once(Some(Duration::ZERO)).unwrap();
+        let second = shard.append(STREAM, b"second").unwrap();
+        sim.advance(Duration::from_micros(600));
+        shard.run_once(Some(Duration::ZERO)).unwrap();
+        sim.advance(Duration::from_millis(2));
+        while first.try_receipt().is_none() || second.try_receipt().is_none() {
+            shard.run_once(None).unwrap();
+        }
+    }
+    assert_eq!(sim.happened().alone, before);
+    assert_eq!(append_and_wait(&sim, &mut shard, 1, None), 0);
+}
+
+#[test]
+fn a_lone_write_that_fails_gives_no_receipt_and_one_that_is_short_is_finished_before_it() {
+    use crate::disk::sim::{Fault, Kind};
+    let sim = SimHandle::new(1);
+    let mut shard = open(&sim);
+    while append_and_wait(&sim, &mut shard, 1, None) == 0 {}
+    sim.fault_next(Kind::Write, Fault::Short(4096));
+    let long = shard.append(STREAM, [7; 6000]).unwrap();
+    let before = sim.happened().alone;
+    while long.try_receipt().is_none() {
+        shard.run_once(None).unwrap();
+    }
+    let offset = long.wait().unwrap().offset();
+    assert_eq!(sim.happened().alone, before + 1, "the rest goes through the ring");
+    let failed = shard.append(STREAM, b"x").unwrap();
+    sim.fail_next(Kind::Write, 5);
+    while shard.run_once(None).is_ok() {}
+    assert!(failed.wait().is_err());
+    assert_eq!(sim.happened().alone, before + 2);
+    sim.crash();
+    shard.abandon();
+    let shard = open(&sim);
+    let record = shard.read(STREAM, offset..=offset).unwrap().next().unwrap().unwrap();
+    assert_eq!(record.payload(), [7; 6000]);
+}
+
+#[test]
 fn subscribers_are_woken_before_a_lone_write() {
     struct Look(SimHandle, std::sync::atomic::AtomicU64);
     impl std::task::Wake for Look {

@@ -10,7 +10,7 @@ pub(super) struct Company {
 }
 
 impl Company {
-    /// Batches have become durable. `nobody_came`: nothing was in flight with them, nothing waits behind them.
+    /// Batches have become durable. `nobody_came`: it was one, nothing is in flight, nothing waits behind it.
     pub(super) fn note_durable(&mut self, nobody_came: bool) {
         self.lone_flushes = if nobody_came { self.lone_flushes.saturating_add(1) } else { 0 };
     }

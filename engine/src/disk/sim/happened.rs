@@ -41,7 +41,7 @@ pub struct Happened {
     pub lost_writes: u64,
     /// Writes that went elsewhere.
     pub misdirected_writes: u64,
-    /// Operations that ended before whoever submitted them did anything else.
+    /// Durable writes that ended before whoever submitted them did anything else.
     pub alone: u64,
 }
 
