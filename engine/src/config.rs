@@ -130,7 +130,8 @@ impl Options {
         self
     }
 
-    /// Batches in flight at once. Default 2, 1 to 32.
+    /// Batches in flight at once. Default 2, 1 to 32. A batch that nobody else is expected to follow may hold
+    /// the shard until it is durable, whatever this says.
     pub fn flush_slots(mut self, flush_slots: usize) -> Self {
         self.flush_slots = flush_slots;
         self

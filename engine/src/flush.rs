@@ -133,7 +133,7 @@ impl Flush {
     }
 
     /// Whether one batch is in flight.
-    pub(crate) fn has_one(&self) -> bool {
+    pub(crate) fn has_one_in_flight(&self) -> bool {
         self.in_flight.len() == 1
     }
 

@@ -245,9 +245,12 @@ impl Shard {
     }
 
     /// One turn of the loop: seals and submits what waits, and sends the receipts of what has
-    /// become durable. Sleeps until something happens, at most `timeout` (`None`: as long as it
-    /// takes, which lets it flush by a plain call, which is faster where one record comes after the other).
-    /// Returns how many commands got their outcome.
+    /// become durable. Sleeps until something happens, at most `timeout`. Returns how many commands got
+    /// their outcome: 0 does not mean that nothing was done.
+    ///
+    /// With `None` the caller has nothing else to do. Where one batch comes after the other, the turn that
+    /// seals a batch then also waits for the device, which nothing interrupts, and the next turn sends the
+    /// receipts. It is faster; who has other work, or must come back in time, gives a `timeout`.
     ///
     /// # Errors
     /// When the shard has stopped writing.

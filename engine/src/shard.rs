@@ -185,7 +185,7 @@ impl ShardLoop {
     }
 
     /// One turn. Returns how many commands got their receipt. `patient`: whoever turns it has nothing else
-    /// to do, however long a flush takes.
+    /// to do and may be held for a whole flush.
     pub(crate) fn step(&mut self, wait: Wait, patient: bool) -> u64 {
         let wait = if self.completions.is_empty() { wait } else { Wait::No };
         self.reap(wait);
@@ -277,8 +277,10 @@ impl ShardLoop {
             return;
         }
         self.active_ns = self.shared.clock.now_ns();
-        let one = self.finished.len() == first + 1 && self.flush.is_idle();
-        self.company.note_durable(one && self.shared.queue().is_empty());
+        let nobody_came = self.finished.len() == first + 1
+            && self.flush.is_idle()
+            && self.shared.queue().is_empty();
+        self.company.note_durable(nobody_came);
         let mut wakers = Vec::new();
         let mut index = self.shared.index();
         for durable in self.finished.range(first..) {
@@ -347,10 +349,11 @@ impl ShardLoop {
         self.flush.start(sealed, self.open.segment.file, offset, sealed_ns);
     }
 
-    /// Nobody waits for anything but the one batch in flight, nor is anybody expected.
+    /// No caller waits for anything but the one batch in flight, and none is expected; work of the shard's
+    /// own may wait.
     fn has_nothing_else(&self) -> bool {
         self.company.is_alone()
-            && self.flush.has_one()
+            && self.flush.has_one_in_flight()
             && self.finished.is_empty()
             && self.shared.queue().is_empty()
     }
@@ -365,9 +368,10 @@ impl ShardLoop {
                     #[cfg(ringwal_mutants)]
                     self.rewrite_tail(file, offset, &buffer[from..from + length]);
                     let write = Operation::Write { file, offset, buffer, from, length, durable };
-                    match alone {
-                        true => self.disk.submit_alone(TOKEN_WRITE | sequence, write),
-                        false => self.disk.submit(TOKEN_WRITE | sequence, write),
+                    if alone {
+                        self.disk.submit_alone(TOKEN_WRITE | sequence, write);
+                    } else {
+                        self.disk.submit(TOKEN_WRITE | sequence, write);
                     }
                 }
                 FlushOperation::Sync { id, file } => {

@@ -152,8 +152,8 @@ pub trait Disk: Send {
     /// operation that cannot even be submitted, comes as a [`Completion`].
     fn submit(&mut self, token: Token, operation: Operation);
 
-    /// As [`Disk::submit`], for who would only wait for this: it may be done before this returns, where
-    /// that is faster. The completion comes from [`Disk::reap`] all the same.
+    /// As [`Disk::submit`], for a caller that would only wait for this: it may block until the operation is
+    /// done, where that is faster. The completion comes from [`Disk::reap`] all the same.
     fn submit_alone(&mut self, token: Token, operation: Operation) {
         self.submit(token, operation);
     }

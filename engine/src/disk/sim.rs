@@ -322,18 +322,19 @@ impl Disk for SimDisk {
     }
 
     fn submit_alone(&mut self, token: Token, operation: Operation) {
-        let is_done_at_once = matches!(operation, Operation::Write { durable: true, .. });
+        let is_durable_write = matches!(operation, Operation::Write { durable: true, .. });
         self.submit(token, operation);
-        if !is_done_at_once {
+        let has_ended = |ready: &[Completion]| ready.iter().any(|end| end.token == token);
+        if !is_durable_write || has_ended(&self.ready) {
             return;
         }
         let Ok(mut device) = self.sim.device_of(self.generation) else { return };
-        while !self.ready.iter().any(|completion| completion.token == token) {
+        device.happened.lone_writes += 1;
+        while !has_ended(&self.ready) {
             let Some(due_ns) = device.next_due_ns() else { return };
             device.set_now(due_ns);
             device.complete_due(&mut self.ready);
         }
-        device.happened.alone += 1;
     }
 
     fn reap(&mut self, completions: &mut Vec<Completion>, wait: Wait) -> io::Result<()> {

@@ -56,7 +56,7 @@ pub struct UringDisk {
     sqpoll: bool,
     slab: Vec<Option<InFlight>>,
     slab_free: Vec<u32>,
-    /// Ended without the kernel.
+    /// Ended without the ring.
     ready: VecDeque<Completion>,
     directory: Arc<Directory>,
     file_slots_free: Vec<u32>,
@@ -202,6 +202,23 @@ impl UringDisk {
         self.push(entry.user_data(WAKE_DATA))?;
         self.listening = true;
         Ok(())
+    }
+
+    /// A durable write by a plain call: through the ring, a worker of the kernel completes it and asks for
+    /// the flush, some microseconds more. `None`: it has to go through the ring, as what is queued goes first.
+    fn write_alone(&mut self, operation: &Operation) -> Option<io::Result<u64>> {
+        let Operation::Write { offset, buffer, from, length, durable: true, .. } = operation else {
+            return None;
+        };
+        if self.has_queued() {
+            return None;
+        }
+        let file = self.admit(operation).ok()??;
+        let result = file.write(*offset, &buffer[*from..*from + *length], true);
+        // Refused, as by a filter that knows only the ring: the same bytes go to the same place once more, and
+        // only that outcome counts.
+        let refused = result.as_ref().is_err_and(is_refused);
+        (!refused).then_some(result)
     }
 
     fn on_wake(&mut self, result: i32) -> io::Result<()> {
@@ -381,20 +398,10 @@ impl Disk for UringDisk {
         }
     }
 
-    /// A durable write through the ring is completed by a worker of the kernel, which also asks for the
-    /// flush: some microseconds more than a call that waits.
     fn submit_alone(&mut self, token: Token, operation: Operation) {
-        let written = match (&operation, self.admit(&operation)) {
-            (
-                Operation::Write { offset, buffer, from, length, durable: true, .. },
-                Ok(Some(file)),
-            ) if !self.has_queued() => file.write(*offset, &buffer[*from..*from + *length], true),
-            _ => return self.submit(token, operation),
-        };
-        match written {
-            // A filter of system calls that knows only the ring; nothing has been written.
-            Err(error) if is_refused(&error) => self.submit(token, operation),
-            result => self.ready.push_back(Completion { token, result, buffer: None }),
+        match self.write_alone(&operation) {
+            Some(result) => self.ready.push_back(Completion { token, result, buffer: None }),
+            None => self.submit(token, operation),
         }
     }
 

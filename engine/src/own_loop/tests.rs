@@ -110,13 +110,13 @@ fn append_and_wait(
     count: u8,
     patience: Option<Duration>,
 ) -> u64 {
-    let before = sim.happened().alone;
+    let before = sim.happened().lone_writes;
     let tokens: Vec<_> = (0..count).map(|byte| shard.append(STREAM, [byte]).unwrap()).collect();
     while tokens.iter().any(|token| token.try_receipt().is_none()) {
         shard.run_once(patience).unwrap();
     }
     assert!(tokens.into_iter().all(|token| token.wait().is_ok()));
-    sim.happened().alone - before
+    sim.happened().lone_writes - before
 }
 
 #[test]
@@ -147,13 +147,13 @@ fn who_comes_with_somebody_else_is_not_alone() {
     let mut shard = open(&sim);
     while append_and_wait(&sim, &mut shard, 1, None) == 0 {}
     // In batches of their own: one goes to the device while the other waits.
-    let before = sim.happened().alone;
+    let before = sim.happened().lone_writes;
     let trim = shard.trim(STREAM, 1).unwrap();
     let append = shard.append(STREAM, b"behind").unwrap();
     while trim.try_receipt().is_none() || append.try_receipt().is_none() {
         shard.run_once(None).unwrap();
     }
-    assert_eq!(sim.happened().alone, before);
+    assert_eq!(sim.happened().lone_writes, before);
 
     // Two at a time, which a device with one cache flush for both ends together.
     sim.set_delay_ns(1_000_000, 1_000_000);
@@ -168,7 +168,7 @@ fn who_comes_with_somebody_else_is_not_alone() {
             shard.run_once(None).unwrap();
         }
     }
-    assert_eq!(sim.happened().alone, before);
+    assert_eq!(sim.happened().lone_writes, before);
     assert_eq!(append_and_wait(&sim, &mut shard, 1, None), 0);
 }
 
@@ -180,17 +180,17 @@ fn a_lone_write_that_fails_gives_no_receipt_and_one_that_is_short_is_finished_be
     while append_and_wait(&sim, &mut shard, 1, None) == 0 {}
     sim.fault_next(Kind::Write, Fault::Short(4096));
     let long = shard.append(STREAM, [7; 6000]).unwrap();
-    let before = sim.happened().alone;
+    let before = sim.happened().lone_writes;
     while long.try_receipt().is_none() {
         shard.run_once(None).unwrap();
     }
     let offset = long.wait().unwrap().offset();
-    assert_eq!(sim.happened().alone, before + 1, "the rest goes through the ring");
+    assert_eq!(sim.happened().lone_writes, before + 1, "the rest goes through the ring");
     let failed = shard.append(STREAM, b"x").unwrap();
     sim.fail_next(Kind::Write, 5);
     while shard.run_once(None).is_ok() {}
     assert!(failed.wait().is_err());
-    assert_eq!(sim.happened().alone, before + 2);
+    assert_eq!(sim.happened().lone_writes, before + 2);
     sim.crash();
     shard.abandon();
     let shard = open(&sim);
@@ -203,7 +203,7 @@ fn subscribers_are_woken_before_a_lone_write() {
     struct Look(SimHandle, std::sync::atomic::AtomicU64);
     impl std::task::Wake for Look {
         fn wake(self: Arc<Self>) {
-            self.1.store(self.0.happened().alone, std::sync::atomic::Ordering::SeqCst);
+            self.1.store(self.0.happened().lone_writes, std::sync::atomic::Ordering::SeqCst);
         }
     }
     let sim = SimHandle::new(1);
@@ -213,7 +213,7 @@ fn subscribers_are_woken_before_a_lone_write() {
     while sealed.try_next().is_ready() {}
     let look = Arc::new(Look(sim.clone(), u64::MAX.into()));
     assert!(sealed.park(&look.clone().into()));
-    let before = sim.happened().alone;
+    let before = sim.happened().lone_writes;
     assert_eq!(append_and_wait(&sim, &mut shard, 1, None), 1);
     assert_eq!(look.1.load(std::sync::atomic::Ordering::SeqCst), before, "the write was first");
 }

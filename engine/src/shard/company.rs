@@ -1,4 +1,4 @@
-//! Whether callers come one at a time, each when the one before has its receipt.
+//! Whether batches come one at a time: nobody, be it one caller or many, comes before the last one is durable.
 
 /// Flushes in a row during which nobody else came, before the next counts as alone.
 const LONE_FLUSHES: u32 = 4;
@@ -10,7 +10,7 @@ pub(super) struct Company {
 }
 
 impl Company {
-    /// Batches have become durable. `nobody_came`: it was one, nothing is in flight, nothing waits behind it.
+    /// Batches have become durable. `nobody_came`: it was one batch, nothing is in flight, nothing waits behind it.
     pub(super) fn note_durable(&mut self, nobody_came: bool) {
         self.lone_flushes = if nobody_came { self.lone_flushes.saturating_add(1) } else { 0 };
     }

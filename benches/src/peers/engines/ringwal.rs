@@ -18,7 +18,7 @@ pub const FIRST_STREAM: u64 = 16;
 pub fn contender() -> Contender {
     Contender {
         name: "ringwal",
-        how: "group commit by io_uring, one O_DIRECT write with RWF_DSYNC per batch; default options",
+        how: "group commit by io_uring (a plain call while nobody else comes), a write with RWF_DSYNC per batch; default options",
         kind: Kind::Own,
         is_looped: false,
         open: |directory, _| open(directory, &Engine::options()),

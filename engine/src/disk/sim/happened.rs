@@ -42,7 +42,7 @@ pub struct Happened {
     /// Writes that went elsewhere.
     pub misdirected_writes: u64,
     /// Durable writes that ended before whoever submitted them did anything else.
-    pub alone: u64,
+    pub lone_writes: u64,
 }
 
 impl Happened {

@@ -151,7 +151,7 @@ impl World {
             (Event::Refused, self.reference.refused),
             (Event::EpochsBegun, self.reference.begun),
             (Event::OutOfOrder, happened.overtaking_writes),
-            (Event::Alone, happened.alone),
+            (Event::LoneWrites, happened.lone_writes),
             (Event::Stalls, happened.stalls),
             (Event::ErrorsWrite, happened.errors_write),
             (Event::ErrorsSync, happened.errors_sync),

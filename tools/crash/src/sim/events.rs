@@ -59,7 +59,7 @@ events! {
     Poisoned "shards poisoned"
     Full "refusals and waits on a full disk"
     OutOfOrder "batch writes that overtook an earlier one"
-    Alone "writes that ended within a turn of the loop"
+    LoneWrites "writes that ended within a turn of the loop"
     Stalls "stalls with operations in flight"
     ErrorsWrite "EIO on a write"
     ErrorsSync "EIO on a flush"
