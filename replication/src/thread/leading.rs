@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use ringwal_engine::{Engine, FrameSlice, SealedFrames, StreamId, Subscription};
+use ringwal_engine::{Engine, FrameSlice, SealedFrames, StreamId, StreamSummary, Subscription};
 
 use super::connection::Connection;
 use super::dial::{Dialled, Dialler, Refused};
@@ -50,6 +50,8 @@ pub(crate) struct Leading {
     trimming: BTreeMap<StreamId, u64>,
     times: LeaderTimes,
     looked: Instant,
+    /// What was durable then, until everything that had been sealed before has been taken.
+    seen: Vec<StreamSummary>,
     /// The engine hands nothing over any more.
     is_cut_off: bool,
     /// Of a driven node: what may be lost with it.
@@ -114,6 +116,7 @@ impl Leading {
             trimming: BTreeMap::new(),
             times: LeaderTimes::default(),
             looked: Instant::now(),
+            seen: Vec::new(),
             is_cut_off: false,
             uncommitted: Uncommitted::default(),
         };
@@ -186,6 +189,11 @@ impl Leading {
     /// One turn of everything that can be done now. True when there is more to do at once.
     pub(crate) fn turn(&mut self, context: &mut Context) -> (Turn, bool) {
         let mut is_busy = self.take_sealed(context);
+        if !is_busy {
+            for StreamSummary { stream, shard, end, .. } in std::mem::take(&mut self.seen) {
+                self.core.handle_durable_end(stream, shard, end);
+            }
+        }
         for follower in 0..self.followers.len() {
             match self.take_dialled(follower, context) {
                 Turn::Goes => {}
@@ -225,9 +233,7 @@ impl Leading {
         }
         if self.looked.elapsed() >= LOOK {
             self.looked = Instant::now();
-            for summary in context.engine.streams() {
-                self.core.handle_durable_end(summary.stream, summary.shard, summary.end);
-            }
+            self.seen = context.engine.streams();
         }
         self.trim(context);
         self.tick_gate(context);
