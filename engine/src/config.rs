@@ -89,6 +89,8 @@ impl Default for Options {
 pub(crate) const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
 /// Longest batch when nothing else is asked for.
 const BATCH_BYTES_DEFAULT: usize = 1 << 20;
+/// A segment has room for as many of the longest batches.
+pub(crate) const SEGMENT_BATCHES_MIN: usize = 4;
 /// Batches that may be in flight at most.
 pub(crate) const FLUSH_SLOTS_MAX: usize = 32;
 
@@ -265,7 +267,7 @@ impl Options {
 
     /// Longest batch with segments of this length.
     pub(crate) fn batch_bytes_for(&self, segment_bytes: u64) -> usize {
-        let quarter = segment_bytes as usize / 4 / BLOCK_BYTES * BLOCK_BYTES;
+        let quarter = segment_bytes as usize / SEGMENT_BATCHES_MIN / BLOCK_BYTES * BLOCK_BYTES;
         self.batch_bytes_max.unwrap_or(BATCH_BYTES_DEFAULT).min(quarter)
     }
 

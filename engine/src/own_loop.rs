@@ -43,7 +43,7 @@ use crate::subscription::{Subscription, subscribe};
 /// # }
 /// ```
 pub struct Shard {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     driven: Driven,
     report: RecoveryReport,
     /// Keeps the lock; a simulated shard has none.

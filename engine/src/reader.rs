@@ -1,6 +1,7 @@
 //! Reading durable records: by offset, and as they come. Runs on the reader's own thread with its
 //! own reads; writes nothing and believes no byte before its checksum.
 
+mod ahead;
 mod frames;
 mod record;
 mod records;
@@ -9,6 +10,7 @@ mod tail;
 mod walk;
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -26,6 +28,7 @@ use crate::segments::segment_name;
 use crate::shared::Shared;
 use crate::stream::StreamId;
 use crate::subscription::FrameSlice;
+use ahead::Ahead;
 pub use frames::Frames;
 pub use record::Record;
 pub use records::Records;
@@ -53,6 +56,8 @@ pub(crate) struct Reader {
     /// Those of them that had just become durable: byte in the segment, and the frame.
     recent: Vec<(u32, Bytes)>,
     chunk: Option<Chunk>,
+    /// The one after it, when many have come one after another.
+    ahead: Ahead,
     /// Length of the last frame.
     frame_bytes: usize,
     /// At first, and after a seek.
@@ -138,6 +143,18 @@ struct Chunk {
     bytes: Bytes,
 }
 
+/// Room for `length` bytes: what there is to spare, when it is not one that a long frame had needed.
+fn fitting(spare: Option<BufferMut>, length: usize) -> BufferMut {
+    let lengths = length..=2 * length.max(READ_AHEAD_BYTES_MAX as usize);
+    spare
+        .filter(|buffer| lengths.contains(&buffer.len()))
+        .unwrap_or_else(|| BufferMut::allocate(length))
+}
+
+fn block_round_down(position: u64) -> u64 {
+    position / BLOCK_BYTES as u64 * BLOCK_BYTES as u64
+}
+
 /// Bytes that were not what the index promised.
 enum Broken {
     /// The segment has been freed or cut meanwhile: look again.
@@ -156,6 +173,7 @@ impl Reader {
             location: None,
             recent: Vec::new(),
             chunk: None,
+            ahead: Ahead::default(),
             frame_bytes: 0,
             read_ahead: READ_AHEAD,
             read_ahead_bytes: READ_AHEAD.bytes,
@@ -217,6 +235,7 @@ impl Reader {
             Ok(false) => {
                 // What comes next is not in there.
                 self.chunk = None;
+                self.ahead = Ahead::default();
                 Ok(false)
             }
             Err(Broken::Stale) => {
@@ -406,12 +425,13 @@ impl Reader {
     /// The frame of `entry`, from the chunk at hand when it is in there. That chunk may have been
     /// read before the frame was written: then it is read again.
     fn read_frame(&mut self, location: &Location, entry: Entry) -> Result<ReadFrame, Broken> {
-        if self.chunk.is_some()
+        if (self.chunk.is_some() || self.ahead.is_under_way())
             && let Ok(frame) = self.read_frame_once(location, entry)
         {
             return Ok(frame);
         }
         self.chunk = None;
+        self.ahead.forget();
         self.read_frame_once(location, entry)
     }
 
@@ -477,39 +497,75 @@ impl Reader {
         {
             return Ok(chunk.bytes.slice((position - chunk.from) as usize..));
         }
-        let from = position / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
-        let left = (self.shared.segment_bytes - from) as usize;
         let last = self.chunk.take();
         let goes_on = last.as_ref().is_some_and(|chunk| {
             let end = chunk.from + chunk.bytes.len() as u64;
-            chunk.generation == location.generation && chunk.from < from && from <= end
+            chunk.generation == location.generation
+                && (chunk.from + 1..=end).contains(&block_round_down(position))
         });
         if goes_on && self.read_ahead_bytes < READ_AHEAD_BYTES_MAX {
             self.read_ahead_bytes *= 2;
         }
-        let end = self.read_ahead_until(position, position + wanted as u64);
-        let length = block_round_up((end - from) as usize).min(left);
-        // Nobody may have kept a record of it; and it is not one that a long frame had needed.
-        let lengths = length..=2 * length.max(READ_AHEAD_BYTES_MAX as usize);
-        let spare = last.and_then(|Chunk { buffer, bytes, .. }| {
+        // Nobody may have kept a record of it.
+        let mut spare = last.and_then(|Chunk { buffer, bytes, .. }| {
             drop(bytes);
-            buffer.into_mut().filter(|buffer| lengths.contains(&buffer.len()))
+            buffer.into_mut()
         });
-        let buffer = spare.unwrap_or_else(|| BufferMut::allocate(length));
-        let (buffer, length) = self.read_into(buffer, location, from, length)?;
-        let buffer = buffer.freeze();
-        let chunk = buffer.to_bytes().slice(..length);
-        let bytes = chunk.slice(((position - from) as usize).min(length)..);
-        self.chunk = Some(Chunk { generation: location.generation, from, buffer, bytes: chunk });
+        let needed = position..position + wanted as u64;
+        let chunk = match self.ahead.take(&self.shared, location.generation, needed.clone()) {
+            Some(chunk) => chunk,
+            None => {
+                let (from, length) = self.plan_chunk(needed, self.entries.iter());
+                let buffer = fitting(spare.take(), length);
+                let (buffer, read) = self.read_into(buffer, location, from, length)?;
+                let buffer = buffer.freeze();
+                let bytes = buffer.to_bytes().slice(..read);
+                Chunk { generation: location.generation, from, buffer, bytes }
+            }
+        };
+        if goes_on && self.read_ahead_bytes == READ_AHEAD_BYTES_MAX {
+            self.begin_ahead(location, chunk.from + chunk.bytes.len() as u64, spare);
+        }
+        let skip = (position - chunk.from) as usize;
+        let bytes = chunk.bytes.slice(skip.min(chunk.bytes.len())..);
+        self.chunk = Some(chunk);
         Ok(bytes)
     }
 
-    /// How far to read for the frame at `position`: over those that follow closely, taking each
+    /// Begins to read the chunk behind `end`, with the first frame that may not be whole before it.
+    fn begin_ahead(&mut self, location: &Location, end: u64, spare: Option<BufferMut>) {
+        let is_behind = |entry: &Entry| u64::from(entry.position) + self.frame_guess() > end;
+        let Some(first) = self.entries.iter().position(is_behind) else { return };
+        let position = u64::from(self.entries[first].position);
+        if position >= self.shared.segment_bytes {
+            return;
+        }
+        let (from, length) = self.plan_chunk(position..position, self.entries.range(first..));
+        self.ahead.begin(&self.shared, location, from, fitting(spare, length), length);
+    }
+
+    /// Where to begin to read for these bytes and for the frames of `entries` that follow closely, and how much.
+    fn plan_chunk<'a>(
+        &self,
+        needed: Range<u64>,
+        entries: impl Iterator<Item = &'a Entry>,
+    ) -> (u64, usize) {
+        let from = block_round_down(needed.start);
+        let left = (self.shared.segment_bytes - from) as usize;
+        let end = self.read_ahead_until(needed, entries);
+        (from, block_round_up((end - from) as usize).min(left))
+    }
+
+    /// How far to read for the frame at the start of `needed`: over those that follow closely, taking each
     /// to be as long as the last.
-    fn read_ahead_until(&self, position: u64, needed: u64) -> u64 {
-        let guess = self.frame_bytes.max(BLOCK_BYTES) as u64;
-        let mut end = needed.max(position + guess);
-        for entry in &self.entries {
+    fn read_ahead_until<'a>(
+        &self,
+        needed: Range<u64>,
+        entries: impl Iterator<Item = &'a Entry>,
+    ) -> u64 {
+        let (position, guess) = (needed.start, self.frame_guess());
+        let mut end = needed.end.max(position + guess);
+        for entry in entries {
             let next = u64::from(entry.position);
             let is_enough = end > position + self.read_ahead_bytes;
             if next < position || next > end + READ_GAP_BYTES || is_enough {
@@ -518,6 +574,10 @@ impl Reader {
             end = end.max(next + guess);
         }
         end
+    }
+
+    fn frame_guess(&self) -> u64 {
+        self.frame_bytes.max(BLOCK_BYTES) as u64
     }
 
     fn read(&self, location: &Location, from: u64, length: usize) -> Result<Vec<u8>, Broken> {

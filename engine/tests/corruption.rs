@@ -322,3 +322,70 @@ fn damage_at_the_start_of_what_was_closed_blames_no_file_that_was_cut_long_ago()
         assert!(findings.iter().all(|finding| finding.file == closed), "{torn}: {findings:?}");
     }
 }
+
+/// Records of a journal that is killed in the middle of its third segment.
+const LONG_RECORDS: u64 = 140;
+const LONG_SEGMENT_BYTES: u64 = 4 << 20;
+
+fn long() -> Options {
+    options().segment_bytes(LONG_SEGMENT_BYTES)
+}
+
+fn killed_in_a_third_long_segment() -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    let mut shard = long().open_shard(&data).unwrap();
+    for offset in 0..LONG_RECORDS {
+        let record = vec![offset as u8; 64 << 10];
+        let token = shard.append(StreamId::new(7), record).unwrap();
+        while token.try_receipt().is_none() {
+            shard.run_once(None).unwrap();
+        }
+    }
+    shard.abandon();
+    (directory, data)
+}
+
+#[test]
+fn behind_a_segment_that_was_never_full_only_the_beginning_is_looked_at() {
+    let (_directory, data) = killed_in_a_third_long_segment();
+    let engine = long().read_only(true).open(&data).unwrap();
+    let report = &engine.recovery()[0];
+    let prepared = report.scanned_segments as u64 - 1;
+    assert!(prepared > 0, "behind the third there are some for later");
+    let expected = LONG_SEGMENT_BYTES - 2 * BLOCK + (prepared << 20);
+    assert_eq!(report.scanned_bytes, expected, "of {} segments", report.scanned_segments);
+    assert_eq!(engine.stream(StreamId::new(7)).end(), LONG_RECORDS);
+}
+
+/// As if the device had lost all that came behind the first megabyte of the second segment: what it looks like is
+/// one that was never full.
+#[test]
+fn what_follows_a_segment_whose_rest_is_lost_is_met_and_read() {
+    let (_directory, data) = killed_in_a_third_long_segment();
+    let [_, second, third] = live(&data)[..] else { panic!("three segments") };
+    let file = OpenOptions::new().write(true).open(data.join(name(second))).unwrap();
+    file.write_all_at(&vec![0; 3 << 20], 1 << 20).unwrap();
+    let Err(OpenError::Corrupt(corruption)) = long().open(&data) else {
+        panic!("acknowledged records are not there");
+    };
+    let blamed = |file: &str| name(second).ends_with(file);
+    assert!(corruption.damages.iter().all(|damage| blamed(&damage.file)), "{corruption}");
+    // The third, of which more than a megabyte is in use, is there as a whole.
+    let whole = inspect(&data).unwrap().shards[0].files.iter().any(|file| {
+        file.name.ends_with(name(third).rsplit('/').next().unwrap()) && file.batches > 16
+    });
+    assert!(whole);
+    let engine = long().read_only(true).open(&data).unwrap();
+    let stream = engine.stream(StreamId::new(7));
+    let first_of_third = (0..LONG_RECORDS).rev().take_while(|offset| {
+        let record = stream.read(*offset..).ok().and_then(|mut records| records.next());
+        record.is_some_and(|record| {
+            record.is_ok_and(|record| {
+                record.offset() == *offset && record.payload()[..] == [*offset as u8; 64 << 10]
+            })
+        })
+    });
+    let readable = first_of_third.count();
+    assert!((17..60).contains(&readable), "{readable} records of the third segment");
+}

@@ -203,6 +203,21 @@ pub trait ReadAt: Send + Sync {
         into: &mut BufferMut,
         length: usize,
     ) -> io::Result<usize>;
+
+    /// The means to let a read go on while the caller does something else; `None` where a disk has none.
+    fn ahead(&self) -> Option<Box<dyn ReadAhead>> {
+        None
+    }
+}
+
+/// One read that goes on while its owner does something else.
+pub trait ReadAhead: Send + Sync {
+    /// Begins a read as by [`ReadAt::read_at`]; one that is under way ends first, and is forgotten.
+    fn begin(&mut self, file: FileId, offset: u64, buffer: BufferMut, length: usize);
+
+    /// Waits for what was begun. The buffer when all of it was read, else nothing: whoever reads the same place
+    /// by [`ReadAt::read_at`] learns why.
+    fn end(&mut self) -> Option<BufferMut>;
 }
 
 /// Runs one operation to its end; for opening, where nothing else is in flight.

@@ -20,8 +20,8 @@ use std::time::Duration;
 
 use super::files::check_range;
 use super::{
-    BufferMut, Completion, DirectoryEntry, Disk, DiskDescription, FileId, Operation, Pool, ReadAt,
-    Token, Wait, Wake,
+    BufferMut, Completion, DirectoryEntry, Disk, DiskDescription, FileId, Operation, Pool,
+    ReadAhead, ReadAt, Token, Wait, Wake,
 };
 use device::Device;
 pub use faults::{Fault, Kind};
@@ -406,6 +406,28 @@ impl ReadAt for SimReader {
         check_range(offset, 0, length, into.len())?;
         let mut device = self.sim.device_of(self.generation)?;
         device.read_at(file, offset, &mut into[..length])
+    }
+
+    fn ahead(&self) -> Option<Box<dyn ReadAhead>> {
+        let reader = Self { sim: self.sim.clone(), generation: self.generation };
+        Some(Box::new(SimAhead { reader, read: None }))
+    }
+}
+
+/// What is read ahead is what there was when it was begun.
+struct SimAhead {
+    reader: SimReader,
+    read: Option<BufferMut>,
+}
+
+impl ReadAhead for SimAhead {
+    fn begin(&mut self, file: FileId, offset: u64, mut buffer: BufferMut, length: usize) {
+        let read = self.reader.read_at(file, offset, &mut buffer, length);
+        self.read = read.is_ok_and(|read| read == length).then_some(buffer);
+    }
+
+    fn end(&mut self) -> Option<BufferMut> {
+        self.read.take()
     }
 }
 

@@ -4,6 +4,7 @@
 //! [`Disk::reap`]. A buffer in the kernel's hands is held in a slab until its completion has been
 //! seen, also while the disk is dropped (I-8).
 
+mod ahead;
 mod refusal;
 mod registration;
 mod setup;
@@ -26,6 +27,7 @@ use super::files::{CREATE_MODE, Directory, OpenFile, file_of, over_capacity, ref
 use super::{
     Completion, DirectoryEntry, Disk, DiskDescription, Operation, Pool, ReadAt, Token, Wait, Wake,
 };
+use ahead::RingReader;
 pub use refusal::UringError;
 use registration::Registration;
 pub use setup::UringOptions;
@@ -444,7 +446,7 @@ impl Disk for UringDisk {
     }
 
     fn reader(&self) -> Arc<dyn ReadAt> {
-        self.directory.clone()
+        Arc::new(RingReader(self.directory.clone()))
     }
 
     fn free_bytes(&self) -> io::Result<u64> {

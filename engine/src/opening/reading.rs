@@ -193,7 +193,8 @@ impl Opening<'_> {
         anchor: Option<AnchorHeader>,
     ) -> Result<Recovered, OpenError> {
         let mut walk = Walk::new(plan, anchor);
-        let mut untouched = None;
+        // An incarnation whose last segment has been met.
+        let mut ended = None;
         for found in &plan.segments {
             let limit = plan.limit(found);
             let sealed = found
@@ -210,19 +211,18 @@ impl Opening<'_> {
             }
             walk.begin_scan(found);
             let incarnation = found.header.incarnation.get();
-            let mut limit = limit.unwrap_or(u64::MAX).min(self.identity.segment_bytes);
-            if untouched == Some(incarnation) {
-                // An incarnation uses its segments in order: behind an unused one there is no
-                // batch, or else the beginning shows that the unused one was not unused.
-                limit = limit.min(DATA_START + CHUNK_BYTES as u64);
-            }
-            self.scan(found, DATA_START..limit, &mut walk)?;
-            if walk.last_segment_is_untouched() {
-                untouched = Some(incarnation);
+            let limit = limit.unwrap_or(u64::MAX).min(self.identity.segment_bytes);
+            // An incarnation uses its segments in order: behind one that was never full there is no batch, or
+            // else the beginning shows that it was.
+            let is_brief = ended == Some(incarnation);
+            self.scan(found, DATA_START..limit, is_brief, &mut walk)?;
+            let was_never_full = walk.last_segment_was_never_full(self.identity.segment_bytes);
+            if walk.last_segment_is_untouched() || was_never_full {
+                ended = Some(incarnation);
             }
         }
         while let Some((found, bytes)) = walk.poll_state_source() {
-            self.scan(&found, bytes, &mut walk)?;
+            self.scan(&found, bytes, false, &mut walk)?;
         }
         Ok(walk.finish())
     }
@@ -240,11 +240,13 @@ impl Opening<'_> {
         }
     }
 
-    /// Reads a segment in large chunks, several at once, and hands them on in order.
+    /// Reads a segment in large chunks, several at once, and hands them on in order. A brief scan ends behind the
+    /// first chunk when there is nothing in that.
     fn scan(
         &mut self,
         found: &FoundSegment,
         bytes: std::ops::Range<u64>,
+        is_brief: bool,
         walk: &mut Walk,
     ) -> Result<(), OpenError> {
         self.scanned_segments += 1;
@@ -255,9 +257,9 @@ impl Opening<'_> {
         // The beginning of a batch whose rest is in the next chunk.
         let mut pending: Vec<u8> = Vec::new();
         let mut buffers: Vec<BufferMut> = Vec::with_capacity(CHUNKS_AHEAD);
-        let mut in_flight = 0;
+        let (mut in_flight, mut in_flight_max) = (0, if is_brief { 1 } else { CHUNKS_AHEAD });
         loop {
-            while in_flight < CHUNKS_AHEAD && next < bytes.end {
+            while in_flight < in_flight_max && next < bytes.end {
                 let length = block_round_up((bytes.end - next).min(CHUNK_BYTES as u64) as usize);
                 let buffer = buffers.pop().filter(|buffer| buffer.len() == length);
                 let buffer = buffer.unwrap_or_else(|| BufferMut::allocate(length));
@@ -287,6 +289,10 @@ impl Opening<'_> {
                 self.scanned_bytes += length as u64;
                 let used = scan.handle_bytes(&pending, walk);
                 pending.drain(..used);
+                if is_brief && walk.last_segment_is_untouched() && pending.is_empty() {
+                    next = bytes.end;
+                }
+                in_flight_max = CHUNKS_AHEAD;
                 buffers.push(buffer);
             }
         }

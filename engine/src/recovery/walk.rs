@@ -6,8 +6,12 @@ use std::ops::Range;
 
 use super::facts::Facts;
 use super::{Damage, FoundSegment, Plan, WalkedContents, WalkedSegment};
+use crate::config::SEGMENT_BATCHES_MIN;
 use crate::disk::BLOCK_BYTES;
-use crate::format::{AnchorHeader, BatchHeader, DATA_START, FooterHeader, JournalEnd, RunRecord};
+use crate::format::{
+    AnchorHeader, BatchHeader, DATA_START, FRAME_HEADER_BYTES, FooterHeader, JournalEnd, RunRecord,
+    index_bytes,
+};
 use crate::mutants::{self, Mutant};
 use crate::scan::{Found, VerifiedBatch};
 
@@ -35,7 +39,8 @@ pub(crate) struct Walk {
     state_search: Option<StateSearch>,
     pub(super) damages: Vec<Damage>,
     pub(super) scanned_records: u64,
-    last_segment_found_nothing: bool,
+    /// End of what the scan begun last has found in its segment.
+    found_until: u64,
 }
 
 /// Sequence and chain CRC of the batch before the one that must come.
@@ -99,14 +104,25 @@ impl Walk {
             state_search: None,
             damages: Vec::new(),
             scanned_records: 0,
-            last_segment_found_nothing: true,
+            found_until: DATA_START,
         }
     }
 
-    /// Whether the scan begun last found no batch at all.
+    /// Whether the scan begun last has found nothing, neither a batch nor the beginning of one.
     pub(crate) fn last_segment_is_untouched(&self) -> bool {
-        self.segments.last().is_some_and(|segment| segment.last_sequence == 0)
-            && self.last_segment_found_nothing
+        self.found_until == DATA_START
+    }
+
+    /// Whether the segment that was scanned last has room left for any batch, and for the index of it all: then
+    /// its incarnation has used no segment behind it.
+    pub(crate) fn last_segment_was_never_full(&self, segment_bytes: u64) -> bool {
+        let Some(last) = self.segments.last() else { return false };
+        let WalkedContents::Scanned(frames) = &last.contents else { return false };
+        let batch_bytes = segment_bytes / SEGMENT_BATCHES_MIN as u64;
+        let more = batch_bytes as usize / FRAME_HEADER_BYTES;
+        // A frame out of order may have split a run in two.
+        let needed = batch_bytes + index_bytes(frames.len() + more, 2 * frames.len() + more);
+        self.found_until == last.end_offset && self.found_until + needed <= segment_bytes
     }
 
     /// A sealed segment: its footer was written when all of it was durable.
@@ -181,7 +197,7 @@ impl Walk {
         {
             self.strict = footer.successor_generation.get() == found.generation();
         }
-        self.last_segment_found_nothing = true;
+        self.found_until = DATA_START;
         self.segments.push(WalkedSegment {
             found: found.clone(),
             first_sequence: 0,
@@ -255,9 +271,11 @@ impl Walk {
             }
             return;
         }
-        if !matches!(found, Found::Nothing) {
-            self.last_segment_found_nothing = false;
-        }
+        self.found_until = match &found {
+            Found::Batch(batch) => batch.end_offset(),
+            Found::Damaged(header) => offset + header.padded_length() as u64,
+            Found::Nothing | Found::NeedBytes => self.found_until,
+        };
         match found {
             Found::Batch(batch) if self.is_next(&batch) => self.accept(batch),
             Found::Batch(batch) => {
