@@ -89,7 +89,7 @@ impl Default for Options {
 pub(crate) const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
 /// Longest batch when nothing else is asked for.
 const BATCH_BYTES_DEFAULT: usize = 1 << 20;
-/// A segment has room for as many of the longest batches.
+/// A segment has room for at least this many of the longest batches.
 pub(crate) const SEGMENT_BATCHES_MIN: usize = 4;
 /// Batches that may be in flight at most.
 pub(crate) const FLUSH_SLOTS_MAX: usize = 32;

@@ -8,7 +8,7 @@ use std::collections::{HashSet, VecDeque};
 use std::io;
 
 use crate::batch::Filling;
-use crate::disk::{BLOCK_BYTES, BufferMut, FileId, Operation, block_round_up};
+use crate::disk::{BLOCK_BYTES, BufferMut, FileId, Operation, block_round_down, block_round_up};
 use crate::footer::{read_entries, read_runs};
 use crate::format::{
     ENTRY_BYTES, FooterHeader, FrameKind, SegmentSeed, VerifiedFrame, batch_flags,
@@ -78,7 +78,7 @@ impl Mover {
             Stage::Index => None,
             Stage::Frames(positions) => {
                 let position = u64::from(positions.front()?.0);
-                let from = position / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+                let from = block_round_down(position);
                 let left = (self.segment_bytes - from) as usize;
                 Some(self.read(from, left.min(self.batch_bytes + 2 * BLOCK_BYTES)))
             }

@@ -43,7 +43,7 @@ use crate::subscription::{Subscription, subscribe};
 /// # }
 /// ```
 pub struct Shard {
-    pub(crate) shared: Arc<Shared>,
+    shared: Arc<Shared>,
     driven: Driven,
     report: RecoveryReport,
     /// Keeps the lock; a simulated shard has none.
@@ -334,6 +334,11 @@ impl Shard {
     /// What opening found.
     pub fn recovery(&self) -> &RecoveryReport {
         &self.report
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
     }
 
     /// Everything that is counted.

@@ -1,8 +1,8 @@
 //! Reading durable records: by offset, and as they come. Runs on the reader's own thread with its
 //! own reads; writes nothing and believes no byte before its checksum.
 
-mod ahead;
 mod frames;
+mod next_chunk;
 mod record;
 mod records;
 mod salvage;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use zerocopy::IntoBytes;
 
-use crate::disk::{BLOCK_BYTES, Buffer, BufferMut, block_round_up};
+use crate::disk::{BLOCK_BYTES, Buffer, BufferMut, block_round_down, block_round_up};
 use crate::error::ReadError;
 use crate::footer::{read_entries, read_runs};
 use crate::format::{
@@ -28,8 +28,8 @@ use crate::segments::segment_name;
 use crate::shared::Shared;
 use crate::stream::StreamId;
 use crate::subscription::FrameSlice;
-use ahead::Ahead;
 pub use frames::Frames;
+use next_chunk::NextChunk;
 pub use record::Record;
 pub use records::Records;
 pub use salvage::{DamagedFrame, Salvage, Salvaged};
@@ -57,7 +57,7 @@ pub(crate) struct Reader {
     recent: Vec<(u32, Bytes)>,
     chunk: Option<Chunk>,
     /// The one after it, when many have come one after another.
-    ahead: Ahead,
+    next_chunk: NextChunk,
     /// Length of the last frame.
     frame_bytes: usize,
     /// At first, and after a seek.
@@ -143,16 +143,30 @@ struct Chunk {
     bytes: Bytes,
 }
 
+impl Chunk {
+    fn new(generation: u64, from: u64, buffer: BufferMut, length: usize) -> Self {
+        let buffer = buffer.freeze();
+        let bytes = buffer.to_bytes().slice(..length);
+        Self { generation, from, buffer, bytes }
+    }
+
+    fn end(&self) -> u64 {
+        self.from + self.bytes.len() as u64
+    }
+
+    /// Its buffer, when nobody keeps a record of it.
+    fn into_spare(self) -> Option<BufferMut> {
+        drop(self.bytes);
+        self.buffer.into_mut()
+    }
+}
+
 /// Room for `length` bytes: what there is to spare, when it is not one that a long frame had needed.
-fn fitting(spare: Option<BufferMut>, length: usize) -> BufferMut {
+fn buffer_for(length: usize, spare: Option<BufferMut>) -> BufferMut {
     let lengths = length..=2 * length.max(READ_AHEAD_BYTES_MAX as usize);
     spare
         .filter(|buffer| lengths.contains(&buffer.len()))
         .unwrap_or_else(|| BufferMut::allocate(length))
-}
-
-fn block_round_down(position: u64) -> u64 {
-    position / BLOCK_BYTES as u64 * BLOCK_BYTES as u64
 }
 
 /// Bytes that were not what the index promised.
@@ -173,7 +187,7 @@ impl Reader {
             location: None,
             recent: Vec::new(),
             chunk: None,
-            ahead: Ahead::default(),
+            next_chunk: NextChunk::default(),
             frame_bytes: 0,
             read_ahead: READ_AHEAD,
             read_ahead_bytes: READ_AHEAD.bytes,
@@ -233,9 +247,9 @@ impl Reader {
         match self.load_frame() {
             Ok(true) => Ok(true),
             Ok(false) => {
-                // What comes next is not in there.
+                // What comes next is not in there, and a reader that waits holds no ring.
                 self.chunk = None;
-                self.ahead = Ahead::default();
+                self.next_chunk = NextChunk::default();
                 Ok(false)
             }
             Err(Broken::Stale) => {
@@ -425,13 +439,13 @@ impl Reader {
     /// The frame of `entry`, from the chunk at hand when it is in there. That chunk may have been
     /// read before the frame was written: then it is read again.
     fn read_frame(&mut self, location: &Location, entry: Entry) -> Result<ReadFrame, Broken> {
-        if (self.chunk.is_some() || self.ahead.is_under_way())
+        if (self.chunk.is_some() || self.next_chunk.is_under_way())
             && let Ok(frame) = self.read_frame_once(location, entry)
         {
             return Ok(frame);
         }
         self.chunk = None;
-        self.ahead.forget();
+        self.next_chunk.forget();
         self.read_frame_once(location, entry)
     }
 
@@ -497,34 +511,27 @@ impl Reader {
         {
             return Ok(chunk.bytes.slice((position - chunk.from) as usize..));
         }
-        let last = self.chunk.take();
+        let (last, from) = (self.chunk.take(), block_round_down(position));
         let goes_on = last.as_ref().is_some_and(|chunk| {
-            let end = chunk.from + chunk.bytes.len() as u64;
-            chunk.generation == location.generation
-                && (chunk.from + 1..=end).contains(&block_round_down(position))
+            chunk.generation == location.generation && chunk.from < from && from <= chunk.end()
         });
         if goes_on && self.read_ahead_bytes < READ_AHEAD_BYTES_MAX {
             self.read_ahead_bytes *= 2;
         }
-        // Nobody may have kept a record of it.
-        let mut spare = last.and_then(|Chunk { buffer, bytes, .. }| {
-            drop(bytes);
-            buffer.into_mut()
-        });
+        let mut spare = last.and_then(Chunk::into_spare);
         let needed = position..position + wanted as u64;
-        let chunk = match self.ahead.take(&self.shared, location.generation, needed.clone()) {
+        let next = self.next_chunk.take(&self.shared, location.generation, needed.clone());
+        let chunk = match next {
             Some(chunk) => chunk,
             None => {
-                let (from, length) = self.plan_chunk(needed, self.entries.iter());
-                let buffer = fitting(spare.take(), length);
+                let length = self.chunk_length(needed, self.entries.iter());
+                let buffer = buffer_for(length, spare.take());
                 let (buffer, read) = self.read_into(buffer, location, from, length)?;
-                let buffer = buffer.freeze();
-                let bytes = buffer.to_bytes().slice(..read);
-                Chunk { generation: location.generation, from, buffer, bytes }
+                Chunk::new(location.generation, from, buffer, read)
             }
         };
         if goes_on && self.read_ahead_bytes == READ_AHEAD_BYTES_MAX {
-            self.begin_ahead(location, chunk.from + chunk.bytes.len() as u64, spare);
+            self.begin_next_chunk(location, chunk.end(), spare);
         }
         let skip = (position - chunk.from) as usize;
         let bytes = chunk.bytes.slice(skip.min(chunk.bytes.len())..);
@@ -533,27 +540,30 @@ impl Reader {
     }
 
     /// Begins to read the chunk behind `end`, with the first frame that may not be whole before it.
-    fn begin_ahead(&mut self, location: &Location, end: u64, spare: Option<BufferMut>) {
+    fn begin_next_chunk(&mut self, location: &Location, end: u64, spare: Option<BufferMut>) {
         let is_behind = |entry: &Entry| u64::from(entry.position) + self.frame_guess() > end;
         let Some(first) = self.entries.iter().position(is_behind) else { return };
         let position = u64::from(self.entries[first].position);
+        // An entry of a sealed segment comes from the device: a damaged one leads anywhere.
         if position >= self.shared.segment_bytes {
             return;
         }
-        let (from, length) = self.plan_chunk(position..position, self.entries.range(first..));
-        self.ahead.begin(&self.shared, location, from, fitting(spare, length), length);
+        let length = self.chunk_length(position..position, self.entries.range(first..));
+        let (from, buffer) = (block_round_down(position), buffer_for(length, spare));
+        self.next_chunk.begin(&self.shared, location, from, buffer, length);
     }
 
-    /// Where to begin to read for these bytes and for the frames of `entries` that follow closely, and how much.
-    fn plan_chunk<'a>(
+    /// How many bytes to read, from the block on where `needed` starts, for these and for the frames of `entries`
+    /// that follow closely.
+    fn chunk_length<'a>(
         &self,
         needed: Range<u64>,
         entries: impl Iterator<Item = &'a Entry>,
-    ) -> (u64, usize) {
+    ) -> usize {
         let from = block_round_down(needed.start);
         let left = (self.shared.segment_bytes - from) as usize;
         let end = self.read_ahead_until(needed, entries);
-        (from, block_round_up((end - from) as usize).min(left))
+        block_round_up((end - from) as usize).min(left)
     }
 
     /// How far to read for the frame at the start of `needed`: over those that follow closely, taking each

@@ -9,7 +9,7 @@ use ringwal_engine::disk::blocking::{BlockingDisk, BlockingOptions};
 use ringwal_engine::disk::sim::{SimDisk, SimHandle, SimOptions};
 use ringwal_engine::disk::uring::{UringDisk, UringError, UringOptions};
 use ringwal_engine::disk::{
-    BLOCK_BYTES, Buffer, BufferMut, Completion, Disk, FileId, Operation, ReadAhead, Wait, run,
+    BLOCK_BYTES, Buffer, BufferMut, Completion, Disk, FileId, OngoingRead, Operation, Wait, run,
 };
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -99,7 +99,7 @@ conformance! {
         the_capacity_is_honoured,
         buffers_return_to_the_pool_after_completion,
         a_reader_on_another_thread_sees_what_was_written,
-        what_is_read_ahead_is_what_there_was,
+        an_ongoing_read_gives_what_there_was,
         a_disk_can_go_to_another_thread_before_its_first_use,
         it_describes_itself,
     )
@@ -412,45 +412,45 @@ fn a_reader_on_another_thread_sees_what_was_written(disk: &mut dyn Disk) {
     std::thread::spawn(check).join().unwrap();
 }
 
-fn what_is_read_ahead_is_what_there_was(disk: &mut dyn Disk) {
+fn an_ongoing_read_gives_what_there_was(disk: &mut dyn Disk) {
     let file = open(disk, "a");
     (1..4).for_each(|block| {
         let buffer = slot(disk, block as u8);
         run(disk, write(file, block, buffer, true)).unwrap();
     });
-    let Some(mut ahead) = disk.reader().ahead() else {
+    let Some(mut read) = disk.reader().ongoing_read() else {
         assert_eq!(disk.description().name, "blocking", "the others have the means");
         return;
     };
-    assert!(ahead.end().is_none(), "nothing was begun");
-    let begin = |ahead: &mut Box<dyn ReadAhead>, block: u64, blocks: usize| {
+    assert!(read.end().is_none(), "nothing was begun");
+    let begin = |read: &mut Box<dyn OngoingRead>, block: u64, blocks: usize| {
         let buffer = BufferMut::allocate(4 * BLOCK_BYTES);
-        ahead.begin(file, block * BLOCK, buffer, blocks * BLOCK_BYTES);
+        read.begin(file, block * BLOCK, buffer, blocks * BLOCK_BYTES);
     };
     for round in 0..20 {
-        begin(&mut ahead, 1 + round % 3, 1);
-        let buffer = ahead.end().expect("it is all there");
+        begin(&mut read, 1 + round % 3, 1);
+        let buffer = read.end().expect("it is all there");
         assert!(buffer[..BLOCK_BYTES].iter().all(|&byte| u64::from(byte) == 1 + round % 3));
-        assert!(ahead.end().is_none(), "it is over");
+        assert!(read.end().is_none(), "it is over");
     }
     // Of two, the second.
-    begin(&mut ahead, 1, 1);
-    begin(&mut ahead, 2, 2);
-    let buffer = ahead.end().expect("it is all there");
+    begin(&mut read, 1, 1);
+    begin(&mut read, 2, 2);
+    let buffer = read.end().expect("it is all there");
     assert!(buffer[BLOCK_BYTES..2 * BLOCK_BYTES].iter().all(|&byte| byte == 3));
     // What is not all there is nothing, and so is what could not begin.
-    begin(&mut ahead, 2, 3);
-    assert!(ahead.end().is_none());
-    begin(&mut ahead, 1, 5);
-    assert!(ahead.end().is_none(), "longer than its buffer");
-    ahead.begin(FileId(99), 0, BufferMut::allocate(BLOCK_BYTES), BLOCK_BYTES);
-    assert!(ahead.end().is_none(), "no such file");
-    begin(&mut ahead, 3, 1);
-    assert!(ahead.end().is_some(), "and it goes on");
+    begin(&mut read, 2, 3);
+    assert!(read.end().is_none());
+    read.begin(file, BLOCK, BufferMut::allocate(BLOCK_BYTES), 2 * BLOCK_BYTES);
+    assert!(read.end().is_none(), "longer than its buffer");
+    read.begin(FileId(99), 0, BufferMut::allocate(BLOCK_BYTES), BLOCK_BYTES);
+    assert!(read.end().is_none(), "no such file");
+    begin(&mut read, 3, 1);
+    assert!(read.end().is_some(), "and it goes on");
     // One that nobody waits for; and the file may go away under it.
-    begin(&mut ahead, 1, 3);
+    begin(&mut read, 1, 3);
     run(disk, Operation::Remove { name: "a".into() }).unwrap();
-    drop(ahead);
+    drop(read);
 }
 
 fn a_disk_can_go_to_another_thread_before_its_first_use(disk: &mut dyn Disk) {

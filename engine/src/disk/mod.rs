@@ -205,13 +205,13 @@ pub trait ReadAt: Send + Sync {
     ) -> io::Result<usize>;
 
     /// The means to let a read go on while the caller does something else; `None` where a disk has none.
-    fn ahead(&self) -> Option<Box<dyn ReadAhead>> {
+    fn ongoing_read(&self) -> Option<Box<dyn OngoingRead>> {
         None
     }
 }
 
 /// One read that goes on while its owner does something else.
-pub trait ReadAhead: Send + Sync {
+pub trait OngoingRead: Send + Sync {
     /// Begins a read as by [`ReadAt::read_at`]; one that is under way ends first, and is forgotten.
     fn begin(&mut self, file: FileId, offset: u64, buffer: BufferMut, length: usize);
 
@@ -232,6 +232,11 @@ pub fn run(disk: &mut dyn Disk, operation: Operation) -> io::Result<(u64, Option
     }
     let completion = completions.remove(0);
     completion.result.map(|value| (value, completion.buffer))
+}
+
+/// The block that holds a byte, as the offset of its first one.
+pub const fn block_round_down(position: u64) -> u64 {
+    position / BLOCK_BYTES as u64 * BLOCK_BYTES as u64
 }
 
 /// Length rounded up to whole blocks.

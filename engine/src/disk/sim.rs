@@ -20,8 +20,8 @@ use std::time::Duration;
 
 use super::files::check_range;
 use super::{
-    BufferMut, Completion, DirectoryEntry, Disk, DiskDescription, FileId, Operation, Pool,
-    ReadAhead, ReadAt, Token, Wait, Wake,
+    BufferMut, Completion, DirectoryEntry, Disk, DiskDescription, FileId, OngoingRead, Operation,
+    Pool, ReadAt, Token, Wait, Wake,
 };
 use device::Device;
 pub use faults::{Fault, Kind};
@@ -408,19 +408,19 @@ impl ReadAt for SimReader {
         device.read_at(file, offset, &mut into[..length])
     }
 
-    fn ahead(&self) -> Option<Box<dyn ReadAhead>> {
+    fn ongoing_read(&self) -> Option<Box<dyn OngoingRead>> {
         let reader = Self { sim: self.sim.clone(), generation: self.generation };
-        Some(Box::new(SimAhead { reader, read: None }))
+        Some(Box::new(SimRead { reader, read: None }))
     }
 }
 
-/// What is read ahead is what there was when it was begun.
-struct SimAhead {
+/// What it gives is what there was when it was begun.
+struct SimRead {
     reader: SimReader,
     read: Option<BufferMut>,
 }
 
-impl ReadAhead for SimAhead {
+impl OngoingRead for SimRead {
     fn begin(&mut self, file: FileId, offset: u64, mut buffer: BufferMut, length: usize) {
         let read = self.reader.read_at(file, offset, &mut buffer, length);
         self.read = read.is_ok_and(|read| read == length).then_some(buffer);

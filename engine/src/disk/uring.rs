@@ -4,7 +4,7 @@
 //! [`Disk::reap`]. A buffer in the kernel's hands is held in a slab until its completion has been
 //! seen, also while the disk is dropped (I-8).
 
-mod ahead;
+mod ongoing_read;
 mod refusal;
 mod registration;
 mod setup;
@@ -27,7 +27,7 @@ use super::files::{CREATE_MODE, Directory, OpenFile, file_of, over_capacity, ref
 use super::{
     Completion, DirectoryEntry, Disk, DiskDescription, Operation, Pool, ReadAt, Token, Wait, Wake,
 };
-use ahead::RingReader;
+use ongoing_read::RingReader;
 pub use refusal::UringError;
 use registration::Registration;
 pub use setup::UringOptions;
@@ -237,8 +237,7 @@ impl UringDisk {
         Ok(())
     }
 
-    /// One io_uring_enter: submits what is queued and waits for `want` completions. A wait that
-    /// ends early (timeout, signal, the kernel short of room or memory) is not an error.
+    /// One io_uring_enter: submits what is queued and waits for `want` completions, or less.
     fn enter(&mut self, want: usize, timeout: Option<Duration>) -> io::Result<()> {
         #[cfg(test)]
         {
@@ -258,15 +257,10 @@ impl UringDisk {
         };
         let Err(error) = result else { return Ok(()) };
         match error.raw_os_error() {
-            Some(libc::EINTR | libc::ETIME | libc::EBUSY) => Ok(()),
-            Some(libc::EAGAIN) => {
-                std::thread::sleep(MEMORY_PAUSE);
-                Ok(())
-            }
             Some(libc::EEXIST) => Err(io::Error::other(
                 "a ring can only be driven by the thread that used it first (EEXIST)",
             )),
-            _ => Err(error),
+            _ => pass_over(error),
         }
     }
 
@@ -446,7 +440,7 @@ impl Disk for UringDisk {
     }
 
     fn reader(&self) -> Arc<dyn ReadAt> {
-        Arc::new(RingReader(self.directory.clone()))
+        Arc::new(RingReader { directory: self.directory.clone() })
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
@@ -462,6 +456,18 @@ impl Disk for UringDisk {
             buffers_registered: self.registered.is_some(),
             notes,
         }
+    }
+}
+
+/// An enter that ended early is no error: the caller looks again. The kernel may be short of room or memory.
+fn pass_over(error: io::Error) -> io::Result<()> {
+    match error.raw_os_error() {
+        Some(libc::EINTR | libc::ETIME | libc::EBUSY) => Ok(()),
+        Some(libc::EAGAIN) => {
+            std::thread::sleep(MEMORY_PAUSE);
+            Ok(())
+        }
+        _ => Err(error),
     }
 }
 

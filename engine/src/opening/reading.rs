@@ -193,7 +193,7 @@ impl Opening<'_> {
         anchor: Option<AnchorHeader>,
     ) -> Result<Recovered, OpenError> {
         let mut walk = Walk::new(plan, anchor);
-        // An incarnation whose last segment has been met.
+        // The incarnation whose segments from here on should be empty.
         let mut ended = None;
         for found in &plan.segments {
             let limit = plan.limit(found);
@@ -216,13 +216,13 @@ impl Opening<'_> {
             // else the beginning shows that it was.
             let is_brief = ended == Some(incarnation);
             self.scan(found, DATA_START..limit, is_brief, &mut walk)?;
-            let was_never_full = walk.last_segment_was_never_full(self.identity.segment_bytes);
-            if walk.last_segment_is_untouched() || was_never_full {
+            if walk.last_segment_was_never_full(self.identity.segment_bytes) {
                 ended = Some(incarnation);
             }
         }
         while let Some((found, bytes)) = walk.poll_state_source() {
-            self.scan(&found, bytes, false, &mut walk)?;
+            let is_brief = false;
+            self.scan(&found, bytes, is_brief, &mut walk)?;
         }
         Ok(walk.finish())
     }
@@ -240,8 +240,8 @@ impl Opening<'_> {
         }
     }
 
-    /// Reads a segment in large chunks, several at once, and hands them on in order. A brief scan ends behind the
-    /// first chunk when there is nothing in that.
+    /// Reads a segment in large chunks, several at once, and hands them on in order. A brief scan reads one first,
+    /// and ends as soon as all that it has read holds nothing.
     fn scan(
         &mut self,
         found: &FoundSegment,
@@ -257,8 +257,10 @@ impl Opening<'_> {
         // The beginning of a batch whose rest is in the next chunk.
         let mut pending: Vec<u8> = Vec::new();
         let mut buffers: Vec<BufferMut> = Vec::with_capacity(CHUNKS_AHEAD);
-        let (mut in_flight, mut in_flight_max) = (0, if is_brief { 1 } else { CHUNKS_AHEAD });
+        let mut in_flight = 0;
         loop {
+            // What a brief scan reads next depends on what the first chunk holds.
+            let in_flight_max = if is_brief && wanted == bytes.start { 1 } else { CHUNKS_AHEAD };
             while in_flight < in_flight_max && next < bytes.end {
                 let length = block_round_up((bytes.end - next).min(CHUNK_BYTES as u64) as usize);
                 let buffer = buffers.pop().filter(|buffer| buffer.len() == length);
@@ -292,7 +294,6 @@ impl Opening<'_> {
                 if is_brief && walk.last_segment_is_untouched() && pending.is_empty() {
                     next = bytes.end;
                 }
-                in_flight_max = CHUNKS_AHEAD;
                 buffers.push(buffer);
             }
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Broken, ReadFrame, Reader};
-use crate::disk::BLOCK_BYTES;
+use crate::disk::block_round_down;
 use crate::error::{ReadError, SalvageError};
 use crate::format::{DATA_START, FRAME_HEADER_BYTES, FormatError, FrameHeader, VerifiedFrame};
 use crate::index::{Entry, LocatedFrames, Location, NoLocation};
@@ -209,7 +209,7 @@ impl Salvage {
 
     fn read_alone(&self, location: &Location, entry: Entry) -> Result<ReadFrame, Broken> {
         let position = u64::from(entry.position);
-        let from = position / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+        let from = block_round_down(position);
         let skip = (position - from) as usize;
         let damaged = |error| self.reader.damaged(location, position, error);
         let short = || damaged(FormatError::Short);

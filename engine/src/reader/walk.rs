@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{READ_GAP_BYTES, ReadFrame, skip_records};
-use crate::disk::{BLOCK_BYTES, BufferMut, block_round_up};
+use crate::disk::{BLOCK_BYTES, BufferMut, block_round_down, block_round_up};
 use crate::error::ReadError;
 use crate::format::{FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, VerifiedFrame};
 use crate::index::{Entry, Location, NoLocation};
@@ -426,7 +426,7 @@ impl FrameWalk {
 
 /// Reads whole blocks from the one that holds `position` on, up to `end` or the end of the segment.
 fn read_chunk(shared: &Shared, location: &Location, position: u64, end: u64) -> io::Result<Chunk> {
-    let from = position / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+    let from = block_round_down(position);
     let left = (shared.segment_bytes - from) as usize;
     let length = block_round_up((end - from) as usize).min(left);
     let mut buffer = BufferMut::allocate(length);

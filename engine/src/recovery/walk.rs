@@ -113,15 +113,16 @@ impl Walk {
         self.found_until == DATA_START
     }
 
-    /// Whether the segment that was scanned last has room left for any batch, and for the index of it all: then
-    /// its incarnation has used no segment behind it.
+    /// Whether the segment that was scanned last has room left for any batch, and for the index of it all, as one
+    /// without any batch has: then its incarnation has used no segment behind it.
     pub(crate) fn last_segment_was_never_full(&self, segment_bytes: u64) -> bool {
         let Some(last) = self.segments.last() else { return false };
         let WalkedContents::Scanned(frames) = &last.contents else { return false };
         let batch_bytes = segment_bytes / SEGMENT_BATCHES_MIN as u64;
-        let more = batch_bytes as usize / FRAME_HEADER_BYTES;
+        let frames_max = batch_bytes as usize / FRAME_HEADER_BYTES;
         // A frame out of order may have split a run in two.
-        let needed = batch_bytes + index_bytes(frames.len() + more, 2 * frames.len() + more);
+        let runs_max = 2 * frames.len() + frames_max;
+        let needed = batch_bytes + index_bytes(frames.len() + frames_max, runs_max);
         self.found_until == last.end_offset && self.found_until + needed <= segment_bytes
     }
 

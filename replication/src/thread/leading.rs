@@ -50,8 +50,8 @@ pub(crate) struct Leading {
     trimming: BTreeMap<StreamId, u64>,
     times: LeaderTimes,
     looked: Instant,
-    /// What was durable then, until everything that had been sealed before has been taken.
-    seen: Vec<StreamSummary>,
+    /// What was durable at the last look, until all that was sealed before has been taken.
+    durable_ends: Vec<StreamSummary>,
     /// The engine hands nothing over any more.
     is_cut_off: bool,
     /// Of a driven node: what may be lost with it.
@@ -116,7 +116,7 @@ impl Leading {
             trimming: BTreeMap::new(),
             times: LeaderTimes::default(),
             looked: Instant::now(),
-            seen: Vec::new(),
+            durable_ends: Vec::new(),
             is_cut_off: false,
             uncommitted: Uncommitted::default(),
         };
@@ -189,8 +189,9 @@ impl Leading {
     /// One turn of everything that can be done now. True when there is more to do at once.
     pub(crate) fn turn(&mut self, context: &mut Context) -> (Turn, bool) {
         let mut is_busy = self.take_sealed(context);
+        // Frames that are still to be taken would look as if they were missed, and be read from segments.
         if !is_busy {
-            for StreamSummary { stream, shard, end, .. } in std::mem::take(&mut self.seen) {
+            for StreamSummary { stream, shard, end, .. } in std::mem::take(&mut self.durable_ends) {
                 self.core.handle_durable_end(stream, shard, end);
             }
         }
@@ -233,7 +234,7 @@ impl Leading {
         }
         if self.looked.elapsed() >= LOOK {
             self.looked = Instant::now();
-            self.seen = context.engine.streams();
+            self.durable_ends = context.engine.streams();
         }
         self.trim(context);
         self.tick_gate(context);

@@ -14,10 +14,7 @@ use crate::exit::Failure;
 use crate::payload::Records;
 use crate::report::Run;
 
-/// How long the loop may sleep when nothing happens.
-const PATIENCE: Duration = Duration::from_millis(100);
-
-/// The same while segments are prepared.
+/// How long the loop may sleep while segments are prepared.
 const TURN: Duration = Duration::from_millis(1);
 
 /// Measures it.
@@ -103,7 +100,7 @@ impl Caller {
 fn append_durably(shard: &mut Shard, stream: StreamId, record: &[u8]) -> Result<Receipt> {
     let append = shard.append(stream, record).context("append")?;
     loop {
-        shard.run_once(Some(PATIENCE)).context("the shard's loop")?;
+        shard.run_once(None).context("the shard's loop")?;
         if let Some(receipt) = append.try_receipt() {
             return receipt.context("a receipt");
         }

@@ -3,16 +3,16 @@
 use std::ops::Range;
 
 use super::Chunk;
-use crate::disk::{BufferMut, ReadAhead};
+use crate::disk::{BufferMut, OngoingRead};
 use crate::index::Location;
 use crate::shared::Shared;
 
-/// Of a reader that goes on for long. What it gives counts as little as what was read before: the frames in it
-/// are verified, and looked up, all the same. It costs such a reader a ring and a megabyte.
+/// Reads the next chunk of a reader that goes on for long. What it gives counts as little as what was read before:
+/// the frames in it are verified, and looked up, all the same. It costs such a reader a ring and a megabyte.
 #[derive(Default)]
-pub(super) struct Ahead {
-    reads: Option<Box<dyn ReadAhead>>,
-    /// The disk has none, or not now.
+pub(super) struct NextChunk {
+    read: Option<Box<dyn OngoingRead>>,
+    /// The disk has no means, or had none when it was asked.
     is_refused: bool,
     under_way: Option<Place>,
 }
@@ -24,7 +24,7 @@ struct Place {
     length: usize,
 }
 
-impl Ahead {
+impl NextChunk {
     pub(super) fn is_under_way(&self) -> bool {
         self.under_way.is_some()
     }
@@ -38,13 +38,13 @@ impl Ahead {
         buffer: BufferMut,
         length: usize,
     ) {
-        if self.reads.is_none() && !self.is_refused {
-            self.reads = shared.reader.ahead();
-            self.is_refused = self.reads.is_none();
+        if self.read.is_none() && !self.is_refused {
+            self.read = shared.reader.ongoing_read();
+            self.is_refused = self.read.is_none();
         }
-        let Some(reads) = &mut self.reads else { return };
+        let Some(read) = &mut self.read else { return };
         shared.note_read();
-        reads.begin(location.file, from, buffer, length);
+        read.begin(location.file, from, buffer, length);
         self.under_way = Some(Place { generation: location.generation, from, length });
     }
 
@@ -60,10 +60,9 @@ impl Ahead {
                 && place.from <= bytes.start
                 && bytes.end <= place.from + place.length as u64
         })?;
-        let read = self.reads.as_mut()?.end();
+        let buffer = self.read.as_mut()?.end();
         shared.note_read();
-        let buffer = read?.freeze();
-        Some(Chunk { generation, from, bytes: buffer.to_bytes().slice(..length), buffer })
+        Some(Chunk::new(generation, from, buffer?, length))
     }
 
     /// What is under way is not wanted any more.
@@ -79,6 +78,7 @@ mod tests {
     use super::super::Reader;
     use crate::clock::Clock;
     use crate::config::Options;
+    use crate::disk::BLOCK_BYTES;
     use crate::disk::sim::{Kind, SimDisk, SimHandle};
     use crate::own_loop::Shard;
     use crate::stream::StreamId;
@@ -119,15 +119,24 @@ mod tests {
         let mut shard = open(&sim);
         // Two segments and a half.
         append(&mut shard, 0..400, 50_000);
-        let mut reader = Reader::new(shard.shared.clone(), STREAM, 0);
+        let mut reader = Reader::new(shard.shared(), STREAM, 0);
         let ahead = (0..400).filter(|number| {
             read(&mut reader, *number);
-            reader.ahead.is_under_way()
+            reader.next_chunk.is_under_way()
         });
         let ahead = ahead.count();
         assert!((300..400).contains(&ahead), "{ahead} of 400 were taken apart beside a read");
         assert!(reader.read_next().unwrap().is_none());
-        assert!(reader.ahead.reads.is_none(), "at the end it needs no means");
+        assert!(reader.next_chunk.read.is_none(), "at the end it needs no means");
+    }
+
+    /// Whether the chunk that is under way has room behind the last frame that the reader knows of for others.
+    fn reaches_behind_the_last(reader: &Reader) -> bool {
+        let (place, last) = (reader.next_chunk.under_way, reader.entries.back());
+        place.zip(last).is_some_and(|(place, last)| {
+            let last_and_next = 2 * BLOCK_BYTES as u64;
+            place.from + place.length as u64 > u64::from(last.position) + last_and_next
+        })
     }
 
     #[test]
@@ -136,17 +145,9 @@ mod tests {
         let mut shard = open(&sim);
         append(&mut shard, 0..60, 60_000);
         append(&mut shard, 60..61, 10);
-        let mut reader = Reader::new(shard.shared.clone(), STREAM, 0);
+        let mut reader = Reader::new(shard.shared(), STREAM, 0);
         let mut read_until = 0;
-        // Until the chunk with the last record is under way, and what is behind that with it.
-        let last = |reader: &Reader| reader.entries.back().map(|entry| entry.position);
-        let has_last = |reader: &Reader| {
-            let place = reader.ahead.under_way;
-            place.zip(last(reader)).is_some_and(|(place, last)| {
-                place.from + place.length as u64 > u64::from(last) + 8192
-            })
-        };
-        while !has_last(&reader) {
+        while !reaches_behind_the_last(&reader) {
             read(&mut reader, read_until);
             read_until += 1;
         }
@@ -160,14 +161,23 @@ mod tests {
         let sim = SimHandle::new(1);
         let mut shard = open(&sim);
         append(&mut shard, 0..100, 60_000);
-        let mut reader = Reader::new(shard.shared.clone(), STREAM, 0);
+        let mut reader = Reader::new(shard.shared(), STREAM, 0);
+        let begun = |reader: &Reader| reader.next_chunk.under_way.map(|place| place.from);
         let mut read_until = 0;
-        while !reader.ahead.is_under_way() {
-            read(&mut reader, read_until);
-            read_until += 1;
-        }
-        // The next one that is begun, when this one is taken.
+        let mut read_while = |reader: &mut Reader, place: Option<u64>| {
+            while begun(reader) == place {
+                read(reader, read_until);
+                read_until += 1;
+            }
+        };
+        read_while(&mut reader, None);
+        let first = begun(&reader);
         sim.fail_next(Kind::Read, 5);
+        // Now the one that fails is under way; what it should have read is read without it.
+        read_while(&mut reader, first);
+        let second = begun(&reader);
+        assert!(second.is_some());
+        read_while(&mut reader, second);
         (read_until..100).for_each(|number| read(&mut reader, number));
     }
 }

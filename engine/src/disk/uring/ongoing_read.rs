@@ -8,11 +8,15 @@ use std::sync::Arc;
 use io_uring::types::Fd;
 use io_uring::{IoUring, opcode};
 
+use super::pass_over;
 use crate::disk::files::{Directory, OpenFile, check_range};
-use crate::disk::{BufferMut, FileId, ReadAhead, ReadAt};
+use crate::disk::{BufferMut, FileId, OngoingRead, ReadAt};
 
-/// Reads of other threads, of a disk that has a ring.
-pub(super) struct RingReader(pub Arc<Directory>);
+/// Reads of other threads as [`Directory`] does them, and a ring for one that goes on meanwhile: without
+/// io_uring there is none.
+pub(super) struct RingReader {
+    pub directory: Arc<Directory>,
+}
 
 impl ReadAt for RingReader {
     fn read_at(
@@ -22,24 +26,24 @@ impl ReadAt for RingReader {
         into: &mut BufferMut,
         length: usize,
     ) -> io::Result<usize> {
-        self.0.read_at(file, offset, into, length)
+        self.directory.read_at(file, offset, into, length)
     }
 
-    fn ahead(&self) -> Option<Box<dyn ReadAhead>> {
+    fn ongoing_read(&self) -> Option<Box<dyn OngoingRead>> {
         let ring = IoUring::new(1).ok()?;
-        let directory = self.0.clone();
-        Some(Box::new(RingAhead { ring: Some(ring), directory, in_flight: None }))
+        let directory = self.directory.clone();
+        Some(Box::new(RingRead { ring: Some(ring), directory, in_flight: None }))
     }
 }
 
-struct RingAhead {
+struct RingRead {
     /// Until it is broken.
     ring: Option<IoUring>,
     directory: Arc<Directory>,
     in_flight: Option<InFlight>,
 }
 
-/// A read in the kernel's hands, with all that it points to.
+/// A read in the kernel's hands, with all that it points to (I-8).
 struct InFlight {
     buffer: BufferMut,
     length: usize,
@@ -55,19 +59,13 @@ fn wait(ring: &mut IoUring) -> io::Result<i32> {
         if let Some(entry) = ring.completion().next() {
             return Ok(entry.result());
         }
-        match ring.submit_and_wait(1) {
-            Err(error) if !is_passing(&error) => return Err(error),
-            _ => {}
+        if let Err(error) = ring.submit_and_wait(1) {
+            pass_over(error)?;
         }
     }
 }
 
-/// A wait that ended early: a signal, or the kernel is short of room or memory.
-fn is_passing(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))
-}
-
-impl ReadAhead for RingAhead {
+impl OngoingRead for RingRead {
     fn begin(&mut self, file: FileId, offset: u64, mut buffer: BufferMut, length: usize) {
         drop(self.end());
         let (Some(ring), Ok(open)) = (&mut self.ring, self.directory.get(file)) else { return };
@@ -100,7 +98,7 @@ impl ReadAhead for RingAhead {
     }
 }
 
-impl Drop for RingAhead {
+impl Drop for RingRead {
     fn drop(&mut self) {
         drop(self.end());
     }
