@@ -581,6 +581,10 @@ impl Stream {
     /// The durable records of a range of offsets. An open end means the durable end of now; an
     /// open start the first record that is not trimmed.
     ///
+    /// An iterator that goes on for megabytes has the next one read while one is taken apart, by a small ring of
+    /// its own: 2 MiB and a file descriptor, for at most 64 iterators and tails of a process at once. Between two
+    /// records, a system call of this thread that waits with a time limit may end early with EINTR, as by a signal.
+    ///
     /// # Errors
     /// When the start has been trimmed.
     pub fn read(&self, offsets: impl RangeBounds<u64>) -> Result<Records, ReadError> {

@@ -40,6 +40,9 @@ pub const INCOMPATIBLE_KNOWN: u64 = 0;
 /// Where the batches of a segment start: after two header blocks.
 pub const DATA_START: u64 = 2 * BLOCK_BYTES as u64;
 
+/// Bytes from [`DATA_START`] on in which a batch may start before the first batch of the segment is durable.
+pub const BEGINNING_BYTES: u64 = 1 << 20;
+
 /// No offset, sequence, generation, incarnation or segment number is greater: none gets that far,
 /// one can be added to each without a second thought, and the shard puts a tag above them.
 pub const COUNTER_MAX: u64 = 1 << 55;

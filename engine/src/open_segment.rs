@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::batch::Sealed;
 use crate::footer::SealFacts;
-use crate::format::{DATA_START, index_bytes};
+use crate::format::{BEGINNING_BYTES, DATA_START, index_bytes};
 use crate::segments::Prepared;
 use crate::stream::StreamId;
 
@@ -59,6 +59,12 @@ impl OpenSegment {
     pub(crate) fn fits(&self, padded_length: usize, frames: usize) -> bool {
         let index = index_bytes(self.entries + frames, self.runs + frames);
         self.offset + padded_length as u64 + index <= self.segment_bytes
+    }
+
+    /// Whether what comes next lies behind the beginning of the segment, while the first batch is not durable yet:
+    /// `durable` is the sequence up to which all are.
+    pub(crate) fn waits_for_beginning(&self, durable: u64) -> bool {
+        self.offset >= DATA_START + BEGINNING_BYTES && durable < self.first_sequence
     }
 
     /// Counts a batch that was sealed at `offset`.

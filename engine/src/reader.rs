@@ -210,6 +210,7 @@ impl Reader {
     pub(crate) fn seek(&mut self, next: u64) {
         if next != self.next {
             self.read_ahead_bytes = self.read_ahead.bytes;
+            self.next_chunk = NextChunk::default();
         }
         self.next = next;
         self.frame = None;

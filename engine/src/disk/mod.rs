@@ -204,7 +204,8 @@ pub trait ReadAt: Send + Sync {
         length: usize,
     ) -> io::Result<usize>;
 
-    /// The means to let a read go on while the caller does something else; `None` where a disk has none.
+    /// The means to let a read go on while the caller does something else; `None` where a disk has none, or lends
+    /// no more.
     fn ongoing_read(&self) -> Option<Box<dyn OngoingRead>> {
         None
     }
@@ -212,8 +213,9 @@ pub trait ReadAt: Send + Sync {
 
 /// One read that goes on while its owner does something else.
 pub trait OngoingRead: Send + Sync {
-    /// Begins a read as by [`ReadAt::read_at`]; one that is under way ends first, and is forgotten.
-    fn begin(&mut self, file: FileId, offset: u64, buffer: BufferMut, length: usize);
+    /// Begins a read as by [`ReadAt::read_at`]; one that is under way ends first, and is forgotten. False when it
+    /// did not begin.
+    fn begin(&mut self, file: FileId, offset: u64, buffer: BufferMut, length: usize) -> bool;
 
     /// Waits for what was begun. The buffer when all of it was read, else nothing: whoever reads the same place
     /// by [`ReadAt::read_at`] learns why.

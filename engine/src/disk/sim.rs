@@ -421,9 +421,10 @@ struct SimRead {
 }
 
 impl OngoingRead for SimRead {
-    fn begin(&mut self, file: FileId, offset: u64, mut buffer: BufferMut, length: usize) {
+    fn begin(&mut self, file: FileId, offset: u64, mut buffer: BufferMut, length: usize) -> bool {
         let read = self.reader.read_at(file, offset, &mut buffer, length);
         self.read = read.is_ok_and(|read| read == length).then_some(buffer);
+        true
     }
 
     fn end(&mut self) -> Option<BufferMut> {

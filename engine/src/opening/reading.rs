@@ -8,8 +8,8 @@ use crate::disk::{BLOCK_BYTES, BufferMut, Completion, FileId, Operation, Wait, b
 use crate::error::OpenError;
 use crate::footer::read_runs;
 use crate::format::{
-    AnchorHeader, BatchHeader, DATA_START, FooterHeader, FormatError, RUN_BYTES, RunRecord,
-    SegmentHeader,
+    AnchorHeader, BEGINNING_BYTES, BatchHeader, DATA_START, FooterHeader, FormatError, RUN_BYTES,
+    RunRecord, SegmentHeader,
 };
 use crate::recovery::{Damage, FoundSegment, Plan, Recovered, Walk};
 use crate::scan::{FirstCheckpoint, SegmentScan, first_checkpoint};
@@ -17,6 +17,7 @@ use crate::segments::segment_number;
 
 /// Bytes of one read while scanning.
 const CHUNK_BYTES: usize = 1 << 20;
+const _: () = assert!(CHUNK_BYTES as u64 >= BEGINNING_BYTES);
 /// Bytes read first when a checkpoint is looked for.
 const FIRST_BYTES: usize = 16 << 10;
 /// Reads in flight while scanning.

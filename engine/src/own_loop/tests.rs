@@ -3,7 +3,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::*;
+use crate::disk::BLOCK_BYTES;
 use crate::disk::sim::{SimDisk, SimHandle};
+use crate::format::{BEGINNING_BYTES, BatchHeader, DATA_START, SegmentHeader};
 
 const STREAM: StreamId = StreamId::new(7);
 const OTHER: StreamId = StreamId::new(8);
@@ -274,4 +276,57 @@ fn a_shard_that_is_poisoned_while_it_leaves_the_device_to_readers_sleeps() {
     while shard.run_once(Some(Duration::from_micros(100))).is_ok() {}
     let Driven::Loop(turning) = &mut shard.driven else { panic!("it was opened for writing") };
     assert_eq!(turning.next_wait(), Wait::Forever);
+}
+
+/// Where batches of this life of a segment start, as far as their headers are right.
+fn batches(segment: &[u8]) -> Vec<u64> {
+    let header = SegmentHeader::verify(&segment[..BLOCK_BYTES]).unwrap();
+    let places = (DATA_START..segment.len() as u64).step_by(BLOCK_BYTES);
+    let is_batch = |at: &u64| {
+        let found = BatchHeader::verify(&segment[*at as usize..], header.seed(), *at);
+        found.is_ok_and(|batch| batch.generation == header.generation)
+    };
+    places.filter(is_batch).collect()
+}
+
+#[test]
+fn a_power_cut_leaves_nothing_far_behind_the_beginning_of_a_segment_without_it() {
+    static RECORD: [u8; 60_000] = [7; 60_000];
+    let (mut far, mut torn) = (0, 0);
+    for seed in 0..24 {
+        let sim = SimHandle::new(seed);
+        let clock = Clock::Manual(sim.clock());
+        // Two megabytes in flight.
+        let options = Options::new().idle_seal(None).flush_slots(32);
+        let disk = Box::new(SimDisk::new(sim.clone()));
+        let mut shard = options.open_on(disk, [4; 16], 4 << 20, clock).unwrap();
+        let mut tokens = Vec::new();
+        let mut fill = |shard: &mut Shard, records: usize| {
+            tokens.extend((0..records).map_while(|_| shard.append(STREAM, RECORD).ok()));
+        };
+        while shard.stats().rotations == 0 {
+            fill(&mut shard, 1);
+            shard.run_once(Some(Duration::from_micros(100))).unwrap();
+        }
+        // Until a time that differs from seed to seed.
+        for _ in 0..seed % 6 {
+            fill(&mut shard, 40);
+            shard.run_once(Some(Duration::from_micros(100))).unwrap();
+        }
+        sim.crash();
+        shard.abandon();
+        for entry in sim.list() {
+            let bytes = sim.bytes(&entry.name).unwrap_or_default();
+            if entry.length < 4 << 20 || SegmentHeader::verify(&bytes[..BLOCK_BYTES]).is_err() {
+                continue;
+            }
+            let batches = batches(&bytes);
+            let is_far = batches.iter().any(|at| *at >= DATA_START + BEGINNING_BYTES);
+            let has_beginning = batches.first() == Some(&DATA_START);
+            assert!(has_beginning || !is_far, "seed {seed}, {}: {batches:?}", entry.name);
+            far += u32::from(is_far);
+            torn += u32::from(!batches.is_empty() && !has_beginning);
+        }
+    }
+    assert!(far > 24 && torn > 0, "{far} and {torn} segments: the test has not met the case");
 }

@@ -44,8 +44,9 @@ impl NextChunk {
         }
         let Some(read) = &mut self.read else { return };
         shared.note_read();
-        read.begin(location.file, from, buffer, length);
-        self.under_way = Some(Place { generation: location.generation, from, length });
+        let is_begun = read.begin(location.file, from, buffer, length);
+        let place = Place { generation: location.generation, from, length };
+        self.under_way = is_begun.then_some(place);
     }
 
     /// Waits for the chunk that is under way, if that holds these bytes of this segment.

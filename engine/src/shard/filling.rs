@@ -33,7 +33,7 @@ impl Lane {
 impl ShardLoop {
     /// Seals batches as long as flush slots are free.
     pub(super) fn fill_slots(&mut self, now_ns: u64) {
-        while self.poisoned.is_none() && self.flush.has_slot() {
+        while self.poisoned.is_none() && self.may_seal() {
             let Some((filling, lane)) = self.next_filling(now_ns) else { break };
             let bytes = filling.padded_length();
             if !self.may_take(lane, bytes) {
@@ -59,6 +59,12 @@ impl ShardLoop {
             self.seal(filling, now_ns);
         }
         self.note_space();
+    }
+
+    /// Whether a flush slot is free for what comes next. Until the first batch of a segment is durable, nothing is
+    /// sealed far behind it: an open that finds nothing at the beginning looks no further.
+    pub(super) fn may_seal(&self) -> bool {
+        self.flush.has_slot() && !self.open.waits_for_beginning(self.flush.durable())
     }
 
     /// Whether the open segment may take a batch. One of the reserve takes no records until that is

@@ -21,7 +21,7 @@ impl ShardLoop {
             // Not announced as asleep: whoever brings work need not wake it.
             return Wait::No;
         }
-        let takes_work = self.poisoned.is_some() || self.flush.has_slot();
+        let takes_work = self.poisoned.is_some() || self.may_seal();
         if takes_work {
             self.shared.wake.park();
             if self.has_work(now_ns) {
@@ -80,9 +80,9 @@ impl ShardLoop {
         self.sealed_ns + self.flush_mean_ns / self.flush.slots() as u64
     }
 
-    /// When the records that wait are sealed, if a slot is free for them.
+    /// When the records that wait are sealed, if they may be.
     fn records_at(&self) -> Option<u64> {
-        if !self.flush.has_slot() || self.waits_for_segment() {
+        if !self.may_seal() || self.waits_for_segment() {
             return None;
         }
         self.shared.queue().oldest_records().map(|oldest| self.ready_at(oldest))
