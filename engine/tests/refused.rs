@@ -19,6 +19,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ringwal_engine::disk::uring::{UringDisk, UringOptions};
+use ringwal_engine::disk::{BLOCK_BYTES, BufferMut, Disk, FileId, Operation, Wait, run};
 use ringwal_engine::{Engine, Io, OpenError, Options, Stats, StreamId};
 
 use child::{Role, say};
@@ -74,6 +75,8 @@ fn child() {
     match role.as_str() {
         "seccomp EPERM" => without_ring(libc::EPERM, directory),
         "seccomp ENOSYS" => without_ring(libc::ENOSYS, directory),
+        "seccomp reader" => read_without_ring(directory),
+        "seccomp pwritev2" => write_without_pwritev2(directory),
         "memlock 0" => with_little_locked_memory(0, directory),
         "memlock 65536" => with_little_locked_memory(64 << 10, directory),
         "unprivileged" => open_as_unprivileged(directory),
@@ -92,9 +95,12 @@ fn append_and_read(options: &Options, directory: &Path) -> (usize, Stats) {
     (records.count(), engine.close().unwrap().stats)
 }
 
-/// Lets the calls of io_uring fail in this thread and those that it starts, as the filters of
-/// containers do.
-fn refuse_ring(errno: i32) {
+/// All calls of io_uring.
+const RING_CALLS: [libc::c_long; 3] =
+    [libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
+
+/// Lets these calls fail in this thread and those that it starts, as the filters of containers do.
+fn refuse(calls: [libc::c_long; 3], errno: i32) {
     let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
     let jump_if_equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
     let statement = |code, k, jt, jf| libc::sock_filter { code: code as u16, jt, jf, k };
@@ -103,9 +109,9 @@ fn refuse_ring(errno: i32) {
         [
             // The number of the call is the first word.
             libc::BPF_STMT(load as u16, 0),
-            statement(jump_if_equal, libc::SYS_io_uring_setup as u32, 2, 0),
-            statement(jump_if_equal, libc::SYS_io_uring_enter as u32, 1, 0),
-            statement(jump_if_equal, libc::SYS_io_uring_register as u32, 0, 1),
+            statement(jump_if_equal, calls[0] as u32, 2, 0),
+            statement(jump_if_equal, calls[1] as u32, 1, 0),
+            statement(jump_if_equal, calls[2] as u32, 0, 1),
             libc::BPF_STMT(libc::BPF_RET as u16, libc::SECCOMP_RET_ERRNO | errno as u32),
             libc::BPF_STMT(libc::BPF_RET as u16, libc::SECCOMP_RET_ALLOW),
         ]
@@ -121,7 +127,7 @@ fn refuse_ring(errno: i32) {
 }
 
 fn without_ring(errno: i32, directory: &Path) {
-    refuse_ring(errno);
+    refuse(RING_CALLS, errno);
     let Err(error) = options().open(directory) else { panic!("the filter does nothing") };
     assert!(matches!(error, OpenError::Ring(_)), "{error:?}");
     say(&format!("{:?}: {error}", error.kind()));
@@ -154,6 +160,67 @@ fn a_seccomp_filter_is_named_and_the_blocking_disk_works() {
         // Without the filter the same directory is opened with a ring again.
         let (records, stats) = append_and_read(&options(), directory.path());
         assert_eq!((records, stats.shards[0].disk.name), (3, "uring"));
+    }
+}
+
+/// The shard has its ring; whoever reads has none, and reads all the same.
+fn read_without_ring(directory: &Path) {
+    let options = options().segment_bytes(8 << 20).pool_bytes(16 << 20);
+    let engine = options.open(directory).unwrap();
+    let stream = engine.stream(STREAM);
+    let record = |number: u64| vec![number as u8; 100_000];
+    for number in 0..60 {
+        stream.append(record(number)).unwrap().wait().unwrap();
+    }
+    refuse(RING_CALLS, libc::EPERM);
+    let mut records = stream.read(..).unwrap();
+    for number in 0..60 {
+        assert_eq!(records.next().unwrap().unwrap().payload(), record(number));
+    }
+    assert!(records.next().is_none());
+}
+
+/// A record that comes alone is written by a plain call; where that is refused, by the ring.
+fn write_without_pwritev2(directory: &Path) {
+    refuse([libc::SYS_pwritev2; 3], libc::EPERM);
+    let mut disk = UringDisk::open(directory, UringOptions::default(), None).unwrap();
+    let open = Operation::Open { name: "a".into(), create: true };
+    let file = FileId(run(&mut disk, open).unwrap().0 as u32);
+    let buffer = BufferMut::allocate(BLOCK_BYTES).freeze();
+    let write =
+        Operation::Write { file, offset: 0, buffer, from: 0, length: BLOCK_BYTES, durable: true };
+    disk.submit_alone(1, write);
+    let mut completions = Vec::new();
+    disk.reap(&mut completions, Wait::No).unwrap();
+    assert!(completions.is_empty(), "it is not done by the call itself");
+    while completions.is_empty() {
+        disk.reap(&mut completions, Wait::Forever).unwrap();
+    }
+    assert_eq!(*completions[0].result.as_ref().unwrap(), BLOCK_BYTES as u64);
+    drop(disk);
+    let directory = directory.join("engine");
+    let mut shard = options().open_shard(&directory).unwrap();
+    for number in 0..20u8 {
+        let token = shard.append(STREAM, [number]).unwrap();
+        while token.try_receipt().is_none() {
+            shard.run_once(None).unwrap();
+        }
+        token.wait().unwrap();
+    }
+    shard.close().unwrap();
+    let engine = options().open(&directory).unwrap();
+    assert_eq!(engine.stream(STREAM).read(..).unwrap().map(Result::unwrap).count(), 20);
+}
+
+#[test]
+fn a_filter_that_refuses_a_part_leaves_the_rest_at_work() {
+    let _watchdog = Watchdog::new("seccomp", LIMIT);
+    if !has_ring() {
+        return;
+    }
+    for role in ["seccomp reader", "seccomp pwritev2"] {
+        let directory = tempfile::tempdir().unwrap();
+        heard(role, directory.path());
     }
 }
 
