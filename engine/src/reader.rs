@@ -508,7 +508,7 @@ impl Reader {
         if let Some(chunk) = &self.chunk
             && chunk.generation == location.generation
             && chunk.from <= position
-            && position + wanted as u64 <= chunk.from + chunk.bytes.len() as u64
+            && position + wanted as u64 <= chunk.end()
         {
             return Ok(chunk.bytes.slice((position - chunk.from) as usize..));
         }
@@ -550,8 +550,8 @@ impl Reader {
             return;
         }
         let length = self.chunk_length(position..position, self.entries.range(first..));
-        let (from, buffer) = (block_round_down(position), buffer_for(length, spare));
-        self.next_chunk.begin(&self.shared, location, from, buffer, length);
+        let from = block_round_down(position);
+        self.next_chunk.begin(&self.shared, location, from, length, spare);
     }
 
     /// How many bytes to read, from the block on where `needed` starts, for these and for the frames of `entries`

@@ -82,3 +82,35 @@ impl Disk for FailingDisk {
         self.disk.description()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::sim::{SimDisk, SimHandle};
+    use crate::disk::{BLOCK_BYTES, BufferMut, FileId, run};
+
+    #[test]
+    fn a_lone_write_fails_as_any_other_and_is_not_done() {
+        let (sim, fails) = (SimHandle::new(1), Arc::new(AtomicBool::new(false)));
+        let mut disk = FailingDisk::new(Box::new(SimDisk::new(sim.clone())), fails.clone());
+        let open = Operation::Open { name: "a".into(), create: true };
+        let file = FileId(run(&mut disk, open).unwrap().0 as u32);
+        let mut write_alone = |byte: u8| {
+            let mut buffer = BufferMut::allocate(BLOCK_BYTES);
+            buffer.fill(byte);
+            let (buffer, length) = (buffer.freeze(), BLOCK_BYTES);
+            disk.submit_alone(
+                1,
+                Operation::Write { file, offset: 0, buffer, from: 0, length, durable: true },
+            );
+            let mut completions = Vec::new();
+            disk.reap(&mut completions, Wait::No).unwrap();
+            completions.remove(0).result.map_err(|error| error.raw_os_error())
+        };
+        assert_eq!(write_alone(1), Ok(BLOCK_BYTES as u64));
+        fails.store(true, Ordering::SeqCst);
+        assert_eq!(write_alone(2), Err(Some(libc::EIO)));
+        assert_eq!(sim.happened().lone_writes, 1);
+        assert!(sim.bytes("a").unwrap().iter().all(|byte| *byte == 1));
+    }
+}

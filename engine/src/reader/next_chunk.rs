@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::Chunk;
+use super::{Chunk, buffer_for};
 use crate::disk::{BufferMut, OngoingRead};
 use crate::index::Location;
 use crate::shared::Shared;
@@ -29,14 +29,14 @@ impl NextChunk {
         self.under_way.is_some()
     }
 
-    /// Begins to read the chunk at `from` into `buffer`, when the disk can.
+    /// Begins to read the chunk at `from`, when the disk can.
     pub(super) fn begin(
         &mut self,
         shared: &Shared,
         location: &Location,
         from: u64,
-        buffer: BufferMut,
         length: usize,
+        spare: Option<BufferMut>,
     ) {
         if self.read.is_none() && !self.is_refused {
             self.read = shared.reader.ongoing_read();
@@ -44,7 +44,7 @@ impl NextChunk {
         }
         let Some(read) = &mut self.read else { return };
         shared.note_read();
-        let is_begun = read.begin(location.file, from, buffer, length);
+        let is_begun = read.begin(location.file, from, buffer_for(length, spare), length);
         let place = Place { generation: location.generation, from, length };
         self.under_way = is_begun.then_some(place);
     }
