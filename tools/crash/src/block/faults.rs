@@ -546,6 +546,8 @@ impl Case {
         self.order_well(Order::Read)?;
         self.heal();
         self.order(Order::Wait(WAIT_MS))?;
+        // Where nothing had waited, the next try to prepare a segment is still to come: a second after the last.
+        self.order_well(Order::Settle)?;
         self.end_well()
     }
 }
