@@ -1,6 +1,7 @@
 //! Reading durable records: by offset, and as they come. Runs on the reader's own thread with its
 //! own reads; writes nothing and believes no byte before its checksum.
 
+mod chunk;
 mod frames;
 mod next_chunk;
 mod record;
@@ -10,13 +11,12 @@ mod tail;
 mod walk;
 
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use zerocopy::IntoBytes;
 
-use crate::disk::{BLOCK_BYTES, Buffer, BufferMut, block_round_down, block_round_up};
+use crate::disk::{BLOCK_BYTES, BufferMut, block_round_up};
 use crate::error::ReadError;
 use crate::footer::{read_entries, read_runs};
 use crate::format::{
@@ -28,6 +28,7 @@ use crate::segments::segment_name;
 use crate::shared::Shared;
 use crate::stream::StreamId;
 use crate::subscription::FrameSlice;
+use chunk::Chunk;
 pub use frames::Frames;
 use next_chunk::NextChunk;
 pub use record::Record;
@@ -132,41 +133,6 @@ fn skip_records(bytes: &[u8], at: usize, count: u64) -> usize {
 fn record_length(bytes: &[u8], at: usize) -> usize {
     let prefix = &bytes[at..at + RECORD_PREFIX_BYTES];
     u32::from_le_bytes(prefix.try_into().expect("four bytes")) as usize
-}
-
-/// A part of a segment that was read.
-#[derive(Debug)]
-struct Chunk {
-    generation: u64,
-    from: u64,
-    buffer: Buffer,
-    bytes: Bytes,
-}
-
-impl Chunk {
-    fn new(generation: u64, from: u64, buffer: BufferMut, length: usize) -> Self {
-        let buffer = buffer.freeze();
-        let bytes = buffer.to_bytes().slice(..length);
-        Self { generation, from, buffer, bytes }
-    }
-
-    fn end(&self) -> u64 {
-        self.from + self.bytes.len() as u64
-    }
-
-    /// Its buffer, when nobody keeps a record of it.
-    fn into_spare(self) -> Option<BufferMut> {
-        drop(self.bytes);
-        self.buffer.into_mut()
-    }
-}
-
-/// Room for `length` bytes: what there is to spare, when it is not one that a long frame had needed.
-fn buffer_for(length: usize, spare: Option<BufferMut>) -> BufferMut {
-    let lengths = length..=2 * length.max(READ_AHEAD_BYTES_MAX as usize);
-    spare
-        .filter(|buffer| lengths.contains(&buffer.len()))
-        .unwrap_or_else(|| BufferMut::allocate(length))
 }
 
 /// Bytes that were not what the index promised.
@@ -496,99 +462,6 @@ impl Reader {
         let at = skip_records(&bytes, FRAME_HEADER_BYTES, before);
         let end = header.end_offset().min(location.span_end);
         Ok(ReadFrame { header, bytes, next: self.next, at, end, cuts: 0 })
-    }
-
-    /// Bytes from `position` on, at least `wanted` of them where the segment has them.
-    fn chunk_at(
-        &mut self,
-        location: &Location,
-        position: u64,
-        wanted: usize,
-    ) -> Result<Bytes, Broken> {
-        if let Some(chunk) = &self.chunk
-            && chunk.generation == location.generation
-            && chunk.from <= position
-            && position + wanted as u64 <= chunk.end()
-        {
-            return Ok(chunk.bytes.slice((position - chunk.from) as usize..));
-        }
-        let (last, from) = (self.chunk.take(), block_round_down(position));
-        let goes_on = last.as_ref().is_some_and(|chunk| {
-            chunk.generation == location.generation && chunk.from < from && from <= chunk.end()
-        });
-        if goes_on && self.read_ahead_bytes < READ_AHEAD_BYTES_MAX {
-            self.read_ahead_bytes *= 2;
-        }
-        let mut spare = last.and_then(Chunk::into_spare);
-        let needed = position..position + wanted as u64;
-        let next = self.next_chunk.take(&self.shared, location.generation, needed.clone());
-        let chunk = match next {
-            Some(chunk) => chunk,
-            None => {
-                let length = self.chunk_length(needed, self.entries.iter());
-                let buffer = buffer_for(length, spare.take());
-                let (buffer, read) = self.read_into(buffer, location, from, length)?;
-                Chunk::new(location.generation, from, buffer, read)
-            }
-        };
-        if goes_on && self.read_ahead_bytes == READ_AHEAD_BYTES_MAX {
-            self.begin_next_chunk(location, chunk.end(), spare);
-        }
-        let skip = (position - chunk.from) as usize;
-        let bytes = chunk.bytes.slice(skip.min(chunk.bytes.len())..);
-        self.chunk = Some(chunk);
-        Ok(bytes)
-    }
-
-    /// Begins to read the chunk behind `end`, with the first frame that may not be whole before it.
-    fn begin_next_chunk(&mut self, location: &Location, end: u64, spare: Option<BufferMut>) {
-        let is_behind = |entry: &Entry| u64::from(entry.position) + self.frame_guess() > end;
-        let Some(first) = self.entries.iter().position(is_behind) else { return };
-        let position = u64::from(self.entries[first].position);
-        // An entry of a sealed segment comes from the device: a damaged one leads anywhere.
-        if position >= self.shared.segment_bytes {
-            return;
-        }
-        let length = self.chunk_length(position..position, self.entries.range(first..));
-        let from = block_round_down(position);
-        self.next_chunk.begin(&self.shared, location, from, length, spare);
-    }
-
-    /// How many bytes to read, from the block on where `needed` starts, for these and for the frames of `entries`
-    /// that follow closely.
-    fn chunk_length<'a>(
-        &self,
-        needed: Range<u64>,
-        entries: impl Iterator<Item = &'a Entry>,
-    ) -> usize {
-        let from = block_round_down(needed.start);
-        let left = (self.shared.segment_bytes - from) as usize;
-        let end = self.read_ahead_until(needed, entries);
-        block_round_up((end - from) as usize).min(left)
-    }
-
-    /// How far to read for the frame at the start of `needed`: over those that follow closely, taking each
-    /// to be as long as the last.
-    fn read_ahead_until<'a>(
-        &self,
-        needed: Range<u64>,
-        entries: impl Iterator<Item = &'a Entry>,
-    ) -> u64 {
-        let (position, guess) = (needed.start, self.frame_guess());
-        let mut end = needed.end.max(position + guess);
-        for entry in entries {
-            let next = u64::from(entry.position);
-            let is_enough = end > position + self.read_ahead_bytes;
-            if next < position || next > end + READ_GAP_BYTES || is_enough {
-                break;
-            }
-            end = end.max(next + guess);
-        }
-        end
-    }
-
-    fn frame_guess(&self) -> u64 {
-        self.frame_bytes.max(BLOCK_BYTES) as u64
     }
 
     fn read(&self, location: &Location, from: u64, length: usize) -> Result<Vec<u8>, Broken> {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Chunk, buffer_for};
+use super::chunk::{Chunk, buffer_for};
 use crate::disk::{BufferMut, OngoingRead};
 use crate::index::Location;
 use crate::shared::Shared;
